@@ -61,6 +61,7 @@ OURS: dict[str, dict[str, str]] = {
     "sft": {
         "disable_tqdm": "sftpipe draws its own progress bar",
         "restore_callback_states_from_checkpoint": "a resumed run always restores them",
+        "hub_token": "secrets stay out of configs and run folders; use `hf auth login` or HF_TOKEN",
         **dict.fromkeys(
             ("deepspeed", "fsdp", "fsdp_config", "ddp_backend", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
              "ddp_find_unused_parameters", "ddp_static_graph", "ddp_timeout", "parallelism_config", "local_rank"),
@@ -108,21 +109,21 @@ def find_recipes() -> dict[str, Path]:
 
 
 def groups() -> dict[str, list[str]]:
-    """{group: its options, the default first}, with `recipe` among them."""
-    defaults = {k: v for entry in _yaml(conf_dir() / "config.yaml")["defaults"] if isinstance(entry, dict)
-                for k, v in entry.items()}  # fmt: skip
+    """{group: its options, the default first}: `recipe`, then the groups in the order of conf/config.yaml."""
     found = {"recipe": sorted(find_recipes())}
-    for folder in sorted(path for path in conf_dir().iterdir() if path.is_dir() and any(path.glob("*.yaml"))):
-        options = sorted(file.stem for file in folder.glob("*.yaml"))
-        found[folder.name] = sorted(options, key=lambda option: option != defaults.get(folder.name))
+    for entry in _yaml(conf_dir() / "config.yaml")["defaults"]:
+        for group, default in entry.items() if isinstance(entry, dict) else ():
+            if (conf_dir() / group).is_dir():
+                options = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+                found[group] = sorted(options, key=lambda option: option != default)
     return found
 
 
 def header(file: Path) -> str:
-    """First comment line of a YAML file: what the option or recipe is, in one line."""
+    """First comment line of a YAML file or template: what the option is, in one line."""
     for line in file.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#") and "@package" not in line:
-            return line.lstrip("# ").strip()
+        if line.startswith(("#", "{#")) and "@package" not in line:
+            return line.strip("{#-} ")
     return ""
 
 
@@ -164,7 +165,7 @@ def compose(overrides: Sequence[str] = ()) -> TrainConfig:
             composed = hydra_compose("config", overrides=hydra_overrides(parsed), return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(*problems, Problem(where="config", found=" ".join(str(error).split()))) from None
-    return from_composed(composed, parsed, problems)
+    return from_composed(composed, composed.hydra.runtime.choices, parsed, problems)
 
 
 @contextlib.contextmanager
@@ -342,19 +343,23 @@ def _display(file: Path) -> str:
 
 
 def from_composed(
-    composed: DictConfig, overrides: Sequence[Override] = (), problems: Sequence[Problem] = ()
+    composed: DictConfig,
+    choices: Mapping[str, Any],
+    overrides: Sequence[Override] = (),
+    problems: Sequence[Problem] = (),
 ) -> TrainConfig:
     """Check what Hydra composed and turn it into dataclasses.
 
     Args:
-        composed: the whole config with its `hydra` node.
+        composed: the config; a `hydra` node in it is left aside.
+        choices: {group: option} as Hydra's runtime records them.
         overrides: the command line, to say where a wrong key stands.
         problems: what was already found; reported with the rest.
 
     Raises:
         ConfigError: unknown or misplaced keys, wrong types, values that are not allowed, choices that clash; all together.
     """
-    choices = {k: v for k, v in composed.hydra.runtime.choices.items() if not str(k).startswith("hydra")}
+    choices = {k: v for k, v in choices.items() if not str(k).startswith("hydra")}
     raw = OmegaConf.masked_copy(composed, [str(k) for k in composed if k != "hydra"])
     OmegaConf.set_struct(raw, False)
     raw["recipe"] = choices.get("recipe")
@@ -551,6 +556,3 @@ def _check_together(cfg: TrainConfig) -> list[Problem]:
     return problems
 
 
-def to_plain(cfg: TrainConfig) -> dict[str, Any]:
-    """The config as plain values, ready for YAML or JSON."""
-    return dataclasses.asdict(cfg)

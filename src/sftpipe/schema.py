@@ -6,7 +6,7 @@ come from the group's YAML file, a recipe or the command line. `choices` in a fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Optional
 
 
@@ -116,3 +116,10 @@ class TrainConfig:
     over_length: str = _choice("error", "drop")  # rows longer than sft.max_length
     output_dir: str = "outputs"
     run: Optional[str] = None  # the run folder; default: a new one below output_dir
+
+
+def to_plain(cfg: TrainConfig) -> dict[str, Any]:
+    """The config as a run folder records it: plain values, without the folder's own path."""
+    plain = asdict(cfg)
+    plain.pop("run")
+    return plain

@@ -80,6 +80,22 @@ def publish_folder(final: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def publish_files(folder: Path) -> Iterator[Path]:
+    """A folder to fill; on success its files are flushed and renamed into `folder`, one by one."""
+    partial = folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for path in sorted(partial.iterdir()):
+            _fsync(path)
+            path.replace(folder / path.name)
+        _fsync(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def is_whole(folder: Path) -> bool:
     """Whether a published folder still holds exactly the bytes that were written."""
     try:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sftpipe.errors import ModelError, Problem
+from sftpipe.hub import HubUnreachable, NotOnHub, latest_commit
 from sftpipe.schema import ModelConfig
 from sftpipe.storage import HASHES, cache_dir, is_whole, publish_folder, sha256_file, sha256_text
 
@@ -53,17 +53,15 @@ def find_weights(cfg: ModelConfig) -> Weights:
         raise ModelError(Problem(where="model.name_or_path", found=f"no folder {name}", allowed="a folder or a hub id"))
     try:
         return _from_hub(name, cfg.revision)
-    except ModelError:
-        raise
-    except Exception as error:  # every way in which a network can fail
+    except HubUnreachable as reason:
         if cfg.source == "auto" and package is not None:
             return _from_package(package)
         raise ModelError(
             Problem(
                 where="model.name_or_path",
-                found=f"{name} is no local folder and not in the hub cache, and the hub cannot be reached ({_short(error)})",
-                fix=f"go online, run `hf download {name}` on a machine that is and copy the folder here, "
-                "or model=smollm2_135m, which needs no network",
+                found=f"{name} is no local folder and not in the hub cache, and the hub cannot be reached ({reason})",
+                fix=f"go online; or run `hf download {name} --local-dir DIR` where there is a network and give DIR; "
+                "or model=smollm2_135m, which needs none",
             )
         ) from None
 
@@ -80,21 +78,14 @@ def _from_folder(folder: Path) -> Weights:
 
 def _from_hub(name: str, revision: str | None) -> Weights:
     """The commit that a hub id stands for now; without a network, the one in the local hub cache."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(name, "config.json", revision=revision)
     try:
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES"):
-            raise ConnectionError("HF_HUB_OFFLINE is set")
-        commit = HfApi().model_info(name, revision=revision, timeout=10).sha
-    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        what = "needs a licence to be accepted and a token" if isinstance(error, GatedRepoError) else "is not on the hub"
-        where = "model.revision" if isinstance(error, RevisionNotFoundError) else "model.name_or_path"
-        raise ModelError(
-            Problem(where=where, found=f"{name}{f'@{revision}' if revision else ''} {what}", fix="`hf auth login`, or another name")
-        ) from None
-    except Exception:
+        commit = latest_commit("model", name, revision)
+    except NotOnHub as error:
+        raise ModelError(error.problem) from None
+    except HubUnreachable:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
         if not isinstance(cached, str):
             raise
         commit = Path(cached).parent.name  # .../snapshots/<commit>/config.json
@@ -171,7 +162,3 @@ def _no_package(name: str) -> Problem:
         found=f"`package`, but no PyPI package is known to carry {name}",
         allowed=f"auto, hub; package only for {', '.join(PACKAGES)}",
     )
-
-
-def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from sftpipe.data.formats import Conversation, Sample
+from sftpipe.data.formats import Conversation, Prompt, Sample
 from sftpipe.data.labels import labels_from_span
 from sftpipe.errors import DataError, Problem
 from sftpipe.schema import LossConfig
@@ -143,7 +143,7 @@ class Encoder:
             rows.append(Encoded(input_ids, labels_from_span(input_ids, start, len(prompt) + length)))
         return rows
 
-    def prompt_ids(self, prompt: str | Sequence[Any]) -> list[int]:
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids that generation is fed: of a string with the tokenizer's own BOS, or of turns through the chat template."""
         if isinstance(prompt, str):
             return [*self._bos, *self.tokenizer(prompt, add_special_tokens=False).input_ids]

@@ -26,6 +26,7 @@ class PromptCompletion:
 
 
 Sample = Conversation | PromptCompletion
+Prompt = str | tuple[Mapping[str, str], ...]  # a string as it is, or turns for the chat template
 Row = Mapping[str, Any]
 
 
@@ -41,6 +42,21 @@ def to_sample(row: Row, cfg: FormatConfig, where: str) -> Sample:
         DataError: a field is missing, empty or of the wrong type, or the turns make no conversation.
     """
     return _FORMATS[cfg.type][0](row, cfg, where)
+
+
+def split_prompt(sample: Sample) -> tuple[Prompt, str]:
+    """What generation is given for a sample, and the answer that the data set holds."""
+    if isinstance(sample, Conversation):
+        return sample.messages[:-1], sample.messages[-1]["content"]
+    return sample.prompt, sample.completion
+
+
+def to_prompt(text: str, cfg: FormatConfig) -> Prompt:
+    """A user's own words as the format would ask them."""
+    if cfg.type == "prompt_completion":
+        return text
+    system = ({"role": "system", "content": cfg.system},) if cfg.system is not None else ()
+    return (*system, {"role": "user", "content": text})
 
 
 def check_columns(columns: Sequence[str], cfg: FormatConfig, split: str) -> None:

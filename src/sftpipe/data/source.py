@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 from sftpipe.errors import DataError, Problem, nearest
+from sftpipe.hub import HubUnreachable, NotOnHub, latest_commit, offline
 from sftpipe.schema import DatasetConfig
 from sftpipe.storage import sha256_file, sha256_text
 
@@ -104,18 +106,30 @@ def _load(cfg: DatasetConfig, datasets: Any) -> dict[str, Any]:
                     fix=f"mend the file, or choose the right one of dataset={'|'.join(_FILES)}",
                 )
             ) from None
+    return _load_from_hub(cfg, datasets)
+
+
+def _load_from_hub(cfg: DatasetConfig, datasets: Any) -> dict[str, Any]:
+    reached: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    reason = ""
     try:
-        loaded = datasets.load_dataset(cfg.path, cfg.name, revision=cfg.revision, data_files=cfg.data_files)
-    except Exception as error:  # `datasets` has no common base for "not there" and "no network"
+        latest_commit("dataset", cfg.path, cfg.revision)
+    except NotOnHub as error:
+        raise DataError(error.problem) from None
+    except HubUnreachable as error:
+        reached, reason = offline(), f" and the hub cannot be reached ({error})"
+    try:
+        with reached:
+            return dict(datasets.load_dataset(cfg.path, cfg.name, revision=cfg.revision, data_files=cfg.data_files))
+    except (ConnectionError, OSError, ValueError) as error:
+        found = "is not in the local cache" if reason else " ".join(str(error).split())[:200]
         raise DataError(
             Problem(
                 where="dataset.path",
-                found=f"{cfg.path} could not be loaded from the hub or its cache ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:160]})",
-                fix="go online, check the name, or dataset=json dataset.data_files=... for local files",
+                found=f"{cfg.path}: {found}{reason}",
+                fix="go online, or dataset=json dataset.data_files=... for local files",
             )
         ) from None
-    return dict(loaded)
 
 
 def _no_split(where: str, wanted: str, known: list[str]) -> Problem:

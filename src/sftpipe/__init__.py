@@ -1,0 +1,58 @@
+"""sftpipe: declarative supervised fine-tuning.
+
+    cfg = sftpipe.compose(["recipe=yoda", "lora.r=8"])   # the config of `sftpipe train recipe=yoda lora.r=8`
+    data = sftpipe.prepare(cfg)                          # finished rows: .train .validation .test .tokenizer .collate(rows)
+    run = sftpipe.train(cfg)                             # a run folder
+    run = sftpipe.load_run(run.dir)                      # .config .metrics .tokenizer .load_model()
+
+Importing the package is cheap; torch and the trainers load when a function needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sftpipe.errors import ConfigError, DataError, Interrupted, ModelError, Problem, RunError, SftpipeError
+
+if TYPE_CHECKING:
+    from sftpipe.config import compose
+    from sftpipe.data.prepare import PreparedData
+    from sftpipe.pipeline import prepare, train
+    from sftpipe.run import Run, load_run
+    from sftpipe.schema import TrainConfig
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "PreparedData": "sftpipe.data.prepare",
+    "Run": "sftpipe.run",
+    "TrainConfig": "sftpipe.schema",
+    "compose": "sftpipe.config",
+    "load_run": "sftpipe.run",
+    "prepare": "sftpipe.pipeline",
+    "train": "sftpipe.pipeline",
+}
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "Interrupted",
+    "ModelError",
+    "PreparedData",
+    "Problem",
+    "Run",
+    "RunError",
+    "SftpipeError",
+    "TrainConfig",
+    "compose",
+    "load_run",
+    "prepare",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'sftpipe' has no attribute {name!r}")

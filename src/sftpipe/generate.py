@@ -1,0 +1,86 @@
+"""Greedy answers of a model to prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sftpipe.data.encode import Encoder
+from sftpipe.data.formats import Prompt, columns_of, split_prompt, to_prompt, to_sample
+from sftpipe.schema import EvaluationConfig, FormatConfig
+
+SAMPLES = 5  # prompts taken from the data when a config names none
+
+
+@dataclass(frozen=True)
+class SamplePrompt:
+    """A fixed prompt of a run.
+
+    text: the last user turn, or the whole string prompt; for people.
+    input_ids: what the model is fed.
+    reference: the data set's answer; None for a prompt that the config gives.
+    """
+
+    text: str
+    input_ids: list[int]
+    reference: str | None
+
+
+def sample_prompts(
+    cfg: EvaluationConfig, format_cfg: FormatConfig, source: Mapping[str, Any], encoder: Encoder
+) -> list[SamplePrompt]:
+    """The prompts of `evaluation.sample_prompts`; by default the first five of the test, validation or train split."""
+    if cfg.sample_prompts is not None:
+        return [_sample(to_prompt(text, format_cfg), None, encoder) for text in cfg.sample_prompts]
+    split = next(name for name in ("test", "validation", "train") if name in source)
+    return split_prompts(source[split].select(range(min(SAMPLES, len(source[split])))), split, format_cfg, encoder)
+
+
+def split_prompts(rows: Any, split: str, format_cfg: FormatConfig, encoder: Encoder) -> list[SamplePrompt]:
+    """A prompt, with its reference, for each row of a split."""
+    needed = [name for name in columns_of(format_cfg) if name in rows.column_names]
+    samples = (to_sample({name: row[name] for name in needed}, format_cfg, f"{split}[{i}]") for i, row in enumerate(rows))
+    return [_sample(*split_prompt(sample), encoder) for sample in samples]
+
+
+def _sample(prompt: Prompt, reference: str | None, encoder: Encoder) -> SamplePrompt:
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    return SamplePrompt(text, encoder.prompt_ids(prompt), reference)
+
+
+def generate(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, batch_size: int = 16
+) -> list[str]:
+    """The most likely answer to each prompt, without special tokens.
+
+    Args:
+        model: a causal language model; its generation config says where answers end.
+        tokenizer: to pad and decode.
+        prompts: token ids of each prompt.
+        max_new_tokens: answers are cut there.
+        batch_size: prompts that run together, padded on the left.
+    """
+    device, was_training = model.device, model.training
+    model.eval()
+    answers = []
+    try:
+        for start in range(0, len(prompts), batch_size):
+            batch = [list(ids) for ids in prompts[start : start + batch_size]]
+            width = max(map(len, batch))
+            input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in batch], device=device)
+            mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=device)
+            with torch.inference_mode():
+                output = model.generate(
+                    input_ids=input_ids,
+                    attention_mask=mask,
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    use_cache=True,
+                )
+            answers += tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+    finally:
+        model.train(was_training)
+    return [answer.strip() for answer in answers]

@@ -1,0 +1,180 @@
+"""The base model and its adapter: device and precision, quantized loading, agreement with the tokenizer, LoRA."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from sftpipe.errors import ModelError, Problem
+from sftpipe.schema import ModelConfig
+from sftpipe.weights import Weights
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Where and in which numbers a run computes.
+
+    device: `cuda` or `cpu`.
+    compute: dtype of the frozen weights and of autocast.
+    trained: dtype of the parameters that the optimizer holds.
+    reason: one line for people.
+    """
+
+    device: str
+    compute: torch.dtype
+    trained: torch.dtype
+    reason: str
+
+
+def choose_precision(cfg: ModelConfig, *, use_cpu: bool = False) -> Precision:
+    """Settle the `auto`s of `model.dtype` and `model.adapter_dtype` for the hardware that is there.
+
+    Raises:
+        ModelError: float16 on a CPU.
+    """
+    device = "cuda" if torch.cuda.is_available() and not use_cpu else "cpu"
+    bf16 = device == "cuda" and torch.cuda.is_bf16_supported()
+    if cfg.dtype != "auto":
+        compute, why = getattr(torch, cfg.dtype), f"model.dtype={cfg.dtype}"
+    elif bf16:
+        compute, why = torch.bfloat16, "this GPU computes bfloat16"
+    elif device == "cuda":
+        compute, why = torch.float32, "this GPU has no bfloat16"
+    else:
+        compute, why = torch.float32, "a CPU computes float32 fastest and exactly"
+    if device == "cpu" and compute is torch.float16:
+        raise ModelError(
+            Problem(where="model.dtype", found="float16 on a CPU", allowed="auto, float32, bfloat16", fix="model.dtype=auto")
+        )
+    trained = torch.float32 if cfg.adapter_dtype == "auto" else getattr(torch, cfg.adapter_dtype)
+    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {use_all_cores()} threads"
+    return Precision(device, compute, trained, f"{where}; {str(compute).removeprefix('torch.')}: {why}")
+
+
+def use_all_cores() -> int:
+    """Let torch use every core that this process may run on, unless OMP_NUM_THREADS says otherwise; returns the number."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(cores)
+    return torch.get_num_threads()
+
+
+def load_base(
+    cfg: ModelConfig, quantization: Mapping[str, Any], weights: Weights, precision: Precision, *, frozen: bool
+) -> PreTrainedModel:
+    """Load the base model onto its device, quantized if asked for.
+
+    Args:
+        cfg: the `model` group.
+        quantization: `BitsAndBytesConfig` fields; empty for none.
+        weights: what `find_weights` found.
+        precision: what `choose_precision` settled.
+        frozen: whether an adapter is trained; without one all weights are, and load in `precision.trained`.
+
+    Raises:
+        ModelError: the weights cannot be loaded.
+    """
+    extra: dict[str, Any] = {}
+    if quantization:
+        extra["quantization_config"] = quantization_config(quantization, precision)
+    if cfg.attn_implementation != "auto":
+        extra["attn_implementation"] = cfg.attn_implementation
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            weights.path,
+            revision=weights.revision,
+            dtype=precision.compute if frozen else precision.trained,
+            device_map={"": 0 if precision.device == "cuda" else "cpu"},
+            use_safetensors=True,
+            **extra,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(
+            Problem(
+                where="model",
+                found=f"{weights.identity} cannot be loaded: {' '.join(str(error).split())[:300]}",
+                allowed="a causal language model of transformers, with safetensors weights",
+                fix="check model.name_or_path, model.attn_implementation and quantization",
+            )
+        ) from None
+    # what PEFT and save_pretrained write down as the base: an identity, not a path of this machine
+    model.name_or_path = model.config._name_or_path = weights.identity if weights.revision is None else weights.path
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # On CPUs with AVX512-BF16, bitsandbytes repacks the weights at the first forward in eval mode, for a bfloat16 kernel without
+            # a backward: training after an evaluation would lose every gradient through the frozen weights, with a warning only.
+            module.support_avx512bf16_for_cpu = False
+    model.config.use_cache = False  # generation asks for its cache itself; training has no use for one
+    return model  # type: ignore[no-any-return]
+
+
+def quantization_config(quantization: Mapping[str, Any], precision: Precision) -> BitsAndBytesConfig:
+    """The `BitsAndBytesConfig` of the `quantization` group; `auto` computes in the run's precision."""
+    fields = dict(quantization)
+    if fields.get("bnb_4bit_compute_dtype") == "auto":
+        fields["bnb_4bit_compute_dtype"] = precision.compute
+    return BitsAndBytesConfig(**fields)
+
+
+def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make model and generation config name the tokenizer's PAD, BOS and EOS; EOS tokens that generation also stops at stay.
+
+    Raises:
+        ModelError: the tokenizer has more tokens than the embedding has rows.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ModelError(
+            Problem(
+                where="tokenizer.name_or_path",
+                found=f"the tokenizer has {len(tokenizer)} tokens and the model's embedding {rows} rows",
+                fix="use the model's own tokenizer: leave tokenizer.name_or_path out",
+            )
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if model.generation_config is None:
+        return
+    stops = model.generation_config.eos_token_id
+    stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+    if tokenizer.eos_token_id not in stops:
+        stops.insert(0, tokenizer.eos_token_id)
+    model.generation_config.eos_token_id = stops
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.bos_token_id = tokenizer.bos_token_id
+
+
+def lora_config(lora: Mapping[str, Any], weights: Weights) -> LoraConfig:
+    """The `LoraConfig` of the `lora` group.
+
+    Raises:
+        ModelError: PEFT refuses the combination of fields.
+    """
+    try:
+        config = LoraConfig(task_type="CAUSAL_LM", **lora)
+    except (TypeError, ValueError) as error:
+        raise ModelError(Problem(where="lora", found=f"PEFT refuses it: {error}", fix="see LoraConfig in PEFT's docs")) from None
+    config.revision = weights.revision
+    return config
+
+
+def load_adapter(base: PreTrainedModel, folder: str) -> PeftModel:
+    """A trained adapter on its base, ready for generation."""
+    return PeftModel.from_pretrained(base, folder)
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """(trained, all) parameters; packed 4-bit weights count as the numbers that they stand for."""
+    trained = everything = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        count = parameter.numel() if state is None else state.shape.numel()
+        everything += count
+        trained += count if parameter.requires_grad else 0
+    return trained, everything

@@ -1,0 +1,134 @@
+"""The spine: the steps of a run, in order.
+
+    config -> tokenizer -> data -> format -> encode + labels + pack -> model + adapter -> trainer -> artifacts
+
+Data comes before the model on purpose: bad data fails before gigabytes are loaded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sftpipe.artifacts import RunPlan, close_run, open_run, plan_run, write_metrics, write_samples
+from sftpipe.config import conf_dir
+from sftpipe.data.prepare import PreparedData, prepare_data
+from sftpipe.errors import DataError, Problem
+from sftpipe.run import Run, load_run, read_metrics, read_samples
+from sftpipe.schema import TrainConfig
+from sftpipe.terminal import console, quiet, quiet_libraries
+from sftpipe.tokenizer import load_tokenizer
+from sftpipe.weights import Weights, find_weights
+
+if TYPE_CHECKING:
+    from sftpipe.trainer import Trainer
+
+
+def prepare(cfg: TrainConfig) -> PreparedData:
+    """Tokenizer, data, format, encoding, without a model: what `preview` and `check` show.
+
+    Raises:
+        SftpipeError: the tokenizer, the data or the preflight.
+    """
+    with quiet(), quiet_libraries():
+        return _prepare(cfg, find_weights(cfg.model))
+
+
+def _prepare(cfg: TrainConfig, weights: Weights) -> PreparedData:
+    def collate(rows: Any) -> dict[str, Any]:
+        from sftpipe.trainer import make_collator  # imports trl, which only a batch needs
+
+        return dict(make_collator(tokenizer, cfg.sft.get("pad_to_multiple_of"))(rows))
+
+    tokenizer = load_tokenizer(cfg.tokenizer, weights, conf_dir() / "chat_template")
+    data = prepare_data(cfg, tokenizer, collate)
+    if data.validation is None and cfg.sft.get("eval_strategy", "no") != "no":
+        raise DataError(
+            Problem(
+                where="sft.eval_strategy",
+                found=f"{cfg.sft['eval_strategy']!r}, but the data set has no validation split",
+                fix="dataset.validation_size=0.1, or sft.eval_strategy=no",
+            )
+        )
+    return data
+
+
+def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
+    """Train as `cfg` says and write the run folder.
+
+    Args:
+        cfg: from `sftpipe.compose`.
+        plan: where to write and where to begin; by default what `cfg` asks for.
+
+    Raises:
+        SftpipeError: whatever a user can mend; `Interrupted` after SIGINT or SIGTERM, with a checkpoint written.
+    """
+    plan = plan or plan_run(cfg)
+    if plan.complete:
+        console.print(f"{plan.folder} is complete; there is nothing to do.")
+        return load_run(plan.folder)
+    with quiet(), quiet_libraries():
+        from sftpipe import model as models
+        from sftpipe.trainer import build_arguments, build_trainer
+
+        precision = models.choose_precision(cfg.model, use_cpu=bool(cfg.sft.get("use_cpu", False)))
+        arguments = build_arguments(cfg.sft, seed=cfg.seed, folder=plan.folder, precision=precision)
+        weights = find_weights(cfg.model)
+        console.print(f"weights   {weights.identity}\ndevice    {precision.reason}\nfolder    {plan.folder}")
+
+        data = _prepare(cfg, weights)
+        with console.status("Loading the model ..."):
+            model = models.load_base(cfg.model, cfg.quantization, weights, precision, frozen=bool(cfg.lora))
+            models.fit_to_tokenizer(model, data.tokenizer)
+        open_run(plan, cfg, weights.identity, precision.reason, data)
+
+        adapter = models.lora_config(cfg.lora, weights) if cfg.lora else None
+        trainer = build_trainer(arguments, model, adapter, data, precision)
+        trained, total = models.count_parameters(trainer.model)
+        console.print(f"training  {trained:,} of {total:,} parameters ({trained / total:.2%})")
+        _train_and_measure(cfg, plan, data, trainer)
+        _save(cfg, plan, weights, trainer)
+    return load_run(plan.folder)
+
+
+def _train_and_measure(cfg: TrainConfig, plan: RunPlan, data: PreparedData, trainer: Trainer) -> None:
+    """Measure, train, measure. A run that goes on from a checkpoint finds its first measurement in the run folder."""
+    from sftpipe.callbacks import watch
+    from sftpipe.evaluate import sample_answers, split_loss, train_metrics
+    from sftpipe.generate import sample_prompts
+    from sftpipe.tracking import track
+
+    prompts = sample_prompts(cfg.evaluation, cfg.format, data.source, data.encoder) if cfg.evaluation else []
+    validates = cfg.evaluation is not None and data.validation is not None
+
+    def measure(phase: str, metrics: dict[str, Any], samples: list[dict[str, Any]]) -> None:
+        with console.status(f"Measuring {phase} training ..."):
+            if validates:
+                metrics.setdefault("validation", {})[phase] = split_loss(trainer, data.validation, "validation")
+            if cfg.evaluation and data.test is not None and phase == "after":
+                metrics["test"] = split_loss(trainer, data.test, "test")
+            if cfg.evaluation:
+                samples += sample_answers(trainer, prompts, phase, cfg.evaluation.max_new_tokens)
+        write_metrics(plan.folder, metrics)
+        write_samples(plan.folder, samples)
+
+    with track(cfg, plan.folder, trainer) as tracker:
+        if plan.checkpoint is None:
+            metrics, samples = {}, []
+            measure("before", metrics, samples)
+        else:
+            metrics, samples = read_metrics(plan.folder), read_samples(plan.folder)
+        with watch(trainer, plan.folder):
+            trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
+        metrics = {"train": train_metrics(trainer), **metrics}
+        measure("after", metrics, samples)
+        tracker.finish(metrics, samples)
+
+
+def _save(cfg: TrainConfig, plan: RunPlan, weights: Weights, trainer: Trainer) -> None:
+    """Model, tokenizer, curves and card into the run folder; COMPLETE comes last."""
+    from sftpipe.report import plot_loss, write_card
+
+    trainer.save_final()
+    plot_loss(plan.folder)
+    write_card(plan.folder, cfg, weights.identity)
+    close_run(plan.folder)

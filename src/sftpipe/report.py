@@ -1,0 +1,110 @@
+"""What a person looks at when a run is over: the loss curve and the model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sftpipe.run import read_metrics, read_samples
+from sftpipe.schema import TrainConfig
+from sftpipe.storage import write_text
+
+
+def plot_loss(folder: Path) -> None:
+    """loss.png from log.jsonl: training loss as a line, validation loss as points, over optimizer steps."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    history = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    train = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    validation = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    if train:
+        axes.plot(*zip(*train, strict=True), color="tab:blue", label="training")
+    if validation:
+        axes.plot(*zip(*validation, strict=True), "o--", color="tab:orange", label="validation")
+        for step, loss in (validation[0], validation[-1]):
+            axes.annotate(f"{loss:.2f}", (step, loss), textcoords="offset points", xytext=(0, 8), ha="center")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss per trained token")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if train or validation:
+        axes.legend(frameon=False)
+    partial = folder / ".loss.png.partial"
+    figure.savefig(partial, format="png")
+    partial.replace(folder / "loss.png")
+
+
+def write_card(folder: Path, cfg: TrainConfig, weights: str) -> None:
+    """README.md of the run folder: what the model is, its numbers, its answers, and how to load it.
+
+    Args:
+        folder: the run folder.
+        cfg: the config.
+        weights: identity of the base weights.
+    """
+    metrics, samples = read_metrics(folder), read_samples(folder)
+    name = cfg.recipe or folder.name
+    head = {"library_name": "peft" if cfg.lora else "transformers", "pipeline_tag": "text-generation", "tags": ["sftpipe", "sft"]}
+    if weights.startswith(f"{cfg.model.name_or_path}@"):
+        head["base_model"] = cfg.model.name_or_path
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}\n",
+        f"Fine-tuned from `{weights}` with sftpipe. `config.yaml` holds the whole config, `manifest.json` the versions and hashes.\n",
+        "## Numbers\n\n" + _metrics_table(metrics),
+        "![Loss](loss.png)\n",
+    ]
+    if samples:
+        parts.append("## Answers before and after\n\n" + _samples_table(samples))
+    parts.append("## Use\n\n" + _usage(cfg, weights))
+    write_text(folder / "README.md", "\n".join(parts))
+
+
+def metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The figures that matter, as (name, text)."""
+    train, validation = metrics["train"], metrics.get("validation", {})
+    rows = []
+    if "before" in validation and "after" in validation:
+        before, after = validation["before"], validation["after"]
+        rows.append(("validation loss", f"{before['loss']:.3f} -> {after['loss']:.3f}"))
+        rows.append(("validation perplexity", f"{before['perplexity']:.2f} -> {after['perplexity']:.2f}"))
+    if "test" in metrics:
+        rows.append(("test loss", f"{metrics['test']['loss']:.3f}"))
+    rows.append(("training loss", f"{train['loss']:.3f} over {train['steps']} steps"))
+    rows.append(("training time", f"{train['runtime_s']:.0f} s, {train['tokens_per_s']:.0f} tokens/s"))
+    rows.append(("peak memory", f"{train['peak_memory_bytes'] / 2**30:.1f} GiB"))
+    return rows
+
+
+def _metrics_table(metrics: Mapping[str, Any]) -> str:
+    return "| | |\n|---|---|\n" + "".join(f"| {name} | {text} |\n" for name, text in metric_rows(metrics))
+
+
+def _samples_table(samples: Sequence[Mapping[str, Any]]) -> str:
+    def cell(text: Any) -> str:
+        return " ".join(str(text).split()).replace("|", "\\|")[:200]
+
+    after = {row["prompt"]: row["completion"] for row in samples if row["phase"] == "after"}
+    rows = [row for row in samples if row["phase"] == "before"]
+    lines = [f"| {cell(r['prompt'])} | {cell(r['completion'])} | {cell(after.get(r['prompt'], ''))} |\n" for r in rows]
+    return "| prompt | before | after |\n|---|---|---|\n" + "".join(lines)
+
+
+def _usage(cfg: TrainConfig, weights: str) -> str:
+    with_sftpipe = '```python\nimport sftpipe\n\nrun = sftpipe.load_run("PATH/OF/THIS/FOLDER")\nmodel, tokenizer = run.load_model(), run.tokenizer\n```\n'
+    if not cfg.lora:
+        plain = 'model = AutoModelForCausalLM.from_pretrained("PATH/OF/THIS/FOLDER")'
+        imports = "from transformers import AutoModelForCausalLM"
+    else:
+        base = cfg.model.name_or_path if weights.startswith(f"{cfg.model.name_or_path}@") else "PATH/OF/THE/BASE"
+        plain = f'base = AutoModelForCausalLM.from_pretrained("{base}")\nmodel = PeftModel.from_pretrained(base, "PATH/OF/THIS/FOLDER")'
+        imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM"
+    return f"{with_sftpipe}\nor without sftpipe, on the base weights `{weights}`:\n\n```python\n{imports}\n\n{plain}\n```\n"
