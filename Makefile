@@ -36,19 +36,21 @@ preview: $(STAMP)  ## show rows of RECIPE, the trained part in colour
 check: $(STAMP)  ## encode and check the data of RECIPE, without a model
 	$(BIN)/sftpipe check recipe=$(RECIPE) $(ARGS)
 
-test: $(STAMP)  ## run the tests that take seconds
+test: $(STAMP)  ## run the tests, without the slow ones
 	$(BIN)/python -m pytest $(ARGS)
 
-test-all: $(STAMP)  ## run all tests, those that train for minutes too
-	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+test-all: test  ## run the slow tests too: kills, sweeps, the wheel
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(STAMP)  ## ruff and strict mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-ci: lint test test-all  ## what .ci/run runs: lint, all tests, one real training
-	$(MAKE) train RECIPE=yoda
+ci: lint test-all  ## what .ci/run runs: lint, all tests, one real training and what it is good for
+	$(eval RUN := outputs/ci/$(shell date +%Y-%m-%d_%H-%M-%S))
+	$(MAKE) train RECIPE=yoda ARGS=run=$(RUN)
+	$(BIN)/python tests/e2e/yoda_quality.py $(RUN)
 
 golden: $(STAMP)  ## write the reviewed text files of tests/golden anew; say why in the pull request
 	$(BIN)/python -m pytest tests -k golden --write-golden $(ARGS)

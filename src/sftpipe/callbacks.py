@@ -90,14 +90,16 @@ class ProgressBar(TrainerCallback):
             self._bar.update(self._task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        loss = (logs or {}).get("loss", (logs or {}).get("eval_loss"))
-        if loss is None:
+        logs = logs or {}
+        if "loss" in logs:
+            note = f"loss {logs['loss']:.3f}  {self._tokens_per_s():.0f} tokens/s"
+        elif "eval_loss" in logs:
+            note = f"validation loss {logs['eval_loss']:.3f}"
+        else:
             return
-        what = "loss" if "loss" in (logs or {}) else "validation loss"
-        note = f"{what} {loss:.3f}  {self._tokens_per_s():.0f} tokens/s"
         if self._bar is not None:
             self._bar.update(self._task, note=note)
-        elif state.global_step:
+        else:
             console.print(f"step {state.global_step}/{state.max_steps}  {note}")
 
     @contextmanager

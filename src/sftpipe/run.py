@@ -13,7 +13,7 @@ import yaml
 from sftpipe.config import from_recorded
 from sftpipe.errors import Problem, RunError
 from sftpipe.schema import TrainConfig
-from sftpipe.terminal import quiet_libraries
+from sftpipe.terminal import quiet, quiet_libraries
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Run:
         Raises:
             ModelError: the base weights cannot be had.
         """
-        from sftpipe import model
-        from sftpipe.weights import Weights, find_weights
+        with quiet(), quiet_libraries():
+            from sftpipe import model
+            from sftpipe.weights import Weights, find_weights
 
-        with quiet_libraries():
             cfg = self.config
             precision = model.choose_precision(cfg.model, use_cpu=bool(cfg.sft.get("use_cpu", False)))
             weights = find_weights(cfg.model) if cfg.lora else Weights(str(self.dir), None, self.dir.name)

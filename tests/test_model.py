@@ -1,0 +1,134 @@
+"""Device and precision, real NF4, agreement with the tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+
+from sftpipe import model as models
+from sftpipe.config import compose
+from sftpipe.errors import ModelError
+from sftpipe.schema import ModelConfig
+from sftpipe.weights import Weights, find_weights
+
+CPU = models.Precision("cpu", torch.float32, torch.float32, "")
+
+
+@pytest.fixture(scope="module")
+def nf4(smollm2: Weights) -> Any:
+    cfg = compose(["recipe=yoda"])
+    return models.load_base(cfg.model, cfg.quantization, smollm2, CPU, frozen=True)
+
+
+def test_nf4_parameters_are_packed_four_bit_integers(nf4: Any) -> None:
+    layers = [module for module in nf4.modules() if isinstance(module, Linear4bit)]
+    assert len(layers) == 30 * 7  # every linear layer but the tied head
+    assert {layer.weight.dtype for layer in layers} == {torch.uint8}
+    assert all(layer.weight.quant_state.quant_type == "nf4" and layer.weight.quant_state.nested for layer in layers)
+    stored = sum(layer.weight.numel() for layer in layers)
+    assert 2 * stored == sum(layer.weight.quant_state.shape.numel() for layer in layers)  # two numbers a byte
+
+
+def test_nf4_footprint_is_less_than_a_third(nf4: Any) -> None:
+    full = 4 * models.count_parameters(nf4)[1]
+    assert nf4.get_memory_footprint() < full / 3
+
+
+def test_nf4_computes_in_the_precision_of_the_run(nf4: Any) -> None:
+    assert {m.compute_dtype for m in nf4.modules() if isinstance(m, Linear4bit)} == {torch.float32}
+
+
+def test_nf4_weights_are_close_to_the_original(nf4: Any, smollm2: Weights) -> None:
+    import bitsandbytes.functional as F
+    from safetensors import safe_open
+
+    layer = nf4.model.layers[3].mlp.up_proj.weight
+    with safe_open(Path(smollm2.path) / "model.safetensors", "pt") as file:
+        original = file.get_tensor("model.layers.3.mlp.up_proj.weight")
+    error = (F.dequantize_4bit(layer.data, layer.quant_state) - original).abs().mean() / original.abs().mean()
+    assert 0.001 < error < 0.12
+
+
+def test_the_base_is_named_by_identity(nf4: Any, smollm2: Weights) -> None:
+    assert nf4.name_or_path == nf4.config._name_or_path == smollm2.identity
+
+
+def test_generation_stops_and_pads_as_the_tokenizer_says(nf4: Any, tokenizer: Any) -> None:
+    models.fit_to_tokenizer(nf4, tokenizer)
+    assert nf4.config.pad_token_id == nf4.generation_config.pad_token_id == tokenizer.pad_token_id == 0
+    assert nf4.generation_config.eos_token_id == [tokenizer.eos_token_id] == [2]
+
+
+def test_a_tokenizer_with_more_tokens_than_rows_is_refused(tiny_model: Path, tokenizer: Any) -> None:
+    import copy
+
+    larger = copy.deepcopy(tokenizer)
+    larger.add_tokens(["##[YODA]##>"])
+    weights = find_weights(ModelConfig(str(tiny_model)))
+    model = models.load_base(ModelConfig(str(tiny_model)), {}, weights, CPU, frozen=True)
+    with pytest.raises(ModelError) as error:
+        models.fit_to_tokenizer(model, larger)
+    assert "49153 tokens" in str(error.value)
+    assert "49152 rows" in str(error.value)
+
+
+def test_auto_on_a_cpu_is_float32_with_its_reason() -> None:
+    precision = models.choose_precision(ModelConfig("x"), use_cpu=True)
+    assert (precision.device, precision.compute, precision.trained) == ("cpu", torch.float32, torch.float32)
+    assert "CPU" in precision.reason
+    assert "float32" in precision.reason
+
+
+def test_auto_uses_every_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    torch.set_num_threads(1)
+    assert models.use_all_cores() == len(os.sched_getaffinity(0))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    assert models.use_all_cores() == 1
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    models.use_all_cores()
+
+
+def test_float16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(ModelError) as error:
+        models.choose_precision(ModelConfig("x", dtype="float16"), use_cpu=True)
+    assert "model.dtype=auto" in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["nf4", "fp4", "int8"])
+def test_every_quantization_loads_and_answers(option: str, tiny_model: Path) -> None:
+    cfg = compose([f"quantization={option}", "lora=default", "model=custom", f"model.name_or_path={tiny_model}"])
+    model = models.load_base(cfg.model, cfg.quantization, find_weights(cfg.model), CPU, frozen=True)
+    assert model.is_quantized
+    assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
+
+
+@pytest.mark.parametrize("option", ["default", "dora", "rslora"])
+def test_every_adapter_trains_itself_only(option: str, tiny_model: Path) -> None:
+    from peft import get_peft_model
+
+    cfg = compose([f"lora={option}", "model=custom", f"model.name_or_path={tiny_model}"])
+    weights = find_weights(cfg.model)
+    model = get_peft_model(models.load_base(cfg.model, {}, weights, CPU, frozen=True), models.lora_config(cfg.lora, weights))
+    assert all("lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    model(torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
+
+
+def test_weights_that_are_no_language_model_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ModelError) as error:
+        models.load_base(ModelConfig(str(tmp_path)), {}, find_weights(ModelConfig(str(tmp_path))), CPU, frozen=True)
+    assert "cannot be loaded" in str(error.value)
+    assert "model.name_or_path" in str(error.value)
+
+
+def test_lora_fields_that_peft_refuses_are_a_user_error(smollm2: Weights) -> None:
+    with pytest.raises(ModelError) as error:
+        models.lora_config({"r": 8, "layers_pattern": "x"}, smollm2)
+    assert "PEFT refuses it" in str(error.value)

@@ -1,0 +1,289 @@
+"""The loss and its gradients, evaluation, checkpoints, and what we assume of TRL."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sftpipe import model as models
+from sftpipe.config import compose
+from sftpipe.data.prepare import PreparedData
+from sftpipe.errors import ConfigError
+from sftpipe.model import Precision
+from sftpipe.pipeline import prepare
+from sftpipe.schema import TrainConfig
+from sftpipe.storage import is_whole
+from sftpipe.trainer import Trainer, build_arguments, build_trainer, make_collator
+from sftpipe.weights import find_weights
+
+CPU = Precision("cpu", torch.float32, torch.float32, "")
+NO_DROPOUT = "lora.lora_dropout=0"
+
+
+def tiny(folder: Path, *overrides: str) -> TrainConfig:
+    return compose(["recipe=yoda", "quantization=none", "model=custom", f"model.name_or_path={folder}", NO_DROPOUT, *overrides])
+
+
+def trainer_of(cfg: TrainConfig, data: PreparedData, folder: Path) -> Trainer:
+    weights = find_weights(cfg.model)
+    model = models.load_base(cfg.model, cfg.quantization, weights, CPU, frozen=bool(cfg.lora))
+    models.fit_to_tokenizer(model, data.tokenizer)
+    arguments = build_arguments(cfg.sft, seed=cfg.seed, folder=folder, precision=CPU)
+    return build_trainer(arguments, model, models.lora_config(cfg.lora, weights) if cfg.lora else None, data, CPU)
+
+
+def wake_adapter(model: torch.nn.Module) -> None:
+    """LoRA starts as zero (B = 0), which would hide every gradient of A."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.02
+
+
+@pytest.fixture(scope="module")
+def data(smollm2: Any) -> PreparedData:
+    return prepare(compose(["recipe=yoda"]))
+
+
+def batch_of(data: PreparedData, *rows: int) -> dict[str, Any]:
+    return data.collate([data.train[row] for row in rows])
+
+
+# --- the real model -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    cfg = compose(["recipe=yoda", NO_DROPOUT, "model.source=package"])
+    trainer = trainer_of(cfg, data, tmp_path_factory.mktemp("real"))
+    wake_adapter(trainer.model)
+    trainer.model.train()
+    return trainer
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    found = {n.removeprefix("module."): p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def test_nf4_adapter_weights_are_float32_and_alone_trained(real: Trainer) -> None:
+    trained = {name: p.dtype for name, p in real.model.named_parameters() if p.requires_grad}
+    assert set(trained.values()) == {torch.float32}
+    assert all("lora_" in name for name in trained)
+    assert len(trained) == 2 * 30 * 7
+
+
+def test_loss_and_gradients_equal_plain_peft_with_full_logits(real: Trainer, data: PreparedData) -> None:
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    cfg = compose(["recipe=yoda", NO_DROPOUT, "model.source=package"])
+    weights = find_weights(cfg.model)
+    quantization = models.quantization_config(cfg.quantization, CPU)
+    base = AutoModelForCausalLM.from_pretrained(weights.path, quantization_config=quantization, dtype=torch.float32)
+    plain = get_peft_model(base, models.lora_config(cfg.lora, weights))
+    wake_adapter(plain)
+    lora_a = {n: p.data for n, p in real.model.named_parameters() if "lora_A" in n}
+    for name, parameter in plain.named_parameters():
+        if "lora_A" in name:
+            parameter.data = lora_a[name].clone()
+    plain.train()
+    batch = batch_of(data, 0, 1, 2, 3)
+
+    plain_loss = plain(**batch).loss
+    plain_loss.backward()
+    expected = gradients(plain)
+    loss = real.compute_loss(real.model, dict(batch))
+    loss.backward()
+    found = gradients(real.model)
+
+    assert loss.item() == pytest.approx(plain_loss.item(), rel=1e-5)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item()), name
+
+
+def test_an_evaluation_leaves_the_gradients_as_they_were(real: Trainer, data: PreparedData) -> None:
+    """bitsandbytes repacks 4-bit weights in eval mode on some CPUs, for a kernel without a backward."""
+    batch = batch_of(data, 4, 5)
+    real.compute_loss(real.model, dict(batch)).backward()
+    before = gradients(real.model)
+    real.evaluate(data.validation.select(range(4)))
+    real.model.train()
+    real.compute_loss(real.model, dict(batch)).backward()
+    after = gradients(real.model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# --- a tiny model ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_is_a_mean_over_trained_tokens(data: PreparedData, tiny_model: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(tiny(tiny_model, "sft.per_device_eval_batch_size=3"), data, tmp_path)
+    rows = data.validation.select(range(7))
+    nll = tokens = 0.0
+    for row in rows:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        with torch.no_grad():
+            logits = trainer.model.eval()(input_ids=ids).logits
+        nll += torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], reduction="sum").item()
+        tokens += (labels[:, 1:] != -100).sum().item()
+    measured = trainer.evaluate(rows)
+    assert measured["eval_loss"] == pytest.approx(nll / tokens, rel=1e-5)
+    assert measured["eval_perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-4)
+
+
+@pytest.mark.parametrize("option", ["none", "default"])
+def test_accumulation_gives_the_same_weights_as_one_large_batch(
+    option: str, data: PreparedData, tiny_model: Path, tmp_path: Path
+) -> None:
+    weights = []
+    for size, steps in ((8, 1), (2, 4)):
+        cfg = tiny(tiny_model, f"lora={option}", f"sft.per_device_train_batch_size={size}", f"sft.gradient_accumulation_steps={steps}",
+                   "sft.max_steps=2", "sft.optim=sgd", "sft.learning_rate=0.5", "sft.warmup_steps=0", "sft.save_strategy=no",
+                   "sft.train_sampling_strategy=sequential")  # fmt: skip
+        trainer = trainer_of(cfg if option == "default" else compose_full(cfg), data, tmp_path / str(size))
+        wake_adapter(trainer.model)
+        trainer.train()
+        weights.append({n: p.data for n, p in trainer.model.named_parameters() if p.requires_grad})
+    assert all(torch.allclose(value, weights[1][name], atol=1e-6) for name, value in weights[0].items())
+
+
+def compose_full(cfg: TrainConfig) -> TrainConfig:
+    import dataclasses
+
+    return dataclasses.replace(cfg, lora={})
+
+
+@pytest.mark.filterwarnings("ignore:.label_smoothing_factor. is deprecated:FutureWarning")
+@pytest.mark.parametrize("override", ["sft.loss_type=nll", "sft.loss_type=dft", "+sft.label_smoothing_factor=0.1"])
+def test_every_loss_equals_trls_own(override: str, data: PreparedData, tiny_model: Path, tmp_path: Path) -> None:
+    from trl import SFTTrainer
+
+    trainer = trainer_of(tiny(tiny_model, override), data, tmp_path)
+    trainer.model.train()
+    batch = batch_of(data, 0, 1, 2)
+    ours = trainer.compute_loss(trainer.model, dict(batch))
+    theirs = SFTTrainer.compute_loss(trainer, trainer.model, dict(batch), num_items_in_batch=(batch["labels"][:, 1:] != -100).sum())
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_the_auxiliary_loss_of_experts_equals_trls_own(data: PreparedData, tmp_path: Path) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+    from trl import SFTTrainer
+
+    torch.manual_seed(0)
+    folder = tmp_path / "tiny-mixtral"
+    config = MixtralConfig(
+        vocab_size=len(data.tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, output_router_logits=True, router_aux_loss_coef=0.5,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(folder)
+    data.tokenizer.save_pretrained(folder)
+    trainer = trainer_of(compose_full(tiny(folder, "+sft.router_aux_loss_coef=0.5")), data, tmp_path / "run")
+    trainer.model.train()
+    batch = batch_of(data, 0, 1)
+    items = (batch["labels"][:, 1:] != -100).sum()
+    trainer.current_gradient_accumulation_steps = 1
+    ours = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=items)
+    theirs = SFTTrainer.compute_loss(trainer, trainer.model, dict(batch), num_items_in_batch=items)
+    assert trainer.aux_loss_enabled
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_a_batch_without_a_trained_token_gives_a_finite_zero(data: PreparedData, tiny_model: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(tiny(tiny_model), data, tmp_path)
+    batch = batch_of(data, 0)
+    batch["labels"][:] = -100
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    assert loss.item() == 0.0
+
+
+def test_the_counter_counts_real_and_trained_tokens(data: PreparedData, tiny_model: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(tiny(tiny_model), data, tmp_path)
+    batch = batch_of(data, 0, 1)
+    trainer.compute_loss(trainer.model, dict(batch))
+    rows = [data.train[0], data.train[1]]
+    assert trainer.counter.tokens == sum(len(row["input_ids"]) for row in rows)
+    assert trainer.counter.trained_tokens == sum(label != -100 for row in rows for label in row["labels"])
+
+
+def test_a_checkpoint_is_hashed_and_holds_no_pickled_arguments(data: PreparedData, tiny_model: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(tiny(tiny_model, "sft.max_steps=2", "sft.save_steps=1", "sft.save_total_limit=1"), data, tmp_path)
+    trainer.train()
+    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-2"]
+    assert is_whole(tmp_path / "checkpoint-2")
+    names = {path.name for path in (tmp_path / "checkpoint-2").iterdir()}
+    assert {"adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json", "hashes.json"} <= names
+    assert not {"training_args.bin", "README.md", "checkpoint-2"} & names
+
+
+def test_the_best_checkpoint_is_kept_and_named(data: PreparedData, tiny_model: Path, tmp_path: Path) -> None:
+    cfg = tiny(tiny_model, "sft.max_steps=3", "sft.save_steps=1", "sft.save_total_limit=1", "sft.eval_strategy=steps",
+               "+sft.eval_steps=1", "+sft.load_best_model_at_end=true", "sft.learning_rate=1e-2", "sft.warmup_steps=0")  # fmt: skip
+    trainer = trainer_of(cfg, data, tmp_path)
+    trainer.train()
+    best = tmp_path / f"checkpoint-{trainer.state.best_global_step}"
+    assert trainer.state.best_model_checkpoint == str(best)
+    assert json.loads((best / "trainer_state.json").read_text())["best_model_checkpoint"] == str(best)
+
+
+def test_a_full_disk_leaves_no_checkpoint_that_looks_whole(data: PreparedData, tiny_model: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(tiny(tiny_model), data, tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # the kernel refuses larger files
+    try:
+        with pytest.raises(Exception, match=r"(?i)file too large|writ"):
+            trainer._save_checkpoint(trainer.model, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.glob("*checkpoint*")) == []
+
+
+def test_sft_values_that_trl_refuses_are_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        build_arguments({"activation_checkpointing": False, "lr_scheduler_type": "zigzag"}, seed=1, folder=tmp_path, precision=CPU)
+    assert "SFTConfig refuses it" in str(error.value)
+    assert "zigzag" in str(error.value)
+
+
+# --- what we assume of TRL and transformers -------------------------------------------------------------------------------------------
+
+
+def test_trl_leaves_finished_rows_alone(data: PreparedData, tiny_model: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(tiny(tiny_model), data, tmp_path)
+    assert trainer.train_dataset["input_ids"][:5] == data.train["input_ids"][:5]
+    assert trainer.train_dataset["labels"][:5] == data.train["labels"][:5]
+    assert len(trainer.train_dataset) == len(data.train)
+
+
+def test_trl_casts_four_bit_adapters_to_bfloat16_unless_undone() -> None:
+    import inspect
+
+    from trl import SFTTrainer
+
+    source = inspect.getsource(SFTTrainer.__init__)
+    assert "param.data.to(torch.bfloat16)" in source, "TRL no longer casts: Trainer.__init__ need not undo it"
+
+
+def test_the_collator_pads_right_with_pad_and_ignores_padding(data: PreparedData) -> None:
+    rows = [data.train[0], data.train[1]]
+    batch = make_collator(data.tokenizer)(rows)
+    short, width = len(rows[0]["input_ids"]), batch["input_ids"].shape[1]
+    assert batch["input_ids"][0].tolist() == rows[0]["input_ids"] + [data.tokenizer.pad_token_id] * (width - short)
+    assert batch["labels"][0].tolist() == rows[0]["labels"] + [-100] * (width - short)
+    assert batch["attention_mask"][0].tolist() == [1] * short + [0] * (width - short)
+
+
+def test_no_telemetry_leaves_the_trainer() -> None:
+    from trl import SFTTrainer
+
+    assert Trainer._send_telemetry is not SFTTrainer._send_telemetry
