@@ -141,9 +141,7 @@ def test_evaluation_is_a_mean_over_trained_tokens(data: PreparedData, tiny_model
 
 
 @pytest.mark.parametrize("option", ["none", "default"])
-def test_accumulation_gives_the_same_weights_as_one_large_batch(
-    option: str, data: PreparedData, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_accumulation_gives_the_same_weights_as_one_large_batch(option: str, data: PreparedData, tiny_model: Path, tmp_path: Path) -> None:
     weights = []
     for size, steps in ((8, 1), (2, 4)):
         cfg = tiny(tiny_model, f"lora={option}", f"sft.per_device_train_batch_size={size}", f"sft.gradient_accumulation_steps={steps}",

@@ -27,9 +27,7 @@ class Counter(TrainerCallback, ExportableState):
     loop.
     """
 
-    def __init__(
-        self, tokens: int = 0, trained_tokens: int = 0, rows: int = 0, loss_sum: float = 0.0, seconds: float = 0.0
-    ) -> None:
+    def __init__(self, tokens: int = 0, trained_tokens: int = 0, rows: int = 0, loss_sum: float = 0.0, seconds: float = 0.0) -> None:
         self.tokens, self.trained_tokens, self.rows, self.loss_sum = tokens, trained_tokens, rows, loss_sum
         self._earlier_seconds = seconds
         self._started: float | None = None

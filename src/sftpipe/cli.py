@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
-        _print_error(SftpipeError(Problem(where=str(error.filename or "disk"), found=str(error.strerror), fix="make room, or write elsewhere: output_dir=DIR")))  # fmt: skip
+        fix = "make room there, or write elsewhere: output_dir=DIR (runs), SFTPIPE_CACHE (models)"
+        _print_error(SftpipeError(Problem(where=str(error.filename or "disk"), found=str(error.strerror), fix=fix)))
         return 2
 
 
@@ -145,7 +146,8 @@ def _train(arguments: Arguments) -> int:
     from sftpipe.config import compose, expand_sweep
 
     if arguments.hydra_flags:
-        return _enter_hydra(arguments.overrides, arguments.hydra_flags, lambda cfg: None)
+        _enter_hydra(arguments.hydra_flags, arguments.overrides, [], lambda _: None)
+        return 0
     jobs = expand_sweep(arguments.overrides) if arguments.multirun else [arguments.overrides]
     configs = _all_or_error([lambda job=job: compose(job) for job in jobs])  # type: ignore[misc]
 
@@ -155,12 +157,12 @@ def _train(arguments: Arguments) -> int:
         recipes = {cfg.recipe for cfg in configs}
         name = recipes.pop() if len(recipes) == 1 else "sweep"
         sweep = Path(configs[0].output_dir) / (name or "custom") / stamp()
-        settings = ["--multirun", _literal("hydra.sweep.dir", sweep), "hydra.sweep.subdir=${hydra.job.num}"]
+        flags, settings = ["--multirun"], [_literal("hydra.sweep.dir", sweep), "hydra.sweep.subdir=${hydra.job.num}"]
         plans = {str(num): RunPlan(sweep / str(num)) for num in range(len(jobs))}
     else:
         plan = plan_run(configs[0])
         records = plan.records.relative_to(plan.folder) / ".hydra"
-        settings = [_literal("hydra.run.dir", plan.folder), _literal("hydra.output_subdir", records)]
+        flags, settings = [], [_literal("hydra.run.dir", plan.folder), _literal("hydra.output_subdir", records)]
         plans = {"0": plan}
     failed: list[SftpipeError] = []
 
@@ -173,7 +175,7 @@ def _train(arguments: Arguments) -> int:
         if failed and isinstance(failed[-1], Interrupted):
             return  # the user stopped the sweep
         hydra_cfg = HydraConfig.get()
-        number = str(hydra_cfg.job.get("num", 0)) if arguments.multirun else "0"
+        number = str(hydra_cfg.job.num) if arguments.multirun else "0"
         try:
             run = train(from_composed(composed, hydra_cfg.runtime.choices), plans[number])
             _print_run(run, as_json=arguments.json)
@@ -181,7 +183,7 @@ def _train(arguments: Arguments) -> int:
             _print_error(error)
             failed.append(error)
 
-    _enter_hydra(arguments.overrides, settings, task)
+    _enter_hydra(flags, arguments.overrides, settings, task)
     return failed[-1].exit_code if failed else 0
 
 
@@ -198,8 +200,8 @@ def _all_or_error(builders: Sequence[Callable[[], Any]]) -> list[Any]:
     return results
 
 
-def _enter_hydra(overrides: Sequence[str], settings: Sequence[str], task: Callable[[Any], None]) -> int:
-    """Run `task` under hydra.main, which writes `.hydra` and runs sweeps."""
+def _enter_hydra(flags: Sequence[str], overrides: Sequence[str], settings: Sequence[str], task: Callable[[Any], None]) -> None:
+    """Run `task` under hydra.main, which writes `.hydra` and runs sweeps; `settings` are overrides of ours."""
     import hydra
 
     from sftpipe.config import conf_dir, hydra_overrides, parse_overrides, register_recipes
@@ -207,12 +209,11 @@ def _enter_hydra(overrides: Sequence[str], settings: Sequence[str], task: Callab
     register_recipes()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # a bug keeps its traceback
     before = sys.argv
-    sys.argv = [before[0], *hydra_overrides(parse_overrides(overrides)[0]), *settings]
+    sys.argv = [before[0], *flags, *hydra_overrides(parse_overrides(overrides)[0]), *settings]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     finally:
         sys.argv = before
-    return 0
 
 
 def _literal(key: str, path: Path) -> str:
@@ -369,7 +370,8 @@ def _bench(arguments: Arguments) -> int:
 
     part = arguments.overrides[0] if arguments.overrides else ""
     if part not in PARTS or len(arguments.overrides) != 1:
-        raise ConfigError(Problem(where="sftpipe bench", found=" ".join(arguments.overrides) or "no part", allowed=", ".join(PARTS), fix=f"sftpipe bench {next(iter(PARTS))}"))  # fmt: skip
+        found = " ".join(arguments.overrides) or "no part"
+        raise ConfigError(Problem("sftpipe bench", found, ", ".join(PARTS), f"sftpipe bench {next(iter(PARTS))}"))
     measured = PARTS[part]()
     print(json.dumps(measured, indent=2) if arguments.json else "\n".join(f"{name:<40} {value}" for name, value in measured.items()))
     return 0
@@ -385,9 +387,7 @@ VERBS: dict[str, Verb] = {
         "-m runs a grid: every combination of the values that are separated by commas, each in a folder of its own.\n"
         "--cfg job, --info and --hydra-help are Hydra's own.",
     ),
-    "config": Verb(
-        _config, "print the resolved config", f"sftpipe config {_ANY} [--json]", "Checks every key on the way; trains nothing."
-    ),
+    "config": Verb(_config, "print the resolved config", f"sftpipe config {_ANY} [--json]", "Checks every key on the way; trains nothing."),
     "check": Verb(
         _check,
         "encode the data and check it, without a model",
@@ -400,10 +400,25 @@ VERBS: dict[str, Verb] = {
         f"sftpipe preview {_ANY} [--json]",
         "preflight.show_rows=N shows more. --json prints lines {index, text, input_ids, labels, position_ids}.",
     ),
-    "list": Verb(_list, "list recipes and the options of every group", "sftpipe list [GROUP ...] [--json]", "GROUP is one of: recipe, model, ..."),
-    "env": Verb(_env, "print versions, hardware and folders", "sftpipe env [--json]", "Paste it into a bug report."),
-    "bench": Verb(_bench, "measure a part of sftpipe against its baseline", "sftpipe bench PART [--json]", "PART is step: a training step against TRL's own."),
-}  # fmt: skip
+    "list": Verb(
+        _list,
+        "list recipes and the options of every group",
+        "sftpipe list [GROUP ...] [--json]",
+        "GROUP is recipe, model, dataset or another group; without it all are listed.",
+    ),
+    "env": Verb(
+        _env,
+        "print versions, hardware and folders",
+        "sftpipe env [--json]",
+        "Paste it into a bug report.",
+    ),
+    "bench": Verb(
+        _bench,
+        "measure a part of sftpipe against its baseline",
+        "sftpipe bench PART [--json]",
+        "PART is step: the loss and gradients of one batch, against TRL's own.",
+    ),
+}
 
 
 if __name__ == "__main__":

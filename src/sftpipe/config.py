@@ -131,13 +131,9 @@ def _yaml(file: Path) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            Problem(where=str(file), found=f"no valid YAML: {' '.join(str(error).split())}", fix="mend that line")
-        ) from None
+        raise ConfigError(Problem(where=str(file), found=f"no valid YAML: {' '.join(str(error).split())}", fix="mend that line")) from None
     if loaded is not None and not isinstance(loaded, dict):
-        raise ConfigError(
-            Problem(where=str(file), found=f"a YAML {type(loaded).__name__}", allowed="keys and values (a mapping)")
-        )
+        raise ConfigError(Problem(where=str(file), found=f"a YAML {type(loaded).__name__}", allowed="keys and values (a mapping)"))
     return loaded or {}
 
 
@@ -155,7 +151,7 @@ def compose(overrides: Sequence[str] = ()) -> TrainConfig:
     """
     parsed, problems = parse_overrides(overrides)
     problems += [
-        Problem(where=o.input_line, found="several values for one run", fix=f"use -m for a sweep: sftpipe train -m {o.input_line}")
+        Problem(where=str(o.input_line), found="several values for one run", fix=f"use -m for a sweep: sftpipe train -m {o.input_line}")
         for o in parsed
         if o.is_sweep_override()
     ]
@@ -236,7 +232,7 @@ def _check_choice(override: Override, options: dict[str, list[str]]) -> list[Pro
     values = [str(v) for v in override.sweep_string_iterator()] if override.is_sweep_override() else [override.value()]
     problems = [p for value in values if (p := _unknown_option(group, value, options[group], "command line"))]
     if group == "recipe" and not problems:
-        problems += [p for value in values if value is not None for p in _check_recipe(find_recipes()[value], options)]
+        problems += [p for value in values if value is not None for p in _check_recipe(find_recipes()[str(value)], options)]
     return problems
 
 
@@ -368,8 +364,7 @@ def from_composed(
         tree = OmegaConf.to_container(raw, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(Problem(where="config", found=" ".join(str(error).split()))) from None
-    assert isinstance(tree, dict)
-    return _checked(tree, origin, problems)
+    return _checked(typing.cast(dict[str, Any], tree), origin, problems)
 
 
 def from_recorded(tree: dict[str, Any], file: str) -> TrainConfig:
@@ -381,9 +376,7 @@ def from_recorded(tree: dict[str, Any], file: str) -> TrainConfig:
     return _checked(tree, _Origin((), {}), default_place=file)
 
 
-def _checked(
-    tree: dict[str, Any], origin: _Origin, earlier: Sequence[Problem] = (), default_place: str = "config"
-) -> TrainConfig:
+def _checked(tree: dict[str, Any], origin: _Origin, earlier: Sequence[Problem] = (), default_place: str = "config") -> TrainConfig:
     problems: list[Problem] = []
 
     def place(key: str) -> str:
@@ -528,9 +521,7 @@ def _check_together(cfg: TrainConfig) -> list[Problem]:
             )
         )
     if quantization.get("load_in_4bit") and quantization.get("load_in_8bit"):
-        problems.append(
-            Problem(where="quantization", found="load_in_4bit and load_in_8bit are both true", fix="quantization=nf4")
-        )
+        problems.append(Problem(where="quantization", found="load_in_4bit and load_in_8bit are both true", fix="quantization=nf4"))
     for name, allowed in (("bnb_4bit_quant_type", ("nf4", "fp4")),
                           ("bnb_4bit_compute_dtype", ("auto", "float32", "bfloat16", "float16"))):  # fmt: skip
         if name in quantization and quantization[name] not in allowed:
@@ -546,13 +537,7 @@ def _check_together(cfg: TrainConfig) -> list[Problem]:
     for name in ("validation_size", "test_size"):
         size = getattr(cfg.dataset, name)
         if size < 0 or (size > 1 and not float(size).is_integer()):
-            problems.append(
-                Problem(where=f"dataset.{name}", found=repr(size), allowed="a share from 0 to 1, or a number of rows")
-            )
+            problems.append(Problem(where=f"dataset.{name}", found=repr(size), allowed="a share from 0 to 1, or a number of rows"))
     if not 0 <= cfg.preflight.max_empty_rows <= 1:
-        problems.append(
-            Problem(where="preflight.max_empty_rows", found=repr(cfg.preflight.max_empty_rows), allowed="0 to 1")
-        )
+        problems.append(Problem(where="preflight.max_empty_rows", found=repr(cfg.preflight.max_empty_rows), allowed="0 to 1"))
     return problems
-
-

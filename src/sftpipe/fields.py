@@ -57,8 +57,7 @@ def _class_fields(source: Path, class_name: str) -> dict[str, str | None]:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             annotation = ast.unparse(node.annotation)
             init_false = isinstance(node.value, ast.Call) and any(
-                k.arg == "init" and isinstance(k.value, ast.Constant) and k.value.value is False
-                for k in node.value.keywords
+                k.arg == "init" and isinstance(k.value, ast.Constant) and k.value.value is False for k in node.value.keywords
             )
             if not node.target.id.startswith("_") and "ClassVar" not in annotation and not init_false:
                 fields[node.target.id] = annotation

@@ -29,9 +29,7 @@ class SamplePrompt:
     reference: str | None
 
 
-def sample_prompts(
-    cfg: EvaluationConfig, format_cfg: FormatConfig, source: Mapping[str, Any], encoder: Encoder
-) -> list[SamplePrompt]:
+def sample_prompts(cfg: EvaluationConfig, format_cfg: FormatConfig, source: Mapping[str, Any], encoder: Encoder) -> list[SamplePrompt]:
     """The prompts of `evaluation.sample_prompts`; by default the first five of the test, validation or train split."""
     if cfg.sample_prompts is not None:
         return [_sample(to_prompt(text, format_cfg), None, encoder) for text in cfg.sample_prompts]
@@ -51,9 +49,7 @@ def _sample(prompt: Prompt, reference: str | None, encoder: Encoder) -> SamplePr
     return SamplePrompt(text, encoder.prompt_ids(prompt), reference)
 
 
-def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, batch_size: int = 16
-) -> list[str]:
+def generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, batch_size: int = 16) -> list[str]:
     """The most likely answer to each prompt, without special tokens.
 
     Args:

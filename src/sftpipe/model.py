@@ -50,9 +50,7 @@ def choose_precision(cfg: ModelConfig, *, use_cpu: bool = False) -> Precision:
     else:
         compute, why = torch.float32, "a CPU computes float32 fastest and exactly"
     if device == "cpu" and compute is torch.float16:
-        raise ModelError(
-            Problem(where="model.dtype", found="float16 on a CPU", allowed="auto, float32, bfloat16", fix="model.dtype=auto")
-        )
+        raise ModelError(Problem(where="model.dtype", found="float16 on a CPU", allowed="auto, float32, bfloat16", fix="model.dtype=auto"))
     trained = torch.float32 if cfg.adapter_dtype == "auto" else getattr(torch, cfg.adapter_dtype)
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {use_all_cores()} threads"
     return Precision(device, compute, trained, f"{where}; {str(compute).removeprefix('torch.')}: {why}")
@@ -63,7 +61,7 @@ def use_all_cores() -> int:
     if "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(cores)
-    return torch.get_num_threads()
+    return int(torch.get_num_threads())
 
 
 def load_base(
@@ -112,7 +110,7 @@ def load_base(
             # a backward: training after an evaluation would lose every gradient through the frozen weights, with a warning only.
             module.support_avx512bf16_for_cpu = False
     model.config.use_cache = False  # generation asks for its cache itself; training has no use for one
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def quantization_config(quantization: Mapping[str, Any], precision: Precision) -> BitsAndBytesConfig:

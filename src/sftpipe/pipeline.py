@@ -112,11 +112,10 @@ def _train_and_measure(cfg: TrainConfig, plan: RunPlan, data: PreparedData, trai
         write_samples(plan.folder, samples)
 
     with track(cfg, plan.folder, trainer) as tracker:
+        metrics: dict[str, Any] = read_metrics(plan.folder) if plan.checkpoint else {}
+        samples = read_samples(plan.folder) if plan.checkpoint else []
         if plan.checkpoint is None:
-            metrics, samples = {}, []
             measure("before", metrics, samples)
-        else:
-            metrics, samples = read_metrics(plan.folder), read_samples(plan.folder)
         with watch(trainer, plan.folder):
             trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
         metrics = {"train": train_metrics(trainer), **metrics}

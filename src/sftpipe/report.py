@@ -99,7 +99,10 @@ def _samples_table(samples: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _usage(cfg: TrainConfig, weights: str) -> str:
-    with_sftpipe = '```python\nimport sftpipe\n\nrun = sftpipe.load_run("PATH/OF/THIS/FOLDER")\nmodel, tokenizer = run.load_model(), run.tokenizer\n```\n'
+    with_sftpipe = (
+        '```python\nimport sftpipe\n\nrun = sftpipe.load_run("PATH/OF/THIS/FOLDER")\n'
+        "model, tokenizer = run.load_model(), run.tokenizer\n```\n"
+    )
     if not cfg.lora:
         plain = 'model = AutoModelForCausalLM.from_pretrained("PATH/OF/THIS/FOLDER")'
         imports = "from transformers import AutoModelForCausalLM"

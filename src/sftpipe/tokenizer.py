@@ -49,7 +49,7 @@ def load_tokenizer(cfg: TokenizerConfig, weights: Weights, templates: Path) -> P
     tokenizer.pad_token = choose_pad_token(tokenizer, cfg.pad_token)
     if cfg.chat_template:
         tokenizer.chat_template = _read_template(cfg.chat_template, templates)
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def choose_pad_token(tokenizer: Any, wanted: str) -> str:

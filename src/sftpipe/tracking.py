@@ -32,7 +32,7 @@ class WandbTracker(Tracker):
     def __init__(self, cfg: TrackingConfig, folder: Path, config: Mapping[str, Any]) -> None:
         import wandb
 
-        mode = cfg.mode
+        mode: Any = cfg.mode
         if mode == "auto":
             mode = "online" if wandb_key_is_set() else "offline"
         if mode == "online" and not wandb_key_is_set():

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -88,6 +89,23 @@ def build_trainer(
     return trainer
 
 
+class EpochLengthSampler(LengthGroupedSampler):
+    """transformers' length grouping, shuffled by seed and epoch alone.
+
+    transformers draws this order from the global random state, which dropout and every evaluation move on: a resumed run would see
+    other batches than the one that it continues.
+    """
+
+    def __init__(self, seed: int, sampler: LengthGroupedSampler) -> None:
+        super().__init__(sampler.batch_size, lengths=sampler.lengths)
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's data loader at the start of each epoch."""
+        self.generator = torch.Generator().manual_seed(self._seed + epoch)
+
+
 class Trainer(SFTTrainer):
     """TRL's trainer, with hidden states projected at trained positions only and checkpoints that are whole or absent."""
 
@@ -113,6 +131,15 @@ class Trainer(SFTTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The run folder gets sftpipe's own card."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """From one random state, whatever was measured before: dropout is the same in a fresh and a resumed process."""
+        set_seed(self.args.seed)
+        return super().train(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        return EpochLengthSampler(self.args.seed, sampler) if isinstance(sampler, LengthGroupedSampler) else sampler
 
     # --- loss ---------------------------------------------------------------------------------------------------------------------
 

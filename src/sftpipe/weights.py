@@ -69,9 +69,7 @@ def find_weights(cfg: ModelConfig) -> Weights:
 def _from_folder(folder: Path) -> Weights:
     files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json", ".model") and f.name != HASHES)
     if not (folder / "config.json").is_file():
-        raise ModelError(
-            Problem(where="model.name_or_path", found=f"{folder} holds no config.json", allowed="a saved transformers model")
-        )
+        raise ModelError(Problem(where="model.name_or_path", found=f"{folder} holds no config.json", allowed="a saved transformers model"))
     digest = sha256_text("".join(f"{f.name}:{sha256_file(f)}" for f in files))
     return Weights(str(folder), None, f"{folder.resolve().name} sha256:{digest}")
 

@@ -58,7 +58,15 @@ def test_the_run_folder_is_complete(real_run: Path) -> None:
 
 def test_the_metrics_are_those_that_were_promised(real_run: Path) -> None:
     metrics = json.loads((real_run / "metrics.json").read_text())
-    assert set(metrics["train"]) == {"loss", "runtime_s", "rows_per_s", "tokens_per_s", "trained_tokens_per_s", "steps", "peak_memory_bytes"}
+    assert set(metrics["train"]) == {
+        "loss",
+        "runtime_s",
+        "rows_per_s",
+        "tokens_per_s",
+        "trained_tokens_per_s",
+        "steps",
+        "peak_memory_bytes",
+    }
     assert metrics["train"]["steps"] == 2
     assert set(metrics["validation"]["before"]) == set(metrics["validation"]["after"]) == set(metrics["test"]) == {"loss", "perplexity"}
 
@@ -137,37 +145,45 @@ def test_a_failed_job_does_not_stop_the_others(cli: Any, tiny_model: Path) -> No
     assert len(done.stdout.splitlines()) == 1
 
 
-LONG = ("sft.max_steps=24", "sft.save_steps=4", "sft.gradient_accumulation_steps=2", "sft.per_device_train_batch_size=4",
-        "sft.eval_strategy=steps", "+sft.eval_steps=6")  # fmt: skip
+# four epochs of 6 steps, with dropout, accumulation and evaluations in between
+LONG = ("dataset.limit=48", "sft.num_train_epochs=4", "sft.max_steps=24", "sft.save_steps=4", "sft.gradient_accumulation_steps=2",
+        "sft.per_device_train_batch_size=4", "sft.eval_strategy=steps", "+sft.eval_steps=5")  # fmt: skip
+SAMPLING = ("random", "group_by_length")
 
 
-def stop_after_a_checkpoint(words: list[str], folder: Path, number: signal.Signals) -> tuple[int, str]:
+def stop_behind_checkpoint(step: int, words: list[str], folder: Path, number: signal.Signals) -> tuple[int, str]:
     process = subprocess.Popen([sys.executable, "-m", "sftpipe", "train", *words], cwd=folder, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300
-    while not list((folder / "run").glob("checkpoint-*")):
+    while not (folder / "run" / f"checkpoint-{step}").exists():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.005)
     process.send_signal(number)
     return process.wait(timeout=120), process.communicate()[1]
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """The run that nothing interrupts."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    words = [sys.executable, "-m", "sftpipe", "train", *on(tiny_model, *LONG, "run=run")]
-    subprocess.run(words, cwd=folder, check=True, capture_output=True, timeout=600)
-    return folder / "run"
+def unbroken(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Path]:
+    """The runs that nothing interrupts, one for each sampling."""
+    runs = {}
+    for sampling in SAMPLING:
+        folder = tmp_path_factory.mktemp(sampling)
+        words = on(tiny_model, *LONG, f"sft.train_sampling_strategy={sampling}", "run=run")
+        subprocess.run([sys.executable, "-m", "sftpipe", "train", *words], cwd=folder, check=True, capture_output=True, timeout=600)
+        runs[sampling] = folder / "run"
+    return runs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code", "sampling"),
+    [(signal.SIGKILL, -9, "group_by_length"), (signal.SIGTERM, 143, "random"), (signal.SIGINT, 130, "group_by_length")],
+)
 def test_a_stopped_run_goes_on_to_the_same_bits(
-    number: signal.Signals, code: int, unbroken: Path, cli: Any, tiny_model: Path, tmp_path: Path
+    number: signal.Signals, code: int, sampling: str, unbroken: dict[str, Path], cli: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
-    words = on(tiny_model, *LONG, "run=run")
-    returned, said = stop_after_a_checkpoint(words, tmp_path, number)
+    words = on(tiny_model, *LONG, f"sft.train_sampling_strategy={sampling}", "run=run")
+    returned, said = stop_behind_checkpoint(8, words, tmp_path, number)
     assert returned == code, said
     assert not (tmp_path / "run" / "COMPLETE").exists()
     if number is not signal.SIGKILL:
@@ -178,14 +194,14 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert resumed.returncode == 0, resumed.stderr
     run = tmp_path / "run"
     assert (run / "attempts" / "2" / "manifest.json").is_file()
-    assert (run / "adapter_model.safetensors").read_bytes() == (unbroken / "adapter_model.safetensors").read_bytes()
+    assert (run / "adapter_model.safetensors").read_bytes() == (unbroken[sampling] / "adapter_model.safetensors").read_bytes()
 
     def numbers(folder: Path) -> list[Any]:
         entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         return [[entry["step"], entry.get("loss"), entry.get("eval_loss"), entry.get("num_tokens")] for entry in entries]
 
-    assert numbers(run) == numbers(unbroken)
-    ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (run, unbroken))
+    assert numbers(run) == numbers(unbroken[sampling])
+    ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (run, unbroken[sampling]))
     assert ours["validation"] == theirs["validation"]
     assert ours["test"] == theirs["test"]
     assert ours["train"]["loss"] == theirs["train"]["loss"]

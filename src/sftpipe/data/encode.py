@@ -83,9 +83,7 @@ class Encoder:
             answer = answer.strip()
             answer_start = completion.find(answer)
         if answer_start < 0:
-            raise DataError(
-                Problem(where=where, found="the chat template leaves out the answer", fix="another tokenizer.chat_template")
-            )
+            raise DataError(Problem(where=where, found="the chat template leaves out the answer", fix="another tokenizer.chat_template"))
         return Rendered(prompt, completion, answer_start + len(answer))
 
     def render_prompt(self, messages: Sequence[Any], where: str) -> str:
@@ -103,9 +101,7 @@ class Encoder:
             )
         try:
             return str(
-                self.tokenizer.apply_chat_template(
-                    [dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt
-                )
+                self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt)
             )
         except TemplateError as error:
             raise DataError(

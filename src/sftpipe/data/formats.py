@@ -91,9 +91,7 @@ def _instruction(row: Row, cfg: FormatConfig, where: str) -> Conversation:
     if extra:
         question = f"{question}\n{extra}"
     answer = _text(row, "output", where)
-    return _conversation(
-        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}], cfg.system, where
-    )
+    return _conversation([{"role": "user", "content": question}, {"role": "assistant", "content": answer}], cfg.system, where)
 
 
 def _messages(row: Row, cfg: FormatConfig, where: str) -> Conversation:

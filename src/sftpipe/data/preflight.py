@@ -91,10 +91,8 @@ def inspect(
     return report
 
 
-def _duplicates(
-    split: str, rows: Sequence[Mapping[str, Any]], seen: dict[tuple[int, ...], str], report: Preflight
-) -> list[Problem]:
-    here = {}
+def _duplicates(split: str, rows: Sequence[Mapping[str, Any]], seen: dict[tuple[int, ...], str], report: Preflight) -> list[Problem]:
+    here: dict[tuple[int, ...], str] = {}
     repeated = []
     for index, row in enumerate(rows):
         key = tuple(row["input_ids"])

@@ -93,9 +93,7 @@ def _encode_batch(
     split: str,
 ) -> dict[str, list[list[int]]]:
     places = [f"{split}[{index}]" for index in indices]
-    samples = [
-        to_sample({name: batch[name][i] for name in columns}, format_cfg, where) for i, where in enumerate(places)
-    ]
+    samples = [to_sample({name: batch[name][i] for name in columns}, format_cfg, where) for i, where in enumerate(places)]
     encoded = encoder.encode(samples, places)
     return {"input_ids": [row.input_ids for row in encoded], "labels": [row.labels for row in encoded]}
 

@@ -33,8 +33,7 @@ def spans(row: Mapping[str, Any], tokenizer: Any) -> list[tuple[str, bool]]:
     """The text of a row cut where training begins and ends: [(text, trained), ...]."""
     tokens = zip(row["input_ids"], (label != IGNORED for label in row["labels"]), strict=True)
     return [
-        (tokenizer.decode([token for token, _ in group]), trained)
-        for trained, group in itertools.groupby(tokens, key=lambda pair: pair[1])
+        (tokenizer.decode([token for token, _ in group]), trained) for trained, group in itertools.groupby(tokens, key=lambda pair: pair[1])
     ]
 
 

@@ -1,0 +1,152 @@
+"""Every recipe and every option of every group: found by folder, composed, validated, counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sftpipe.config import MOVED, OURS, UPSTREAM, compose, conf_dir, find_recipes, groups, header
+from sftpipe.fields import upstream_fields
+from sftpipe.schema import TrainConfig
+
+REPOSITORY = Path(__file__).parents[1]
+RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+OPTIONS = sorted(path for path in (REPOSITORY / "conf").glob("*/**/*") if path.suffix in (".yaml", ".jinja"))
+
+# how many files each folder holds; a file that was forgotten, lost or added by accident shows here
+COUNTS = {
+    "recipes": 4,
+    "conf/chat_template": 1,
+    "conf/dataset": 5,
+    "conf/evaluation": 2,
+    "conf/format": 3,
+    "conf/lora": 4,
+    "conf/loss": 2,
+    "conf/model": 4,
+    "conf/packing": 1,
+    "conf/preflight": 1,
+    "conf/quantization": 4,
+    "conf/sft": 1,
+    "conf/tokenizer": 1,
+    "conf/tracking": 2,
+}
+
+# what an option needs beside itself
+NEEDS: dict[tuple[str, str], list[str]] = {
+    ("model", "custom"): ["model.name_or_path=some/model"],
+    ("dataset", "hub"): ["dataset.path=some/rows"],
+    **{("dataset", kind): [f"dataset.data_files=rows.{kind}"] for kind in ("json", "csv", "parquet")},
+    **{("quantization", kind): ["lora=default"] for kind in ("nf4", "fp4", "int8")},
+}
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def test_each_folder_holds_as_many_files_as_the_table_says() -> None:
+    counted: dict[str, int] = {}
+    for path in (*RECIPES, *OPTIONS):
+        counted[named(path.parent)] = counted.get(named(path.parent), 0) + 1
+
+    assert counted == COUNTS
+
+
+def test_groups_lists_every_file_and_the_defaults_first() -> None:
+    listed = {(group, option) for group, options in groups().items() for option in options}
+    files = {(path.parent.name, path.stem) for path in OPTIONS if path.suffix == ".yaml"} | {("recipe", path.stem) for path in RECIPES}
+    defaults = [entry for entry in _keys_of(REPOSITORY / "conf" / "config.yaml")["defaults"] if isinstance(entry, dict)]
+
+    assert listed == files
+    for entry in defaults:
+        for group, default in entry.items():
+            assert group not in groups() or default is None or groups()[group][0] == default
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=named)
+def test_each_recipe_composes(path: Path) -> None:
+    assert compose([f"recipe={path.stem}"]).recipe == path.stem
+
+
+@pytest.mark.parametrize("path", [path for path in OPTIONS if path.suffix == ".yaml"], ids=named)
+def test_each_option_composes_with_the_values_of_its_file(path: Path) -> None:
+    group, option = path.parent.name, path.stem
+
+    cfg = compose([f"{group}={option}", *NEEDS.get((group, option), [])])
+
+    block = getattr(cfg, group)
+    composed = dataclasses.asdict(block) if dataclasses.is_dataclass(block) and not isinstance(block, type) else block or {}
+    expected = {key: value for key, value in _keys_of(path).items() if key != "defaults" and value != "???"}
+    assert {key: composed.get(key) for key in expected} == {key: _number(value) for key, value in expected.items()}
+
+
+@pytest.mark.parametrize("path", [path for path in OPTIONS if path.stem == "none"], ids=named)
+def test_an_option_none_is_empty_and_means_off(path: Path) -> None:
+    assert _keys_of(path) == {}
+    assert not getattr(compose([f"{path.parent.name}=none"]), path.parent.name)
+
+
+@pytest.mark.parametrize("path", [*OPTIONS, *RECIPES], ids=named)
+def test_each_file_says_in_one_line_what_it_is(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    first = lines[1] if lines[0] == "# @package _global_" else lines[0]
+
+    assert 15 < len(header(path)) <= 140
+    assert header(path) in first  # nothing stands above it
+
+
+@pytest.mark.parametrize("path", [path for path in OPTIONS if path.suffix == ".yaml"], ids=named)
+def test_each_key_in_conf_is_known(path: Path) -> None:
+    group = path.parent.name
+
+    assert set(_keys_of(path)) - {"defaults"} - _known(group) == set()
+
+
+def test_each_key_of_the_primary_config_is_known() -> None:
+    keys = _keys_of(REPOSITORY / "conf" / "config.yaml")
+
+    assert set(keys) - {"defaults", "hydra"} <= {field.name for field in dataclasses.fields(TrainConfig)}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=named)
+def test_each_recipe_writes_to_the_top_level_and_only_selects_groups_that_exist(path: Path) -> None:
+    selected = [key for entry in _keys_of(path)["defaults"] for key in entry]
+
+    assert path.read_text(encoding="utf-8").startswith("# @package _global_\n")
+    assert [key for key in selected if key.removeprefix("override /") not in groups()] == []
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=named)
+def test_the_header_of_each_recipe_holds_its_command(path: Path) -> None:
+    comment = re.match(r"(?:#.*\n)+", path.read_text(encoding="utf-8"))
+
+    assert comment is not None
+    assert re.search(rf"sftpipe train recipe={path.stem}\b|make train RECIPE={path.stem}\b", comment[0])
+
+
+def test_the_package_reads_these_files() -> None:
+    assert conf_dir() == REPOSITORY / "conf"
+    assert sorted(find_recipes().values()) == RECIPES
+
+
+def _keys_of(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+
+def _number(value: Any) -> Any:
+    """PyYAML takes 1e-4 for a string; omegaconf does not."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"\d+e-?\d+", value) else value
+
+
+def _known(group: str) -> set[str]:
+    if group in UPSTREAM:
+        return set(upstream_fields(UPSTREAM[group])) - set(MOVED.get(group, {})) - set(OURS.get(group, {}))
+    hint = typing.get_type_hints(TrainConfig)[group]
+    block = next((part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part)), None)
+    return {field.name for field in dataclasses.fields(block)} if block else set()

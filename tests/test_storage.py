@@ -1,0 +1,224 @@
+"""Whole or absent: what a reader, a full disk or a killed process leaves behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from sftpipe.storage import HASHES, cache_dir, is_whole, publish_files, publish_folder, sha256_file, sha256_text, write_json, write_text
+
+
+def fill(folder: Path, text: str = "one") -> None:
+    (folder / "a.txt").write_text(text)
+    (folder / "inner").mkdir()
+    (folder / "inner" / "b.bin").write_bytes(b"\0\1\2")
+
+
+def fill_and_fail(folder: Path, error: BaseException) -> None:
+    fill(folder, "two")
+    raise error
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    final = tmp_path / "final"
+    with publish_folder(final) as partial:
+        fill(partial)
+    return final
+
+
+# --- one file -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_write_text_writes_and_replaces(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "one\n")
+    write_text(tmp_path / "a.txt", "zwei: ä\n")
+
+    assert (tmp_path / "a.txt").read_bytes() == "zwei: ä\n".encode()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_write_json_is_readable_by_people(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"name": "ä", "list": [1]})
+
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "name": "ä",\n  "list": [\n    1\n  ]\n}\n'
+
+
+@pytest.mark.parametrize("before", ["old", None])
+def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, before: str | None) -> None:
+    file = tmp_path / "a.txt"
+    if before is not None:
+        file.write_text(before)
+
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "x" * 100_000 + "\ud800")
+
+    assert (file.read_text() if file.exists() else None) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full stands for a full disk")
+def test_a_full_disk_leaves_the_old_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+    (tmp_path / ".a.txt.partial").symlink_to("/dev/full")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "a.txt", "new")
+
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_hashes_are_sha256(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abc")
+
+    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, example B.1
+    assert sha256_file(tmp_path / "a.txt") == sha256_text("abc") == abc
+
+
+# --- a folder -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_published_folder_is_whole_and_leaves_nothing_beside_it(published: Path) -> None:
+    assert is_whole(published)
+    assert (published / "a.txt").read_text() == "one"
+    assert [path.name for path in published.parent.iterdir()] == ["final"]
+
+
+def test_the_hashes_cover_every_file_and_the_inner_ones(published: Path) -> None:
+    hashes = json.loads((published / HASHES).read_text())
+
+    assert hashes == {"a.txt": sha256_text("one"), "inner/b.bin": sha256_file(published / "inner" / "b.bin")}
+
+
+def test_nothing_stands_under_the_final_name_while_it_is_filled(tmp_path: Path) -> None:
+    with publish_folder(tmp_path / "final") as partial:
+        fill(partial)
+        assert not (tmp_path / "final").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_exception_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), publish_folder(tmp_path / "final") as partial:
+        fill_and_fail(partial, error)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_replacement_leaves_the_good_folder(published: Path) -> None:
+    with pytest.raises(ZeroDivisionError), publish_folder(published) as partial:
+        fill_and_fail(partial, ZeroDivisionError())
+
+    assert is_whole(published)
+    assert (published / "a.txt").read_text() == "one"
+
+
+def test_a_replacement_takes_the_place_of_the_old_folder(published: Path) -> None:
+    with publish_folder(published) as partial:
+        (partial / "c.txt").write_text("two")
+
+    assert is_whole(published)
+    assert {path.name for path in published.iterdir()} == {"c.txt", HASHES}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from sftpipe.storage import publish_folder
+with publish_folder(Path(sys.argv[1])) as partial:
+    (partial / "half.txt").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_leaves_nothing_that_looks_whole_and_the_next_one_succeeds(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+
+    assert subprocess.run([sys.executable, "-c", KILLED, final], check=False).returncode == -signal.SIGKILL
+    assert not final.exists()
+
+    with publish_folder(final) as partial:
+        fill(partial)
+    assert is_whole(final)
+    assert not (final / "half.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def _flip_a_bit(folder: Path) -> None:
+    data = bytearray((folder / "inner" / "b.bin").read_bytes())
+    data[1] ^= 1
+    (folder / "inner" / "b.bin").write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a flipped bit": _flip_a_bit,
+    "a truncated file": lambda folder: (folder / "a.txt").write_text("on"),
+    "an empty file": lambda folder: (folder / "a.txt").write_text(""),
+    "a missing file": lambda folder: (folder / "inner" / "b.bin").unlink(),
+    "a folder in place of a file": lambda folder: ((folder / "a.txt").unlink(), (folder / "a.txt").mkdir()),
+    "no hashes": lambda folder: (folder / HASHES).unlink(),
+    "empty hashes": lambda folder: (folder / HASHES).write_text("{}"),
+    "half of the hashes": lambda folder: (folder / HASHES).write_text((folder / HASHES).read_text()[:40]),
+    "hashes of another shape": lambda folder: (folder / HASHES).write_text("[1]"),
+    "hashes that are no text": lambda folder: (folder / HASHES).write_bytes(b"\xff\xfe"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_detected(published: Path, damage: Callable[[Path], object]) -> None:
+    damage(published)
+
+    assert not is_whole(published)
+
+
+def test_a_folder_that_is_not_there_is_not_whole(tmp_path: Path) -> None:
+    assert not is_whole(tmp_path / "nowhere")
+
+
+# --- files into a folder --------------------------------------------------------------------------------------------------------------
+
+
+def test_published_files_join_the_folder_and_replace_their_namesakes(tmp_path: Path) -> None:
+    (tmp_path / "kept.txt").write_text("kept")
+    (tmp_path / "a.txt").write_text("old")
+
+    with publish_files(tmp_path) as partial:
+        (partial / "a.txt").write_text("new")
+        (partial / "b.txt").write_text("b")
+        assert (tmp_path / "a.txt").read_text() == "old"
+
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"kept.txt": "kept", "a.txt": "new", "b.txt": "b"}
+
+
+def test_an_exception_publishes_no_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("old")
+
+    with pytest.raises(ZeroDivisionError), publish_files(tmp_path) as partial:
+        fill_and_fail(partial, ZeroDivisionError())
+
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "old"}
+
+
+# --- where the cache is ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_follows_sftpipe_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFTPIPE_CACHE", str(tmp_path))
+    assert cache_dir() == tmp_path
+
+    monkeypatch.setenv("SFTPIPE_CACHE", "~/there")
+    assert cache_dir() == Path.home() / "there"
+
+
+@pytest.mark.parametrize("unset", ["", None])
+def test_without_sftpipe_cache_it_is_the_users_cache(unset: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SFTPIPE_CACHE", raising=False)
+    if unset is not None:
+        monkeypatch.setenv("SFTPIPE_CACHE", unset)
+
+    assert cache_dir() == platformdirs.user_cache_path("sftpipe")

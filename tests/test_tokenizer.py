@@ -1,0 +1,190 @@
+"""Special tokens and chat templates."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from sftpipe.config import conf_dir
+from sftpipe.errors import ModelError
+from sftpipe.schema import TokenizerConfig
+from sftpipe.tokenizer import choose_pad_token, load_tokenizer
+from sftpipe.weights import Weights
+
+TEMPLATES = conf_dir() / "chat_template"
+NOWHERE = Weights("", None, "")
+Load = Callable[..., Any]
+
+
+@pytest.fixture
+def load(smollm2: Weights) -> Load:
+    """`load_tokenizer` with some keys of the `tokenizer` group, on the embedded model."""
+    return lambda **keys: load_tokenizer(TokenizerConfig(**keys), smollm2, TEMPLATES)
+
+
+@pytest.fixture(scope="module")
+def raw(golden: Path) -> Callable[[str], Any]:
+    """A golden tokenizer as transformers loads it."""
+    return lambda name: AutoTokenizer.from_pretrained(golden / "tokenizers" / name)
+
+
+# --- PAD ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "chosen"),
+    [
+        ("phi-3-mini-4k-instruct", "<|endoftext|>", "<unk>"),  # its PAD is its EOS
+        ("opt-350m", "<pad>", "<pad>"),
+    ],
+)
+def test_golden_auto_keeps_a_pad_of_its_own_and_else_takes_unk(raw: Callable[[str], Any], name: str, before: str, chosen: str) -> None:
+    tokenizer = raw(name)
+    assert tokenizer.pad_token == before
+    assert choose_pad_token(tokenizer, "auto") == chosen
+
+
+def test_golden_auto_finds_nothing_where_every_special_token_is_eos(raw: Callable[[str], Any]) -> None:
+    with pytest.raises(ModelError) as error:
+        choose_pad_token(raw("gpt2"), "auto")
+    assert str(error.value) == (
+        "tokenizer.pad_token: auto finds no unused, PAD or UNK token beside EOS '<|endoftext|>'\n"
+        "    name a token that your texts do not contain: tokenizer.pad_token='...'"
+    )
+
+
+def test_golden_a_token_that_the_user_names_mends_that(raw: Callable[[str], Any]) -> None:
+    assert choose_pad_token(raw("gpt2"), "\u0120SolidGoldMagikarp") == "\u0120SolidGoldMagikarp"
+
+
+def test_the_embedded_tokenizer_pads_with_endoftext(tokenizer: Any) -> None:
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<|endoftext|>", 0)
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", 2)
+
+
+@pytest.mark.parametrize(("tokens", "chosen"), [
+    (["<|reserved_0|>"], "<|reserved_0|>"),
+    (["<|reserved_0|>", "<|fim_pad|>"], "<|fim_pad|>"),
+    (["<|extra_id_0|>", "<turn>"], "<|extra_id_0|>"),
+])  # fmt: skip
+def test_auto_prefers_a_token_made_for_padding_to_an_unused_one_to_unk(tokenizer: Any, tokens: list[str], chosen: str) -> None:
+    changed = copy.deepcopy(tokenizer)
+    changed.pad_token = changed.eos_token
+    changed.add_special_tokens({"additional_special_tokens": tokens})
+    assert choose_pad_token(changed, "auto") == chosen
+
+
+def test_auto_never_takes_bos_or_eos(tokenizer: Any) -> None:
+    changed = copy.deepcopy(tokenizer)
+    changed.pad_token, changed.unk_token = changed.eos_token, changed.bos_token
+    with pytest.raises(ModelError, match="auto finds no unused, PAD or UNK token"):
+        choose_pad_token(changed, "auto")
+
+
+def test_a_named_token_is_taken(load: Load) -> None:
+    assert load(pad_token="<file_sep>").pad_token_id == 5
+
+
+def test_eos_as_pad_is_refused(load: Load) -> None:
+    with pytest.raises(ModelError) as error:
+        load(pad_token="<|im_end|>")
+    assert str(error.value) == (
+        "tokenizer.pad_token: '<|im_end|>' is the EOS token: padding would hide the end of every row from the loss\n"
+        "    tokenizer.pad_token=auto"
+    )
+
+
+@pytest.mark.parametrize(("wanted", "fix"), [("<|endoftxt|>", "tokenizer.pad_token='<|endoftext|>'"), ("zzz~", "tokenizer.pad_token=auto")])
+def test_an_unknown_token_names_the_nearest_special_one(load: Load, wanted: str, fix: str) -> None:
+    with pytest.raises(ModelError) as error:
+        load(pad_token=wanted)
+    assert str(error.value) == (
+        f"tokenizer.pad_token: {wanted!r} is not in the vocabulary\n"
+        f"    allowed: auto, or a token such as <|im_start|>, <|im_end|>, <|endoftext|>\n    {fix}"
+    )
+
+
+def test_rows_are_padded_on_the_right(tokenizer: Any) -> None:
+    batch = tokenizer(["one two three", "one"], padding=True)
+    assert batch.input_ids[1][1:] == [tokenizer.pad_token_id] * 2
+
+
+# --- chat templates -------------------------------------------------------------------------------------------------------------------
+
+TURN = [{"role": "user", "content": "Hi."}]
+
+
+def test_the_models_own_template_is_the_default(load: Load) -> None:
+    text = load().apply_chat_template(TURN, tokenize=False, add_generation_prompt=True)
+    assert text.endswith("<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_template_is_found_by_its_name(load: Load) -> None:
+    tokenizer = load(chat_template="chatml_bos_eos")
+    assert tokenizer.chat_template == (TEMPLATES / "chatml_bos_eos.jinja").read_text(encoding="utf-8")
+    text = tokenizer.apply_chat_template(TURN, tokenize=False, add_generation_prompt=True)
+    assert text == "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_template_is_found_by_its_path(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text("{{ messages[0].content }} \U0001f600", encoding="utf-8")
+    tokenizer = load(chat_template=str(tmp_path / "mine.jinja"))
+    assert tokenizer.apply_chat_template(TURN, tokenize=False) == "Hi. \U0001f600"
+
+
+@pytest.mark.parametrize(("name", "fix"), [("chatml_bos_eod", "\n    tokenizer.chat_template=chatml_bos_eos"), ("none/such.jinja", "")])
+def test_an_unknown_template_names_the_ones_there_are(load: Load, name: str, fix: str) -> None:
+    with pytest.raises(ModelError) as error:
+        load(chat_template=name)
+    assert str(error.value) == (
+        f"tokenizer.chat_template: {name!r} is neither a named template nor a file\n"
+        f"    allowed: chatml_bos_eos, or the path of a .jinja file{fix}"
+    )
+
+
+def test_golden_opt_has_no_template_of_its_own(raw: Callable[[str], Any]) -> None:
+    assert raw("opt-350m").chat_template is None
+
+
+# --- loading --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_of_its_own_replaces_the_models(load: Load, tokenizer: Any, tmp_path: Path) -> None:
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = "mine"
+    changed.save_pretrained(tmp_path / "mine")
+    assert load(name_or_path=str(tmp_path / "mine")).chat_template == "mine"
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as error:
+        load_tokenizer(TokenizerConfig(name_or_path=str(tmp_path)), NOWHERE, TEMPLATES)
+    assert str(error.value).startswith(f"tokenizer.name_or_path: no tokenizer could be loaded from {tmp_path} (")
+    assert str(error.value).endswith("\n    name a folder or hub id that holds a tokenizer.json")
+
+
+def test_a_hub_id_without_a_network_is_named() -> None:
+    with pytest.raises(ModelError, match=r"^tokenizer\.name_or_path: no tokenizer could be loaded from someone/some-model \("):
+        load_tokenizer(TokenizerConfig(name_or_path="someone/some-model"), NOWHERE, TEMPLATES)
+
+
+def test_a_damaged_tokenizer_file_is_an_error_and_no_traceback(smollm2: Weights, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(smollm2.path) / name, tmp_path / name)
+    (tmp_path / "tokenizer.json").write_text('{"version": ')
+    with pytest.raises(ModelError, match=r"^tokenizer\.name_or_path: "):
+        load_tokenizer(TokenizerConfig(name_or_path=str(tmp_path)), NOWHERE, TEMPLATES)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [("a  12", ["a", "  ", "1", "2"]), ("2024", ["2", "0", "2", "4"]), ("x=10;", ["x", "=", "1", "0", ";"])],
+)
+def test_the_embedded_tokenizer_takes_digits_one_by_one(tokenizer: Any, text: str, tokens: list[str]) -> None:
+    assert [tokenizer.decode([token]) for token in tokenizer(text).input_ids] == tokens
