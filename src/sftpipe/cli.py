@@ -280,6 +280,7 @@ def _check(arguments: Arguments) -> int:
     out.print(_preflight_table(data.preflight))
     for name, (token, number) in data.preflight.special_tokens.items():
         out.print(f"{name:<10} {_one_line(str(token))} {number if number is not None else ''}")
+    out.print(f"{'answers end':<10} in {_one_line(', '.join(data.preflight.end_tokens))}")
     out.print("\nThe first row; what is trained is green:\n")
     out.print(colored(data.train[0], data.tokenizer))
     out.print("Everything that is checked holds.")

@@ -534,6 +534,10 @@ def _check_together(cfg: TrainConfig) -> list[Problem]:
                 fix=f"dataset.data_files=my_rows.{'jsonl' if cfg.dataset.path == 'json' else cfg.dataset.path}",
             )
         )
+    if cfg.format.system is not None and cfg.format.type == "prompt_completion":
+        problems.append(
+            Problem(where="format.system", found="format=prompt_completion has no turns", fix="put it into the prompts, or leave it out")
+        )
     for name in ("validation_size", "test_size"):
         size = getattr(cfg.dataset, name)
         if size < 0 or (size > 1 and not float(size).is_integer()):

@@ -112,6 +112,6 @@ def _plain_types(annotation: str) -> set[str] | None:
         return {ast.unparse(part)}
 
     names = walk(node)
-    if "str" in names:
+    if "str" in names and "literal" not in names:
         return names & _PLAIN
     return names if names <= _PLAIN else None

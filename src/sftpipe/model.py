@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,8 +121,10 @@ def quantization_config(quantization: Mapping[str, Any], precision: Precision) -
     return BitsAndBytesConfig(**fields)
 
 
-def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make model and generation config name the tokenizer's PAD, BOS and EOS; EOS tokens that generation also stops at stay.
+def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int] = ()) -> None:
+    """Make model and generation config name the tokenizer's PAD, BOS and EOS.
+
+    Generation stops at EOS, at what it stopped at before, and at `end_ids`, the tokens that trained answers end in.
 
     Raises:
         ModelError: the tokenizer has more tokens than the embedding has rows.
@@ -141,9 +143,7 @@ def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         return
     stops = model.generation_config.eos_token_id
     stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
-    if tokenizer.eos_token_id not in stops:
-        stops.insert(0, tokenizer.eos_token_id)
-    model.generation_config.eos_token_id = stops
+    model.generation_config.eos_token_id = list(dict.fromkeys([tokenizer.eos_token_id, *stops, *end_ids]))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = tokenizer.bos_token_id
 

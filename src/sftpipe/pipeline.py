@@ -78,7 +78,7 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
         data = _prepare(cfg, weights)
         with console.status("Loading the model ..."):
             model = models.load_base(cfg.model, cfg.quantization, weights, precision, frozen=bool(cfg.lora))
-            models.fit_to_tokenizer(model, data.tokenizer)
+            models.fit_to_tokenizer(model, data.tokenizer, data.end_ids())
         open_run(plan, cfg, weights.identity, precision.reason, data)
 
         adapter = models.lora_config(cfg.lora, weights) if cfg.lora else None

@@ -50,7 +50,8 @@ class Run:
             precision = model.choose_precision(cfg.model, use_cpu=bool(cfg.sft.get("use_cpu", False)))
             weights = find_weights(cfg.model) if cfg.lora else Weights(str(self.dir), None, self.dir.name)
             base = model.load_base(cfg.model, cfg.quantization, weights, precision, frozen=True)
-            model.fit_to_tokenizer(base, self.tokenizer)
+            ends = json.loads((self.dir / "preflight.json").read_text(encoding="utf-8"))["end_tokens"]
+            model.fit_to_tokenizer(base, self.tokenizer, self.tokenizer.convert_tokens_to_ids(list(ends)))
             return model.load_adapter(base, str(self.dir)) if cfg.lora else base.eval()
 
 

@@ -52,14 +52,16 @@ def quiet_libraries() -> Iterator[None]:
     from transformers.utils import logging as hf_logging
 
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    dataset_bars = datasets.are_progress_bars_disabled()
+    dataset_bars, dataset_verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what fails there is raised here
     try:
         yield
     finally:
         hf_logging.set_verbosity(verbosity)
+        datasets.logging.set_verbosity(dataset_verbosity)
         if bars:
             hf_logging.enable_progress_bar()
         if not dataset_bars:

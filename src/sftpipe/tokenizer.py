@@ -98,7 +98,7 @@ def choose_pad_token(tokenizer: Any, wanted: str) -> str:
 
 def _read_template(name: str, templates: Path) -> str:
     named = {file.stem: file for file in sorted(templates.glob("*.jinja"))}
-    file = named.get(name, Path(name))
+    file = named.get(name, Path(name).expanduser())
     if not file.is_file():
         match = nearest(name, named)
         raise ModelError(

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateSyntaxError
 
 from sftpipe.data.formats import Conversation, Prompt, Sample
 from sftpipe.data.labels import labels_from_span
 from sftpipe.errors import DataError, Problem
 from sftpipe.schema import LossConfig
+
+
+_MARK = "\ue000answer\ue000"  # private-use characters: no text of people holds them
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,14 @@ class Encoder:
         self.loss = loss
         self._special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         self._bos = self._added_bos()
+        self._tails: dict[tuple[str, ...], str | None] = {}
 
     def _added_bos(self) -> list[int]:
         """The ids that this tokenizer puts in front of plain text ([] for most chat models)."""
         with_bos = self.tokenizer("a").input_ids
         plain = self.tokenizer("a", add_special_tokens=False).input_ids
-        return list(with_bos[: len(with_bos) - len(plain)]) if with_bos[-len(plain) :] == plain else []
+        starts = [i for i in range(len(with_bos) - len(plain) + 1) if with_bos[i : i + len(plain)] == plain]
+        return list(with_bos[: starts[0]]) if starts else []
 
     # --- text ---------------------------------------------------------------------------------------------------------------------
 
@@ -67,7 +72,6 @@ class Encoder:
             return Rendered(sample.prompt, sample.completion, len(sample.completion))
         prompt = self.render_prompt(sample.messages[:-1], where)
         text = self._template(sample.messages, where, add_generation_prompt=False)
-        answer = sample.messages[-1]["content"]
         if not text.startswith(prompt):
             raise DataError(
                 Problem(
@@ -78,13 +82,24 @@ class Encoder:
                 )
             )
         completion = text[len(prompt) :]
-        answer_start = completion.find(answer)
-        if answer_start < 0:  # templates may strip the answer
-            answer = answer.strip()
-            answer_start = completion.find(answer)
-        if answer_start < 0:
-            raise DataError(Problem(where=where, found="the chat template leaves out the answer", fix="another tokenizer.chat_template"))
-        return Rendered(prompt, completion, answer_start + len(answer))
+        return Rendered(prompt, completion, len(completion) - len(self._tail(sample, completion, where)))
+
+    def _tail(self, sample: Conversation, completion: str, where: str) -> str:
+        """What the template writes behind the answer: found by rendering a mark in its place, once for each order of roles."""
+        *history, last = sample.messages
+        roles, answer = tuple(message["role"] for message in sample.messages), last["content"].strip()
+
+        def fits(tail: str | None) -> bool:
+            return tail is not None and completion.endswith(tail) and completion[: len(completion) - len(tail)].rstrip().endswith(answer)
+
+        if not fits(self._tails.get(roles)):
+            marked = self._template([*history, {**last, "content": _MARK}], where, add_generation_prompt=False)
+            self._tails[roles] = marked.rpartition(_MARK)[2] if _MARK in marked else None
+        tail = self._tails[roles]
+        if tail is None or not fits(tail):
+            problem = Problem(where=where, found="the chat template leaves out the answer", fix="another tokenizer.chat_template")
+            raise DataError(problem)
+        return tail
 
     def render_prompt(self, messages: Sequence[Any], where: str) -> str:
         """The text that generation is given for these turns."""
@@ -103,10 +118,14 @@ class Encoder:
             return str(
                 self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt)
             )
-        except TemplateError as error:
-            raise DataError(
-                Problem(where=where, found=f"the chat template refuses the conversation: {error}", fix="mend the row or the template")
-            ) from None
+        except TemplateSyntaxError as error:
+            problem = Problem(where="tokenizer.chat_template", found=f"no valid Jinja: {error} (line {error.lineno})", fix="mend it")
+            raise DataError(problem) from None
+        except Exception as error:  # a template is a program, and can raise anything
+            problem = Problem(
+                where=where, found=f"the chat template refuses the conversation: {error}", fix="mend the row or the template"
+            )
+            raise DataError(problem) from None
 
     # --- ids ----------------------------------------------------------------------------------------------------------------------
 
@@ -131,7 +150,7 @@ class Encoder:
                 ends = [end for _, end in completions.offset_mapping[index]]
                 length = self._trained_length(ids, ends, rendered[index].answer_end, places[index])
             else:
-                prompt = self.prompt_ids(sample.prompt)
+                prompt = [*self._bos, *prompts[index]]
                 ids.append(self.tokenizer.eos_token_id)
                 length = len(ids)
             start = len(prompt) if self.loss.type == "completion_only" else 0

@@ -134,6 +134,7 @@ def _conversation(turns: list[dict[str, str]], system: str | None, where: str) -
                 where=f"{where}.messages",
                 found=f"the roles {', '.join(roles) or '(none)'}",
                 allowed="system (optional), then user and assistant in turn, the assistant last",
+                fix="mend or remove the row; other names (human, gpt) have to become user and assistant",
             )
         )
     if system is not None and roles[0] != "system":

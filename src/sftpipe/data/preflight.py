@@ -34,10 +34,14 @@ class SplitReport:
 
 @dataclass
 class Preflight:
-    """The report that is written to preflight.json."""
+    """The report that is written to preflight.json.
+
+    end_tokens: {last trained token: rows that end in it}; generation must stop at each of them.
+    """
 
     splits: dict[str, SplitReport] = field(default_factory=dict)
     duplicates_across_splits: int = 0
+    end_tokens: dict[str, int] = field(default_factory=dict)
     special_tokens: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -51,7 +55,7 @@ def inspect(
     """Measure finished rows and check them against the limits.
 
     Args:
-        splits: {split: rows with `input_ids` and `labels`}.
+        splits: {split: rows with `input_ids`, `labels` and `index`, their place in the split before any row was dropped}.
         over_length: {split: rows that were dropped for their length}.
         tokenizer: for the ids of the special tokens.
         cfg: the limits.
@@ -79,12 +83,17 @@ def inspect(
         if len(empty) > cfg.max_empty_rows * len(rows):
             problems.append(
                 Problem(
-                    where=f"{split}[{empty[0]}]",
+                    where=f"{split}[{rows[empty[0]]['index']}]",
                     found=f"{len(empty)} of {len(rows)} rows have no trained token",
                     allowed=f"preflight.max_empty_rows={cfg.max_empty_rows}",
                     fix="sftpipe preview shows what is trained; check format and loss",
                 )
             )
+        for row in rows:
+            last = next((label for label in reversed(row["labels"]) if label != IGNORED), None)
+            if last is not None:
+                token = tokenizer.convert_ids_to_tokens(last)
+                report.end_tokens[token] = report.end_tokens.get(token, 0) + 1
         problems += _duplicates(split, rows, seen, report)
     if problems:
         raise DataError(*problems)
@@ -94,11 +103,11 @@ def inspect(
 def _duplicates(split: str, rows: Sequence[Mapping[str, Any]], seen: dict[tuple[int, ...], str], report: Preflight) -> list[Problem]:
     here: dict[tuple[int, ...], str] = {}
     repeated = []
-    for index, row in enumerate(rows):
+    for row in rows:
         key = tuple(row["input_ids"])
         if key in seen:
-            repeated.append((index, seen[key]))
-        here.setdefault(key, f"{split}[{index}]")
+            repeated.append((row["index"], seen[key]))
+        here.setdefault(key, f"{split}[{row['index']}]")
     seen.update({key: place for key, place in here.items() if key not in seen})
     report.duplicates_across_splits += len(repeated)
     if not repeated:

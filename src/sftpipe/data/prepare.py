@@ -37,6 +37,10 @@ class PreparedData:
     source: Mapping[str, Any]
     encoder: Encoder
 
+    def end_ids(self) -> list[int]:
+        """The tokens that trained answers end in."""
+        return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in self.preflight.end_tokens]
+
     def splits(self) -> dict[str, Any]:
         """{name: rows} of the splits that are there."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
@@ -57,6 +61,7 @@ def prepare_data(cfg: TrainConfig, tokenizer: Any, collate: Collate) -> Prepared
         finished[split] = _limit_length(encoded, split, cfg)
         dropped[split] = len(encoded) - len(finished[split])
     report = inspect(finished, dropped, tokenizer, cfg.preflight)
+    finished = {split: rows.remove_columns("index") for split, rows in finished.items()}
     return PreparedData(
         train=finished["train"],
         validation=finished.get("validation"),
@@ -91,11 +96,15 @@ def _encode_batch(
     format_cfg: FormatConfig,
     columns: list[str],
     split: str,
-) -> dict[str, list[list[int]]]:
+) -> dict[str, list[Any]]:
     places = [f"{split}[{index}]" for index in indices]
     samples = [to_sample({name: batch[name][i] for name in columns}, format_cfg, where) for i, where in enumerate(places)]
     encoded = encoder.encode(samples, places)
-    return {"input_ids": [row.input_ids for row in encoded], "labels": [row.labels for row in encoded]}
+    return {
+        "input_ids": [row.input_ids for row in encoded],
+        "labels": [row.labels for row in encoded],
+        "index": indices,
+    }
 
 
 def _limit_length(rows: Any, split: str, cfg: TrainConfig) -> Any:

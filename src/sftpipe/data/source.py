@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import glob
 import os
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from sftpipe.errors import DataError, Problem, nearest
 from sftpipe.hub import HubUnreachable, NotOnHub, latest_commit, offline
 from sftpipe.schema import DatasetConfig
-from sftpipe.storage import sha256_file, sha256_text
+from sftpipe.storage import cache_dir, sha256_file, sha256_text
 
 SPLITS = ("train", "validation", "test")
 _ASSETS = Path(__file__).parent / "assets"
@@ -29,15 +31,14 @@ def load_splits(cfg: DatasetConfig) -> dict[str, Any]:
     import datasets
 
     loaded = _load(cfg, datasets)
-    splits = {name: loaded[name] for name in SPLITS if name in loaded}
     if cfg.split is not None:
         if cfg.split not in loaded:
             raise DataError(_no_split("dataset.split", cfg.split, list(loaded)))
         splits = {"train": loaded[cfg.split]}
-    elif "train" not in splits:
-        if len(loaded) != 1:
+    else:
+        splits = {name: loaded[name] for name in SPLITS if name in loaded}
+        if "train" not in splits:
             raise DataError(_no_split("dataset.split", "train", list(loaded)))
-        splits = {"train": next(iter(loaded.values()))}
     splits = _cut(splits, cfg)
     if cfg.limit is not None:
         splits = {name: rows.select(range(min(cfg.limit, len(rows)))) for name, rows in splits.items()}
@@ -68,45 +69,118 @@ def _data_files(cfg: DatasetConfig) -> dict[str, list[str]] | None:
                     where="dataset.name",
                     found=f"no embedded data set {cfg.name!r}",
                     allowed=", ".join(known),
-                    fix=f"dataset.name={match}" if match else "",
+                    fix=f"dataset.name={match or known[0]}",
                 )
             )
         return {name: [str(_ASSETS / str(cfg.name) / f"{name}.jsonl")] for name in SPLITS}
     if cfg.path not in _FILES:
         return None
     named = cfg.data_files if isinstance(cfg.data_files, dict) else {"train": cfg.data_files}
-    files = {split: [str(f) for f in ([group] if isinstance(group, str) else group)] for split, group in named.items()}
-    for file in (file for group in files.values() for file in group):
-        if not Path(file).is_file():
-            folder = Path(file).parent
-            match = nearest(Path(file).name, os.listdir(folder)) if folder.is_dir() else None
-            raise DataError(
-                Problem(
-                    where="dataset.data_files",
-                    found=f"no file {file} (looked in {Path(file).resolve().parent})",
-                    fix=f"dataset.data_files={folder / match}" if match else "name a file that exists",
-                )
+    unread = [str(split) for split in named if split not in SPLITS]
+    if unread and "train" in named and cfg.split is None:
+        match = nearest(unread[0], SPLITS) or "train"
+        raise DataError(
+            Problem(
+                where=f"dataset.data_files.{unread[0]}",
+                found="no split of that name is read",
+                allowed=f"{', '.join(SPLITS)}, or the one that dataset.split names",
+                fix=f"dataset.data_files.{match}=... or dataset.split={unread[0]}",
             )
-    return files
+        )
+    return {split: [found for f in _as_list(files) for found in _find_files(str(f))] for split, files in named.items()}
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _find_files(name: str) -> list[str]:
+    """The file, or the files that a pattern such as `rows/*.jsonl` matches, sorted."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [str(path)]
+    matches = sorted(glob.glob(str(path), recursive=True))
+    files = [match for match in matches if Path(match).is_file()]
+    if files:
+        return files
+    if path.is_dir():
+        problem = Problem(where="dataset.data_files", found=f"{name} is a folder", fix=f"dataset.data_files='{name}/*.jsonl'")
+    else:
+        near = nearest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else None
+        problem = Problem(
+            where="dataset.data_files",
+            found=f"no file {name} (looked in {path.resolve().parent})",
+            fix=f"dataset.data_files={path.parent / near}" if near else "name a file that exists",
+        )
+    raise DataError(problem)
 
 
 def _load(cfg: DatasetConfig, datasets: Any) -> dict[str, Any]:
     files = _data_files(cfg)
     if files is not None:
-        builder = "json" if cfg.path == "embedded" else cfg.path
-        try:
-            return dict(datasets.load_dataset(builder, data_files=files))
-        except datasets.exceptions.DatasetGenerationError as error:
-            cause = error.__cause__ or error
-            raise DataError(
-                Problem(
-                    where="dataset.data_files",
-                    found=f"{', '.join(f for group in files.values() for f in group)} cannot be read as {builder}: "
-                    f"{' '.join(str(cause).split())[:200]}",
-                    fix=f"mend the file, or choose the right one of dataset={'|'.join(_FILES)}",
-                )
-            ) from None
+        return _load_files("json" if cfg.path == "embedded" else cfg.path, files, cfg, datasets)
+    if Path(cfg.path).is_file() or cfg.path in ("jsonl", "tsv", "txt"):
+        kind = next((kind for kind in _FILES if kind in cfg.path), "json")
+        file = cfg.path if Path(cfg.path).is_file() else "FILE"
+        raise DataError(
+            Problem(where="dataset.path", found=repr(cfg.path), allowed="embedded, json, csv, parquet, or user/name on the hub",
+                    fix=f"dataset={kind} dataset.data_files={file}")
+        )  # fmt: skip
     return _load_from_hub(cfg, datasets)
+
+
+def _load_files(builder: str, files: dict[str, list[str]], cfg: DatasetConfig, datasets: Any) -> dict[str, Any]:
+    # `datasets` tells files apart by name and time, so old rows could come back for new bytes; the fingerprint tells by content
+    cache = cache_dir() / "datasets" / fingerprint(cfg)[:16]
+    names = ", ".join(file for group in files.values() for file in group)
+    for file in (file for group in files.values() for file in group):
+        _check_utf8(Path(file))
+    try:
+        options = _as_text(files, datasets) if builder == "csv" else {}
+        return dict(datasets.load_dataset(builder, data_files=files, cache_dir=str(cache), **options))
+    except (datasets.exceptions.DatasetGenerationError, ValueError, StopIteration) as error:
+        if all(_is_blank(Path(file)) for group in files.values() for file in group):
+            problem = Problem(where="dataset.data_files", found=f"{names}: no rows", fix="name files that hold rows")
+        else:
+            cause = " ".join(str(error.__cause__ or error).split())[:200]
+            problem = Problem(
+                where="dataset.data_files",
+                found=f"{names} cannot be read as {builder}: {cause}",
+                fix=f"mend the file, or choose the right one of dataset={'|'.join(_FILES)}",
+            )
+        raise DataError(problem) from None
+
+
+def _check_utf8(file: Path) -> None:
+    """The loaders let broken text pass, and it fails far from its file."""
+    if file.suffix not in (".json", ".jsonl", ".csv", ".txt"):
+        return
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    Problem(
+                        where=f"dataset.data_files: {file}, line {number}",
+                        found=f"byte {line[error.start]:#04x} is no UTF-8",
+                        fix="save the file as UTF-8",
+                    )
+                ) from None
+
+
+def _as_text(files: dict[str, list[str]], datasets: Any) -> dict[str, Any]:
+    """Options that read every CSV value as the text that it is: "N/A" stays a word and "007" keeps its zeros."""
+    first = next(file for group in files.values() for file in group)
+    with Path(first).open(encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file))
+    return {"keep_default_na": False, "features": datasets.Features({name: datasets.Value("string") for name in header})}
+
+
+def _is_blank(file: Path) -> bool:
+    """Whether a file holds no row: nothing, `[]`, or one line of CSV header."""
+    text = file.read_bytes()[:100_000].strip()
+    return text in (b"", b"[]") or (file.suffix == ".csv" and b"\n" not in text)
 
 
 def _load_from_hub(cfg: DatasetConfig, datasets: Any) -> dict[str, Any]:
@@ -143,7 +217,16 @@ def _cut(splits: dict[str, Any], cfg: DatasetConfig) -> dict[str, Any]:
     train = splits["train"]
     if cfg.shuffle_seed is not None:
         train = train.shuffle(seed=cfg.shuffle_seed)
-    counts = {name: int(len(train) * size) if size < 1 else int(size) for name, size in sizes.items() if size}
+    counts = {name: int(len(train) * size + 1e-6) if size < 1 else int(size) for name, size in sizes.items() if size}
+    for name, count in counts.items():
+        if count == 0:
+            raise DataError(
+                Problem(
+                    where=f"dataset.{name}_size",
+                    found=f"{sizes[name]} of {len(train)} rows is less than one",
+                    fix=f"dataset.{name}_size={min(1.0, 1 / len(train)):.2g} or more, or a number of rows",
+                )
+            )
     for name in counts:
         if name in splits:
             raise DataError(
@@ -181,5 +264,15 @@ def _rename(rows: Any, split: str, cfg: DatasetConfig) -> Any:
                     fix=f"dataset.columns.{ours}={match}" if match else f"dataset.columns.{ours}=COLUMN",
                 )
             )
-    taken = [ours for ours, theirs in cfg.columns.items() if ours in rows.column_names and ours != theirs]
-    return rows.remove_columns(taken).rename_columns({t: o for o, t in cfg.columns.items() if t != o})
+    twice = [ours for ours, theirs in cfg.columns.items() if list(cfg.columns.values()).count(theirs) > 1]
+    if twice:
+        raise DataError(
+            Problem(
+                where=f"dataset.columns ({split})",
+                found=f"{' and '.join(twice)} both take the column {cfg.columns[twice[0]]!r}",
+                allowed="a column of its own for each name",
+            )
+        )
+    moved = {theirs: ours for ours, theirs in cfg.columns.items() if theirs != ours}
+    replaced = [name for name in moved.values() if name in rows.column_names and name not in moved]
+    return rows.remove_columns(replaced).rename_columns(moved)
