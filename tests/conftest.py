@@ -62,7 +62,7 @@ def smollm2() -> Any:
 @pytest.fixture(scope="session")
 def tokenizer(smollm2: Any) -> Any:
     """The embedded model's tokenizer, with PAD settled."""
-    from sftpipe.config import conf_dir
+    from sftpipe.catalog import conf_dir
     from sftpipe.schema import TokenizerConfig
     from sftpipe.tokenizer import load_tokenizer
 

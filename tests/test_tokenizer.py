@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from sftpipe.config import conf_dir
+from sftpipe.catalog import conf_dir
 from sftpipe.errors import ModelError
 from sftpipe.schema import TokenizerConfig
 from sftpipe.tokenizer import choose_pad_token, load_tokenizer

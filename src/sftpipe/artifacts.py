@@ -122,7 +122,8 @@ def _free_folder(cfg: TrainConfig) -> Path:
                 fix="sft.resume_from_checkpoint=auto goes on with it; or name a new folder",
             )
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # a run that failed before it began leaves Hydra's records and nothing else
+    if folder.exists() and (not folder.is_dir() or any(path.name != ".hydra" for path in folder.iterdir())):
         raise RunError(Problem(where=f"run={folder}", found="it holds something that is no run", fix="name a new folder"))
     return folder
 
@@ -147,7 +148,16 @@ def run_key(cfg: TrainConfig) -> str:
     Raises:
         DataError: a data file is missing.
     """
-    return sha256_text(json.dumps([_deciding(to_plain(cfg)), fingerprint(cfg.dataset)], sort_keys=True))
+    return sha256_text(json.dumps([_same_numbers(_deciding(to_plain(cfg))), fingerprint(cfg.dataset)], sort_keys=True))
+
+
+def _same_numbers(value: Any) -> Any:
+    """1 and 1.0 are one number, in lists and mappings too."""
+    if isinstance(value, dict):
+        return {name: _same_numbers(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_same_numbers(inner) for inner in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +171,10 @@ def _check_same_run(cfg: TrainConfig, folder: Path, where: str) -> None:
     manifest = _manifest(folder)
     if manifest.get("run_key") == run_key(cfg):
         return
-    recorded = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    try:
+        recorded = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        raise RunError(Problem(f"{folder}/config.yaml", "missing or damaged", fix="start a new run")) from None
     changed = _differences(_deciding(recorded), _deciding(to_plain(cfg)))
     raise RunError(
         Problem(
@@ -182,7 +195,7 @@ def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         raise RunError(
             Problem(where=str(folder), found="no readable manifest.json: not a run of sftpipe", fix="name a run folder")
         ) from None
@@ -215,6 +228,9 @@ def open_run(plan: RunPlan, cfg: TrainConfig, weights: str, device: str, data: P
                 )
             )
     plan.records.mkdir(parents=True, exist_ok=True)
+    if plan.attempt == 1:
+        write_text(plan.folder / "config.yaml", yaml.safe_dump(to_plain(cfg), sort_keys=False, allow_unicode=True))
+        write_json(plan.folder / "preflight.json", data.preflight.as_dict())
     manifest = {
         "run_key": run_key(cfg),
         "weights": weights,
@@ -224,10 +240,7 @@ def open_run(plan: RunPlan, cfg: TrainConfig, weights: str, device: str, data: P
         "tokenizer_sha256": sha256_text(data.tokenizer.backend_tokenizer.to_str() + str(data.tokenizer.chat_template)),
         **_provenance(),
     }
-    write_json(plan.records / "manifest.json", manifest)
-    if plan.attempt == 1:
-        write_text(plan.folder / "config.yaml", yaml.safe_dump(to_plain(cfg), sort_keys=False, allow_unicode=True))
-        write_json(plan.folder / "preflight.json", data.preflight.as_dict())
+    write_json(plan.records / "manifest.json", manifest)  # last: a folder with a manifest is a run that can be resumed
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:

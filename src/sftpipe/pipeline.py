@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sftpipe.artifacts import RunPlan, close_run, open_run, plan_run, write_metrics, write_samples
-from sftpipe.config import conf_dir
+from sftpipe.catalog import conf_dir
 from sftpipe.data.prepare import PreparedData, prepare_data
 from sftpipe.errors import DataError, Problem
 from sftpipe.run import Run, load_run, read_metrics, read_samples

@@ -15,6 +15,11 @@ def _choice(*choices: str) -> Any:
     return field(default=choices[0], metadata={"choices": choices})
 
 
+def _at_least(least: int, **default: Any) -> Any:
+    """A number field with a lower limit, and `default=...` or none."""
+    return field(metadata={"at_least": least}, **default)
+
+
 @dataclass
 class ModelConfig:
     """Which base weights, and in which precision they compute."""
@@ -46,11 +51,11 @@ class DatasetConfig:
     data_files: Any = None  # a file, a list of files, or {train: ..., validation: ..., test: ...}
     split: Optional[str] = None  # take only this split of the source and make the others from it
     columns: dict[str, str] = field(default_factory=dict)  # {our name: the data set's name}
-    validation_size: float = 0.0  # below 1 a share of the rows, else a number of rows; 0: none is cut off
-    test_size: float = 0.0
+    validation_size: float = _at_least(0, default=0.0)  # below 1 a share of the rows, else a number of rows; 0: none is cut off
+    test_size: float = _at_least(0, default=0.0)
     shuffle_seed: Optional[int] = None  # shuffle before splitting; default: keep the order of the file
-    limit: Optional[int] = None  # at most so many rows of each split
-    num_proc: Optional[int] = None  # processes that format and encode
+    limit: Optional[int] = _at_least(1, default=None)  # at most so many rows of each split
+    num_proc: Optional[int] = _at_least(1, default=None)  # processes that format and encode
 
 
 @dataclass
@@ -73,7 +78,7 @@ class PreflightConfig:
     """Limits that the data must keep before the first step."""
 
     max_empty_rows: float  # share of rows without a trained token
-    show_rows: int  # rows that `check` and `preview` print
+    show_rows: int = _at_least(0)  # rows that `check` and `preview` print
 
 
 @dataclass
@@ -81,7 +86,7 @@ class EvaluationConfig:
     """Validation and sample answers around the training."""
 
     sample_prompts: Optional[list[str]]  # default: the first five prompts of the test (or validation) split
-    max_new_tokens: int
+    max_new_tokens: int = _at_least(1)
 
 
 @dataclass
@@ -112,7 +117,7 @@ class TrainConfig:
     evaluation: Optional[EvaluationConfig]
     tracking: Optional[TrackingConfig]
     recipe: Optional[str] = None  # name of the recipe, for the run folder
-    seed: int = 42
+    seed: int = _at_least(0, default=42)
     over_length: str = _choice("error", "drop")  # rows longer than sft.max_length
     output_dir: str = "outputs"
     run: Optional[str] = None  # the run folder; default: a new one below output_dir

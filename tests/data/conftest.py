@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sftpipe.config import conf_dir
+from sftpipe.catalog import conf_dir
 from sftpipe.schema import TokenizerConfig
 from sftpipe.tokenizer import load_tokenizer
 from sftpipe.weights import Weights

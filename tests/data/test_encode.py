@@ -259,7 +259,9 @@ def test_a_template_that_ends_a_turn_in_another_special_token_trains_that_one(te
 
 
 def test_a_template_that_writes_a_mark_in_front_of_the_answer_trains_to_its_end(templated: Templated) -> None:
-    marking = templated(CHATML.replace("{{ message.content }}", "{% if message.role == 'assistant' %}<empty_output>{% endif %}{{ message.content }}"))
+    marking = templated(
+        CHATML.replace("{{ message.content }}", "{% if message.role == 'assistant' %}<empty_output>{% endif %}{{ message.content }}")
+    )
     assert trained_text(marking, talk("Hi.", "empty")) == "<empty_output>empty<|im_end|>"
 
 

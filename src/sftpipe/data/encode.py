@@ -17,7 +17,6 @@ from sftpipe.data.labels import labels_from_span
 from sftpipe.errors import DataError, Problem
 from sftpipe.schema import LossConfig
 
-
 _MARK = "\ue000answer\ue000"  # private-use characters: no text of people holds them
 
 
@@ -122,9 +121,7 @@ class Encoder:
             problem = Problem(where="tokenizer.chat_template", found=f"no valid Jinja: {error} (line {error.lineno})", fix="mend it")
             raise DataError(problem) from None
         except Exception as error:  # a template is a program, and can raise anything
-            problem = Problem(
-                where=where, found=f"the chat template refuses the conversation: {error}", fix="mend the row or the template"
-            )
+            problem = Problem(where=where, found=f"the chat template refuses the conversation: {error}", fix="mend the row or the template")
             raise DataError(problem) from None
 
     # --- ids ----------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,84 @@
+"""The YAML that comes with sftpipe, and the user's own recipes: where it lies, which options there are, what each one says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sftpipe.errors import ConfigError, Problem
+
+
+def conf_dir() -> Path:
+    """The `conf` folder: inside the package in a wheel, at the top of the repository in an editable install."""
+    return _shipped("conf")
+
+
+def _shipped(name: str) -> Path:
+    package = Path(__file__).parent
+    inside = package / name
+    return inside if inside.is_dir() else package.parents[1] / name
+
+
+def find_recipes() -> dict[str, Path]:
+    """{name: file} of the shipped recipes and those in `recipes/` of the working folder.
+
+    Raises:
+        ConfigError: one name stands in both.
+    """
+    recipes: dict[str, Path] = {}
+    for folder in dict.fromkeys((_shipped("recipes").resolve(), Path("recipes").resolve())):
+        for file in sorted(folder.glob("*.yaml")):
+            if file.stem in recipes:
+                raise ConfigError(
+                    Problem(
+                        where=f"recipe={file.stem}",
+                        found=f"two recipes of that name: {recipes[file.stem]} and {file}",
+                        fix=f"rename {file}",
+                    )
+                )
+            recipes[file.stem] = file
+    return recipes
+
+
+def groups() -> dict[str, list[str]]:
+    """{group: its options, the default first}: `recipe`, then the groups in the order of conf/config.yaml."""
+    found = {"recipe": sorted(find_recipes())}
+    for entry in read_yaml(conf_dir() / "config.yaml")["defaults"]:
+        for group, default in entry.items() if isinstance(entry, dict) else ():
+            if (conf_dir() / group).is_dir():
+                options = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+                found[group] = sorted(options, key=lambda option: option != default)
+    return found
+
+
+def header(file: Path) -> str:
+    """First comment line of a YAML file or template: what the option is, in one line."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith(("#", "{#")) and "@package" not in line:
+            return line.strip("{#-} ")
+    return ""
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: it is no YAML, or no mapping; names the file.
+    """
+    try:
+        loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(Problem(where=str(file), found=f"no valid YAML: {' '.join(str(error).split())}", fix="mend that line")) from None
+    if loaded is not None and not isinstance(loaded, dict):
+        raise ConfigError(Problem(where=str(file), found=f"a YAML {type(loaded).__name__}", allowed="keys and values (a mapping)"))
+    return loaded or {}
+
+
+def display(file: Path) -> str:
+    """A file's name for people: conf/... or recipes/... for ours, ./recipes/... for the user's."""
+    for root, name in ((_shipped("recipes"), "recipes"), (conf_dir(), "conf"), (Path("recipes"), "./recipes")):
+        if file.resolve().is_relative_to(root.resolve()):
+            return f"{name}/{file.resolve().relative_to(root.resolve())}"
+    return str(file)

@@ -1,0 +1,294 @@
+"""What a composed config may hold.
+
+Every key is checked against the schema (our groups) or the installed upstream sources (`sft`, `lora`, `quantization`), every value
+against its type and choices, and the choices against each other. All problems of a config are reported together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sftpipe.catalog import conf_dir, display, find_recipes, groups, read_yaml
+from sftpipe.errors import ConfigError, Problem, nearest
+from sftpipe.fields import accepts, upstream_fields
+from sftpipe.schema import TrainConfig
+from sftpipe.synonyms import SYNONYMS
+
+UPSTREAM = {"sft": "SFTConfig", "lora": "LoraConfig", "quantization": "BitsAndBytesConfig"}
+OFF = ("quantization", "lora", "packing", "evaluation", "tracking")  # groups whose empty option means off
+
+# fields of upstream classes that another key owns: {group: {field: what to write instead}}
+MOVED: dict[str, dict[str, str]] = {
+    "sft": {
+        **dict.fromkeys(("packing", "packing_strategy", "padding_free", "eval_packing"), "packing"),
+        **dict.fromkeys(("completion_only_loss", "assistant_only_loss"), "loss"),
+        **dict.fromkeys(("seed", "data_seed"), "seed"),
+        **dict.fromkeys(("output_dir", "run_name", "overwrite_output_dir"), "output_dir"),
+        **dict.fromkeys(("report_to", "project", "trackio_space_id"), "tracking"),
+        **dict.fromkeys(("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"), "model.dtype"),
+        "eos_token": "tokenizer",
+        "pad_token": "tokenizer.pad_token",
+        "chat_template_path": "tokenizer.chat_template",
+        "dataset_text_field": "format",
+        "dataset_num_proc": "dataset.num_proc",
+        "dataset_kwargs": "dataset",
+        "shuffle_dataset": "dataset.shuffle_seed",
+        "truncation_mode": "over_length",
+        "gradient_checkpointing": "sft.activation_checkpointing",
+        "gradient_checkpointing_kwargs": "sft.activation_checkpointing_kwargs",
+        "model_init_kwargs": "model",
+        "trust_remote_code": "model",
+    },
+    "lora": {"base_model_name_or_path": "model.name_or_path", "revision": "model.revision"},
+}
+# fields that only sftpipe itself can set rightly: {group: {field: why}}
+OURS: dict[str, dict[str, str]] = {
+    "sft": {
+        "disable_tqdm": "sftpipe draws its own progress bar",
+        "restore_callback_states_from_checkpoint": "a resumed run always restores them",
+        "hub_token": "secrets stay out of configs and run folders; use `hf auth login` or HF_TOKEN",
+        **dict.fromkeys(
+            ("deepspeed", "fsdp", "fsdp_config", "ddp_backend", "ddp_bucket_cap_mb", "ddp_broadcast_buffers",
+             "ddp_find_unused_parameters", "ddp_static_graph", "ddp_timeout", "parallelism_config", "local_rank"),
+            "a run is one process on one device",
+        ),
+    },
+    "lora": dict.fromkeys(("task_type", "peft_type", "inference_mode", "auto_mapping", "peft_version", "runtime_config"),
+                          "sftpipe trains causal language models and sets it"),
+}  # fmt: skip
+
+
+Place = Callable[[str], str]  # a key, with where it stands
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where the keys of a composed config may have been written.
+
+    command_line: the dotted keys of its overrides.
+    choices: {group: option}, the recipe among them.
+    default: what to say of a key that is found nowhere.
+    """
+
+    command_line: Sequence[str]
+    choices: Mapping[str, str | None]
+    default: str = "config"
+
+    def of(self, key: str) -> str:
+        """`key (place)`: the command line, or the file that holds it."""
+        return f"{key} ({self._place(key)})"
+
+    def _place(self, key: str) -> str:
+        if any(f"{key}.".startswith(f"{written}.") or f"{written}.".startswith(f"{key}.") for written in self.command_line):
+            return "command line"
+        recipe = find_recipes().get(self.choices.get("recipe") or "")
+        if recipe is not None and _holds(read_yaml(recipe), key.split(".")):
+            return display(recipe)
+        group, _, rest = key.partition(".")
+        file = conf_dir() / group / f"{self.choices.get(group)}.yaml"
+        return display(file) if rest and file.is_file() and _holds(read_yaml(file), rest.split(".")) else self.default
+
+
+def _holds(tree: Any, path: list[str]) -> bool:
+    for part in path:
+        named = {str(key): value for key, value in tree.items()} if isinstance(tree, dict) else {}
+        if part not in named:
+            return False
+        tree = named[part]
+    return True
+
+
+def check(tree: dict[str, Any], origin: Origin, earlier: Sequence[Problem] = ()) -> TrainConfig:
+    """Turn plain values into a `TrainConfig`.
+
+    Args:
+        tree: the composed config.
+        origin: where its keys stand, for messages.
+        earlier: what was already found; reported with the rest.
+
+    Raises:
+        ConfigError: holds every problem.
+    """
+    problems: list[Problem] = []
+    place = origin.of
+    for group in OFF:
+        if not tree.get(group):
+            tree[group] = None if group in ("evaluation", "tracking") else {}
+    built = _build(TrainConfig, tree, "", place, problems)
+    for group, class_name in UPSTREAM.items():
+        if isinstance(tree.get(group), Mapping):
+            problems += _check_upstream(group, class_name, tree[group], place)
+    if isinstance(tree["packing"], Mapping):
+        problems += [unknown_key(key, place, ()) for key in _leaves(tree["packing"], "packing.")]
+    if not problems and not earlier:
+        problems += _check_together(built)
+    if problems or earlier:
+        raise ConfigError(*earlier, *problems)
+    return typing.cast(TrainConfig, built)
+
+
+def _leaves(tree: Mapping[Any, Any], prefix: str) -> list[str]:
+    """The dotted keys of all values in a tree."""
+    found = []
+    for key, value in tree.items():
+        found += _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else [f"{prefix}{key}"]
+    return found
+
+
+def _build(cls: type, tree: Mapping[str, Any], prefix: str, place: Place, problems: list[Problem]) -> Any:
+    """An instance of the dataclass `cls` from plain values; what does not fit is added to `problems`."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key, value in tree.items():
+        if key not in fields:
+            problems += [unknown_key(name, place, list(fields)) for name in _leaves({key: value}, prefix)]
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        key = f"{prefix}{name}"
+        if name not in tree or tree[name] == "???":
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                fix = f"{key}=..." if "." in key else f"sftpipe list {key}"
+                problems.append(Problem(where=key, found="not set, and it has no default", fix=fix))
+            continue
+        values[name] = _value(hints[name], field, tree[name], key, place, problems)
+    missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING
+               and f.default_factory is dataclasses.MISSING]  # fmt: skip
+    return cls(**values, **dict.fromkeys(missing))
+
+
+def _value(hint: Any, field: Any, value: Any, key: str, place: Place, problems: list[Problem]) -> Any:
+    inner = [a for a in typing.get_args(hint) if a is not type(None)]
+    optional = len(inner) < len(typing.get_args(hint))
+    plain = inner[0] if optional else hint
+    if value is None and optional:
+        return None
+    if dataclasses.is_dataclass(plain) and isinstance(value, Mapping):
+        return _build(typing.cast(type, plain), value, f"{key}.", place, problems)
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+        problems.append(_wrong_choice(key, value, choices, place))
+        return value
+    if plain is Any:
+        return value
+    if plain is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    origin = typing.get_origin(plain) or plain
+    wanted = {list: "a list, such as [a,b]", dict: "a mapping, such as {a: b}", str: "a string", int: "a whole number",
+              float: "a number", bool: "true or false"}.get(origin, f"the keys of {key}")  # fmt: skip
+    if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
+        fix = f"an option is chosen with {key}={value}, in a recipe with `- override /{key}: {value}`"
+        is_option = isinstance(value, str) and value in groups().get(key, ())
+        problems.append(Problem(place(key), _show(value), wanted + (" or null" if optional else ""), fix if is_option else ""))
+    elif (least := field.metadata.get("at_least")) is not None and not value >= least:
+        problems.append(Problem(place(key), _show(value), f"{least} or more"))
+    return value
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return f"{str(value).lower()} (YAML reads yes, no, on and off without quotes as true or false)"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def _wrong_choice(key: str, value: Any, choices: Sequence[str], place: Place) -> Problem:
+    match = nearest(str(value), choices)
+    found = _show(value) if isinstance(value, bool) else repr(value)
+    return Problem(where=place(key), found=found, allowed=", ".join(choices), fix=f"{key}={match}" if match else "")
+
+
+def unknown_key(key: str, place: Place, siblings: Sequence[str]) -> Problem:
+    """Names the right key: another tool's name first, then a close sibling, then the same name in another group."""
+    parent, _, leaf = key.rpartition(".")
+    prefix = f"{parent}." if parent else ""
+    synonyms = [(tool, ours) for name in (key, leaf) for tool, table in SYNONYMS.items() if (ours := table.get(name))]
+    for tool, ours in synonyms[:1]:
+        if ours != key:
+            return Problem(where=place(key), found=f"unknown key; this is {tool}'s name", fix=_use(ours))
+    group = key.split(".")[0]
+    if match := nearest(leaf, siblings):
+        return Problem(where=place(key), found="unknown key", fix=f"did you mean {prefix}{match}?")
+    elsewhere = [k for k in _all_keys() if k.rpartition(".")[2] == leaf]
+    if not parent and not elsewhere:  # sedd=1, lerning_rate=1
+        elsewhere = [k for k in _all_keys() if nearest(leaf, [k.rpartition(".")[2]])]
+    if elsewhere:
+        return Problem(where=place(key), found="unknown key", fix=f"did you mean {elsewhere[0]}?")
+    known = ", ".join(siblings) if len(siblings) < 30 else f"the fields of {UPSTREAM.get(group, group)}"
+    if not siblings:
+        known = f"no keys; {group}=OPTION, one of {', '.join(groups()[group])}"
+    return Problem(where=place(key), found="unknown key", allowed=known)
+
+
+def _use(ours: str) -> str:
+    """How to write one of our keys: `lora.r=...`, `quantization=nf4`, or a group with its options."""
+    if "=" in ours:
+        return f"write {ours}"
+    options = groups().get(ours)
+    return f"write {ours}=OPTION, one of {', '.join(options)}" if options else f"write {ours}=..."
+
+
+def _all_keys() -> list[str]:
+    keys = []
+    for f in dataclasses.fields(TrainConfig):
+        hint = typing.get_type_hints(TrainConfig)[f.name]
+        inner = next((a for a in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(a)), None)
+        keys += [f.name] if inner is None else [f"{f.name}.{sub.name}" for sub in dataclasses.fields(inner)]
+    return keys + [f"{g}.{n}" for g, cls in UPSTREAM.items() for n in upstream_fields(cls) if n not in MOVED.get(g, {})]
+
+
+def _check_upstream(group: str, class_name: str, tree: Mapping[str, Any], place: Place) -> list[Problem]:
+    known = upstream_fields(class_name)
+    moved, ours = MOVED.get(group, {}), OURS.get(group, {})
+    problems = []
+    for name, value in tree.items():
+        key = f"{group}.{name}"
+        if name in moved:
+            problems.append(Problem(where=place(key), found="another key owns this", fix=_use(moved[name])))
+        elif name in ours:
+            problems.append(Problem(where=place(key), found=f"not for a config: {ours[name]}", fix="leave it out"))
+        elif name not in known:
+            problems.append(unknown_key(key, place, [n for n in known if n not in moved and n not in ours]))
+        elif not accepts(known[name], value):
+            problems.append(Problem(where=place(key), found=_show(value), allowed=str(known[name])))
+    return problems
+
+
+def _check_together(cfg: TrainConfig) -> list[Problem]:
+    """Choices that each are fine and together are not."""
+    problems = []
+    quantization = cfg.quantization
+    if quantization and not cfg.lora:
+        problems.append(
+            Problem(
+                where="quantization + lora",
+                found="quantized weights cannot be trained, and lora=none adds nothing that can",
+                fix="lora=default, or quantization=none",
+            )
+        )
+    if quantization.get("load_in_4bit") and quantization.get("load_in_8bit"):
+        problems.append(Problem(where="quantization", found="load_in_4bit and load_in_8bit are both true", fix="quantization=nf4"))
+    for name, allowed in (("bnb_4bit_quant_type", ("nf4", "fp4")),
+                          ("bnb_4bit_compute_dtype", ("auto", "float32", "bfloat16", "float16"))):  # fmt: skip
+        if name in quantization and quantization[name] not in allowed:
+            problems.append(_wrong_choice(f"quantization.{name}", quantization[name], allowed, lambda key: key))
+    if cfg.dataset.path in ("json", "csv", "parquet") and not cfg.dataset.data_files:
+        problems.append(
+            Problem(
+                where="dataset.data_files",
+                found=f"not set, and dataset={cfg.dataset.path} reads files",
+                fix=f"dataset.data_files=my_rows.{'jsonl' if cfg.dataset.path == 'json' else cfg.dataset.path}",
+            )
+        )
+    if cfg.format.system is not None and cfg.format.type == "prompt_completion":
+        problems.append(
+            Problem(where="format.system", found="format=prompt_completion has no turns", fix="put it into the prompts, or leave it out")
+        )
+    for name in ("validation_size", "test_size"):
+        size = getattr(cfg.dataset, name)
+        if size > 1 and not size.is_integer():
+            problems.append(Problem(where=f"dataset.{name}", found=repr(size), allowed="a share from 0 to 1, or a number of rows"))
+    if not 0 <= cfg.preflight.max_empty_rows <= 1:
+        problems.append(Problem(where="preflight.max_empty_rows", found=repr(cfg.preflight.max_empty_rows), allowed="0 to 1"))
+    return problems
