@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 import sftpipe
-from sftpipe.cli import VERBS, main
 from sftpipe.catalog import find_recipes, groups
+from sftpipe.cli import VERBS, main
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 Said = Callable[..., tuple[int, str, str]]
