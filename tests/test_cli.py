@@ -14,8 +14,12 @@ import pytest
 import yaml
 
 import sftpipe
+from sftpipe.artifacts import run_key
 from sftpipe.catalog import find_recipes, groups
-from sftpipe.cli import VERBS, main
+from sftpipe.cli import main
+from sftpipe.config import compose
+from sftpipe.schema import to_plain
+from sftpipe.verbs import VERBS
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 Said = Callable[..., tuple[int, str, str]]
@@ -86,7 +90,7 @@ def test_version_is_printed_alone(said: Said) -> None:
         (["list", "recpe"], "sftpipe list recipe"),
         (["train", "-m", "recipe=yoda,yodaa"], "recipe=yodaa (command line): no such recipe"),
         (["train", "-m", "recipe=yoda", "seed=1,x"], "seed (command line): 'x' (str)"),
-        (["train", "recipe=yoda", "lora.r=4,8"], "use -m for a sweep: sftpipe train -m lora.r=4,8"),
+        (["train", "recipe=yoda", "lora.r=4,8"], "use -m for a sweep: sftpipe train -m recipe=yoda lora.r=4,8"),
         (["bench"], "sftpipe bench: no part\n      allowed: step"),
         (["bench", "stepp"], "sftpipe bench: stepp\n      allowed: step"),
     ],
@@ -317,3 +321,41 @@ def test_a_mistake_beside_cfg_is_still_a_mistake(cli: Cli) -> None:
     assert done.returncode == 2
     assert "recipe=yodaa (command line): no such recipe" in done.stderr
     assert "did you mean seed?" in done.stderr
+
+
+# --- what train begins ----------------------------------------------------------------------------------------------------------------
+
+
+def test_auto_on_a_complete_run_changes_nothing(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # `train` sets it
+    words = ["recipe=yoda", "run=mine", "sft.resume_from_checkpoint=auto"]
+    cfg = compose(words)
+    train = {"loss": 1.0, "steps": 1, "runtime_s": 1.0, "tokens_per_s": 1.0, "peak_memory_bytes": 1}
+    files = {
+        ".hydra/overrides.yaml": "- recipe=yoda\n",
+        "manifest.json": json.dumps({"run_key": run_key(cfg)}),
+        "config.yaml": yaml.safe_dump(to_plain(cfg)),
+        "metrics.json": json.dumps({"train": train}),
+        "samples.jsonl": "",
+        "COMPLETE": "",
+    }
+    Path("mine/.hydra").mkdir(parents=True)
+    for name, text in files.items():
+        Path("mine", name).write_text(text)
+
+    code, out, err = said("train", *words, "--json")
+
+    assert (code, json.loads(out)) == (0, {"run": "mine", "metrics": {"train": train}})
+    assert "mine is complete; there is nothing to do." in err
+    assert {str(path.relative_to("mine")): path.read_text() for path in Path("mine").rglob("*") if path.is_file()} == files
+
+
+def test_a_sweep_cannot_write_into_one_run_folder(said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    bad_data = "dataset.name=stops-here"  # so that nothing trains where this is not refused
+
+    code, _, err = said("train", "-m", "recipe=yoda", "seed=1,2", "run=mine", bad_data)
+
+    assert code == 2
+    assert err.startswith("error\n  run")
+    assert list(tmp_path.iterdir()) == []

@@ -276,11 +276,11 @@ def test_problems_of_all_checked_groups_are_reported_together(write_recipe: Call
         compose(["recipe=mine", "preflight.show_rows=many"])
 
     assert [problem.where for problem in caught.value.problems] == [
+        "quantization.bnb_4bit_quant_typ (./recipes/mine.yaml)",
+        "lora.lora_alph (./recipes/mine.yaml)",
         "model.dtyp (./recipes/mine.yaml)",
         "preflight.show_rows (command line)",
         "sft.learning_rat (./recipes/mine.yaml)",
-        "lora.lora_alph (./recipes/mine.yaml)",
-        "quantization.bnb_4bit_quant_typ (./recipes/mine.yaml)",
     ]
 
 
@@ -518,7 +518,7 @@ def test_several_values_for_one_run_need_m() -> None:
     text = error_of(*sweeps)
 
     for values in sweeps:
-        assert f"{values}: several values for one run\n    use -m for a sweep: sftpipe train -m {values}" in text
+        assert f"{values}: several values for one run\n    use -m for a sweep: sftpipe train -m {' '.join(sweeps)}" in text
 
 
 def test_a_grid_varies_its_last_key_fastest() -> None:
@@ -580,7 +580,7 @@ def test_clashes_are_reported_together() -> None:
         "dataset.data_files: not set, and dataset=parquet reads files",
         "    dataset.data_files=my_rows.parquet",
         "dataset.test_size: 1.5",
-        "    allowed: a share from 0 to 1, or a number of rows",
+        "    allowed: below 1 a share of the rows, else a number of rows",
         "preflight.max_empty_rows: 2.0",
         "    allowed: 0 to 1",
     ]

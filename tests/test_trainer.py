@@ -27,7 +27,8 @@ NO_DROPOUT = "lora.lora_dropout=0"
 
 
 def tiny(folder: Path, *overrides: str) -> TrainConfig:
-    return compose(["recipe=yoda", "quantization=none", "model=custom", f"model.name_or_path={folder}", NO_DROPOUT, *overrides])
+    dropout = [] if "lora=none" in overrides else [NO_DROPOUT]
+    return compose(["recipe=yoda", "quantization=none", "model=custom", f"model.name_or_path={folder}", *dropout, *overrides])
 
 
 def trainer_of(cfg: TrainConfig, data: PreparedData, folder: Path) -> Trainer:
@@ -147,17 +148,11 @@ def test_accumulation_gives_the_same_weights_as_one_large_batch(option: str, dat
         cfg = tiny(tiny_model, f"lora={option}", f"sft.per_device_train_batch_size={size}", f"sft.gradient_accumulation_steps={steps}",
                    "sft.max_steps=2", "sft.optim=sgd", "sft.learning_rate=0.5", "sft.warmup_steps=0", "sft.save_strategy=no",
                    "sft.train_sampling_strategy=sequential")  # fmt: skip
-        trainer = trainer_of(cfg if option == "default" else compose_full(cfg), data, tmp_path / str(size))
+        trainer = trainer_of(cfg, data, tmp_path / str(size))
         wake_adapter(trainer.model)
         trainer.train()
         weights.append({n: p.data for n, p in trainer.model.named_parameters() if p.requires_grad})
     assert all(torch.allclose(value, weights[1][name], atol=1e-6) for name, value in weights[0].items())
-
-
-def compose_full(cfg: TrainConfig) -> TrainConfig:
-    import dataclasses
-
-    return dataclasses.replace(cfg, lora={})
 
 
 @pytest.mark.filterwarnings("ignore:.label_smoothing_factor. is deprecated:FutureWarning")
@@ -185,7 +180,7 @@ def test_the_auxiliary_loss_of_experts_equals_trls_own(data: PreparedData, tmp_p
     )  # fmt: skip
     MixtralForCausalLM(config).save_pretrained(folder)
     data.tokenizer.save_pretrained(folder)
-    trainer = trainer_of(compose_full(tiny(folder, "+sft.router_aux_loss_coef=0.5")), data, tmp_path / "run")
+    trainer = trainer_of(tiny(folder, "lora=none", "+sft.router_aux_loss_coef=0.5"), data, tmp_path / "run")
     trainer.model.train()
     batch = batch_of(data, 0, 1)
     items = (batch["labels"][:, 1:] != -100).sum()

@@ -24,6 +24,9 @@ from sftpipe.schema import TrainConfig, to_plain
 from sftpipe.storage import is_whole, sha256_text, write_json, write_text
 
 COMPLETE = "COMPLETE"
+# what a run that ended before its manifest leaves behind; nothing of it is worth keeping
+_WRITTEN_FIRST = ("config.yaml", "preflight.json", "manifest.json")
+_BEFORE_THE_MANIFEST = {".hydra", *_WRITTEN_FIRST[:2], *(f".{name}.partial" for name in _WRITTEN_FIRST)}
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,7 @@ def _free_folder(cfg: TrainConfig) -> Path:
                 fix="sft.resume_from_checkpoint=auto goes on with it; or name a new folder",
             )
         )
-    # a run that failed before it began leaves Hydra's records and nothing else
-    if folder.exists() and (not folder.is_dir() or any(path.name != ".hydra" for path in folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name not in _BEFORE_THE_MANIFEST for path in folder.iterdir())):
         raise RunError(Problem(where=f"run={folder}", found="it holds something that is no run", fix="name a new folder"))
     return folder
 
@@ -162,6 +164,8 @@ def _same_numbers(value: Any) -> Any:
 
 def _deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in plain.items() if name not in ("output_dir", "tracking", "recipe")}
+    if Path(str(plain["model"]["name_or_path"])).expanduser().is_dir():  # `open_run` compares the weights by their bytes
+        kept["model"] = {**plain["model"], "name_or_path": "a folder"}
     kept["sft"] = {name: value for name, value in plain["sft"].items() if name != "resume_from_checkpoint"}
     kept["dataset"] = {name: value for name, value in plain["dataset"].items() if name not in ("data_files", "num_proc")}
     return kept
@@ -261,7 +265,7 @@ def close_run(folder: Path) -> None:
 def _provenance() -> dict[str, Any]:
     return {
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.orig_argv[1]).name, *sys.orig_argv[2:]] if len(sys.orig_argv) > 1 else [],  # Hydra changes sys.argv
         "versions": {"python": platform.python_version(), **versions()},
         "git": _git(),
         "hardware": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},

@@ -45,7 +45,7 @@ def step() -> dict[str, Any]:
         with trainer.compute_loss_context_manager():
             loss = compute_loss(trainer, trainer.model, dict(batch), num_items_in_batch=items)
         loss.backward()
-        float(loss)  # waits for a GPU
+        float(loss.detach())  # waits for a GPU
         trainer.model.zero_grad()
         return time.perf_counter() - start
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is no YAML, or no mapping; names the file.
     """
+    return dict(_read_yaml(file, file.stat().st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=256)
+def _read_yaml(file: Path, _changed: int) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -14,10 +14,12 @@ from typing import Any
 from sftpipe.catalog import conf_dir, display, find_recipes, groups, read_yaml
 from sftpipe.errors import ConfigError, Problem, nearest
 from sftpipe.fields import accepts, upstream_fields
-from sftpipe.schema import TrainConfig
+from sftpipe.schema import EvaluationConfig, TrackingConfig, TrainConfig
 from sftpipe.synonyms import SYNONYMS
 
 UPSTREAM = {"sft": "SFTConfig", "lora": "LoraConfig", "quantization": "BitsAndBytesConfig"}
+_NOT_SET = "not set, and it has no default"
+_DATACLASSES = {"evaluation": EvaluationConfig, "tracking": TrackingConfig}
 OFF = ("quantization", "lora", "packing", "evaluation", "tracking")  # groups whose empty option means off
 
 # fields of upstream classes that another key owns: {group: {field: what to write instead}}
@@ -29,7 +31,6 @@ MOVED: dict[str, dict[str, str]] = {
         **dict.fromkeys(("output_dir", "run_name", "overwrite_output_dir"), "output_dir"),
         **dict.fromkeys(("report_to", "project", "trackio_space_id"), "tracking"),
         **dict.fromkeys(("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"), "model.dtype"),
-        "eos_token": "tokenizer",
         "pad_token": "tokenizer.pad_token",
         "chat_template_path": "tokenizer.chat_template",
         "dataset_text_field": "format",
@@ -47,6 +48,7 @@ MOVED: dict[str, dict[str, str]] = {
 # fields that only sftpipe itself can set rightly: {group: {field: why}}
 OURS: dict[str, dict[str, str]] = {
     "sft": {
+        "eos_token": "EOS stays what the tokenizer says",
         "disable_tqdm": "sftpipe draws its own progress bar",
         "restore_callback_states_from_checkpoint": "a resumed run always restores them",
         "hub_token": "secrets stay out of configs and run folders; use `hf auth login` or HF_TOKEN",
@@ -68,7 +70,7 @@ Place = Callable[[str], str]  # a key, with where it stands
 class Origin:
     """Where the keys of a composed config may have been written.
 
-    command_line: the dotted keys of its overrides.
+    command_line: the dotted keys of its overrides, and the groups that it chooses.
     choices: {group: option}, the recipe among them.
     default: what to say of a key that is found nowhere.
     """
@@ -81,8 +83,14 @@ class Origin:
         """`key (place)`: the command line, or the file that holds it."""
         return f"{key} ({self._place(key)})"
 
+    def switched_off(self, key: str) -> bool:
+        """Whether the command line chose none for the key's group, over a recipe that set the key."""
+        group = key.partition(".")[0]
+        return self.choices.get(group) == "none" and group in self.command_line and key not in self.command_line
+
     def _place(self, key: str) -> str:
-        if any(f"{key}.".startswith(f"{written}.") or f"{written}.".startswith(f"{key}.") for written in self.command_line):
+        values = [written for written in self.command_line if written not in groups()]
+        if any(f"{key}.".startswith(f"{written}.") or f"{written}.".startswith(f"{key}.") for written in values):
             return "command line"
         recipe = find_recipes().get(self.choices.get("recipe") or "")
         if recipe is not None and _holds(read_yaml(recipe), key.split(".")):
@@ -115,19 +123,40 @@ def check(tree: dict[str, Any], origin: Origin, earlier: Sequence[Problem] = ())
     problems: list[Problem] = []
     place = origin.of
     for group in OFF:
+        if origin.choices.get(group) == "none" and isinstance(tree.get(group), Mapping):
+            problems += _check_off(group, tree[group], origin)
+            tree[group] = {}
         if not tree.get(group):
             tree[group] = None if group in ("evaluation", "tracking") else {}
     built = _build(TrainConfig, tree, "", place, problems)
     for group, class_name in UPSTREAM.items():
         if isinstance(tree.get(group), Mapping):
             problems += _check_upstream(group, class_name, tree[group], place)
-    if isinstance(tree["packing"], Mapping):
-        problems += [unknown_key(key, place, ()) for key in _leaves(tree["packing"], "packing.")]
     if not problems and not earlier:
         problems += _check_together(built)
     if problems or earlier:
         raise ConfigError(*earlier, *problems)
     return typing.cast(TrainConfig, built)
+
+
+def _check_off(group: str, tree: Mapping[str, Any], origin: Origin) -> list[Problem]:
+    """Keys of a group whose option is none: their names are checked all the same, and right ones say that nothing reads them."""
+    problems: list[Problem] = []
+    if group in UPSTREAM:
+        problems += _check_upstream(group, UPSTREAM[group], tree, origin.of)
+    elif group in _DATACLASSES:
+        _build(_DATACLASSES[group], tree, f"{group}.", origin.of, problems)
+        problems = [problem for problem in problems if problem.found != _NOT_SET]
+    if problems:
+        return problems
+    options = [option for option in groups().get(group, ()) if option != "none"]
+    for key in _leaves(tree, f"{group}."):
+        if not options:
+            problems.append(Problem(origin.of(key), "unknown key", f"no keys; {group}=none is the only option"))
+        elif not origin.switched_off(key):
+            found = f"{group}=none is chosen, and nothing would read it"
+            problems.append(Problem(origin.of(key), found, ", ".join(options), f"{group}={options[0]} {key}=..."))
+    return problems
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: str) -> list[str]:
@@ -151,7 +180,7 @@ def _build(cls: type, tree: Mapping[str, Any], prefix: str, place: Place, proble
         if name not in tree or tree[name] == "???":
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 fix = f"{key}=..." if "." in key else f"sftpipe list {key}"
-                problems.append(Problem(where=key, found="not set, and it has no default", fix=fix))
+                problems.append(Problem(where=key, found=_NOT_SET, fix=fix))
             continue
         values[name] = _value(hints[name], field, tree[name], key, place, problems)
     missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING
@@ -203,7 +232,9 @@ def unknown_key(key: str, place: Place, siblings: Sequence[str]) -> Problem:
     """Names the right key: another tool's name first, then a close sibling, then the same name in another group."""
     parent, _, leaf = key.rpartition(".")
     prefix = f"{parent}." if parent else ""
-    synonyms = [(tool, ours) for name in (key, leaf) for tool, table in SYNONYMS.items() if (ours := table.get(name))]
+    synonyms = [
+        (tool, ours) for name in (key, leaf, key.replace(".", "_")) for tool, table in SYNONYMS.items() if (ours := table.get(name))
+    ]
     for tool, ours in synonyms[:1]:
         if ours != key:
             return Problem(where=place(key), found=f"unknown key; this is {tool}'s name", fix=_use(ours))
@@ -216,8 +247,6 @@ def unknown_key(key: str, place: Place, siblings: Sequence[str]) -> Problem:
     if elsewhere:
         return Problem(where=place(key), found="unknown key", fix=f"did you mean {elsewhere[0]}?")
     known = ", ".join(siblings) if len(siblings) < 30 else f"the fields of {UPSTREAM.get(group, group)}"
-    if not siblings:
-        known = f"no keys; {group}=OPTION, one of {', '.join(groups()[group])}"
     return Problem(where=place(key), found="unknown key", allowed=known)
 
 
@@ -288,7 +317,9 @@ def _check_together(cfg: TrainConfig) -> list[Problem]:
     for name in ("validation_size", "test_size"):
         size = getattr(cfg.dataset, name)
         if size > 1 and not size.is_integer():
-            problems.append(Problem(where=f"dataset.{name}", found=repr(size), allowed="a share from 0 to 1, or a number of rows"))
+            problems.append(
+                Problem(where=f"dataset.{name}", found=repr(size), allowed="below 1 a share of the rows, else a number of rows")
+            )
     if not 0 <= cfg.preflight.max_empty_rows <= 1:
         problems.append(Problem(where="preflight.max_empty_rows", found=repr(cfg.preflight.max_empty_rows), allowed="0 to 1"))
     return problems

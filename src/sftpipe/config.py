@@ -6,6 +6,7 @@ Hydra composes plain YAML; `checks.py` then checks every key, so that a typo is 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from sftpipe.checks import Origin, check, unknown_key
 from sftpipe.errors import ConfigError, Problem, nearest
 from sftpipe.schema import TrainConfig
 
+_FOLDERS = ("hydra.run", "hydra.sweep.", "hydra.output_subdir", "hydra.job.chdir")
 _REFUSED = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)  # what Hydra raises for bad YAML
 
 
@@ -42,9 +44,11 @@ def compose(overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: holds every problem that was found.
     """
+    if isinstance(overrides, str):
+        raise TypeError(f'compose takes a list: compose(["{overrides}"])')
     parsed, problems = parse_overrides(overrides)
     problems += [
-        Problem(str(o.input_line), "several values for one run", fix=f"use -m for a sweep: sftpipe train -m {o.input_line}")
+        Problem(str(o.input_line), "several values for one run", fix=f"use -m for a sweep: sftpipe train -m {' '.join(overrides)}")
         for o in parsed
         if o.is_sweep_override()
     ]
@@ -72,9 +76,10 @@ def from_composed(
         ConfigError: unknown or misplaced keys, wrong types, values that are not allowed, choices that clash; all together.
     """
     known = groups()
-    written = [str(override.key_or_group) for override in overrides if override.key_or_group not in known]
-    origin = Origin(written, {k: v for k, v in choices.items() if k in known})
+    origin = Origin([str(override.key_or_group) for override in overrides], {k: v for k, v in choices.items() if k in known})
     raw = OmegaConf.create({key: composed._get_node(key) for key in composed if key != "hydra"})
+    if "recipe" in raw and raw["recipe"] is not None:
+        problems = [*problems, Problem(origin.of("recipe"), "a recipe's name is its file's", fix="leave the key out")]
     raw["recipe"] = origin.choices.get("recipe")
     try:
         tree = OmegaConf.to_container(raw, resolve=True)
@@ -112,11 +117,16 @@ def register_recipes() -> None:
         ConfigError: a recipe is no YAML that Hydra reads; names the file.
     """
     for name, file in find_recipes().items():
-        try:
-            node = OmegaConf.load(file)
-        except _REFUSED as error:
-            raise ConfigError(Problem(display(file), f"no valid YAML: {_one_line(error)}", fix="mend that line")) from None
+        node = _load_recipe(file, file.stat().st_mtime_ns)
         ConfigStore.instance().store(group="recipe", name=name, package="_global_", node=node)
+
+
+@functools.lru_cache(maxsize=256)
+def _load_recipe(file: Path, _changed: int) -> Any:
+    try:
+        return OmegaConf.load(file)
+    except _REFUSED as error:
+        raise ConfigError(Problem(display(file), f"no valid YAML: {_one_line(error)}", fix="mend that line")) from None
 
 
 def _refused(error: Exception, overrides: Sequence[Override]) -> Problem:
@@ -142,7 +152,7 @@ def enter_hydra(flags: Sequence[str], overrides: Sequence[str], settings: Sequen
     def task(composed: DictConfig) -> None:
         runtime = HydraConfig.get()
         number = runtime.job.num if "--multirun" in flags else 0
-        job(from_composed(composed, runtime.runtime.choices), number)
+        job(from_composed(composed, runtime.runtime.choices, parse_overrides(runtime.overrides.task)[0]), number)
 
     register_recipes()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # a bug keeps its traceback
@@ -230,6 +240,10 @@ def _check_choice(override: Override, options: dict[str, list[str]]) -> list[Pro
     group = str(override.key_or_group)
     if override.is_delete():
         return []
+    if group.startswith(_FOLDERS):
+        return [Problem(f"{group} (command line)", "sftpipe names the folders itself", fix="run=DIR, or output_dir=DIR")]
+    if not group:
+        return [Problem(str(override.input_line), "a value without a key", allowed="key=value")]
     if group not in options:
         is_folder = (conf_dir() / group).is_dir()  # conf/chat_template holds no options, and Hydra would take it for a group
         return [unknown_key(group, lambda key: f"{key} (command line)", list(options))] if is_folder else []

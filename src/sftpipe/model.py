@@ -48,7 +48,7 @@ def choose_precision(cfg: ModelConfig, *, use_cpu: bool = False) -> Precision:
     elif device == "cuda":
         compute, why = torch.float32, "this GPU has no bfloat16"
     else:
-        compute, why = torch.float32, "a CPU computes float32 fastest and exactly"
+        compute, why = torch.float32, "exact, and at home on every CPU"
     if device == "cpu" and compute is torch.float16:
         raise ModelError(Problem(where="model.dtype", found="float16 on a CPU", allowed="auto, float32, bfloat16", fix="model.dtype=auto"))
     trained = torch.float32 if cfg.adapter_dtype == "auto" else getattr(torch, cfg.adapter_dtype)

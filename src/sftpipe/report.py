@@ -28,7 +28,7 @@ def plot_loss(folder: Path) -> None:
     if train:
         axes.plot(*zip(*train, strict=True), color="tab:blue", label="training")
     if validation:
-        axes.plot(*zip(*validation, strict=True), "o--", color="tab:orange", label="validation")
+        axes.plot(*zip(*validation, strict=True), "o--" if len(validation) > 2 else "o", color="tab:orange", label="validation")
         for step, loss in (validation[0], validation[-1]):
             axes.annotate(f"{loss:.2f}", (step, loss), textcoords="offset points", xytext=(0, 8), ha="center")
     axes.set_xlabel("optimizer step")

@@ -36,11 +36,14 @@ def sha256_text(text: str) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a file beside its place, flush it to disk and rename it: a reader sees the old text or the new, never a part."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -61,9 +64,8 @@ def publish_folder(final: Path) -> Iterator[Path]:
         yield partial
         files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
         write_json(partial / HASHES, {str(path.relative_to(partial)): sha256_file(path) for path in files})
-        for path in files:
+        for path in (*files, *(path for path in partial.rglob("*") if path.is_dir()), partial):
             _fsync(path)
-        _fsync(partial)
         if final.exists():
             shutil.rmtree(final)
         partial.replace(final)

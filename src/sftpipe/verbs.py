@@ -57,12 +57,18 @@ def _train(arguments: Arguments) -> int:
     from sftpipe.artifacts import RunPlan, plan_run, stamp
 
     if arguments.multirun:
+        _check_sweep(configs)
         recipes = {cfg.recipe or "custom" for cfg in configs}
         sweep = Path(configs[0].output_dir) / (recipes.pop() if len(recipes) == 1 else "sweep") / stamp()
         plans = [RunPlan(sweep / str(number)) for number in range(len(jobs))]
         flags, settings = ["--multirun"], [_literal("hydra.sweep.dir", sweep), "hydra.sweep.subdir=${hydra.job.num}"]
     else:
         plans = [plan_run(configs[0])]
+        if plans[0].complete:  # Hydra would write its records anew
+            from sftpipe.pipeline import train
+
+            _print_run(train(configs[0], plans[0]), as_json=arguments.json)
+            return 0
         records = plans[0].records.relative_to(plans[0].folder) / ".hydra"
         flags, settings = [], [_literal("hydra.run.dir", plans[0].folder), _literal("hydra.output_subdir", records)]
     failed: list[SftpipeError] = []
@@ -80,6 +86,18 @@ def _train(arguments: Arguments) -> int:
 
     enter_hydra(flags, arguments.overrides, settings, job)
     return failed[-1].exit_code if failed else 0
+
+
+def _check_sweep(configs: Sequence[TrainConfig]) -> None:
+    """A sweep makes its folders itself."""
+    problems = []
+    if any(cfg.run for cfg in configs):
+        problems.append(Problem("run", "one folder, and a sweep makes one for each job", fix="output_dir=DIR"))
+    if any(cfg.sft.get("resume_from_checkpoint") for cfg in configs):
+        fix = "run the unfinished job alone, without -m: sft.resume_from_checkpoint=FOLDER/OF/THE/JOB"
+        problems.append(Problem("sft.resume_from_checkpoint", "a sweep begins every job anew", fix=fix))
+    if problems:
+        raise ConfigError(*problems)
 
 
 def _compose_all(jobs: Sequence[Sequence[str]]) -> list[TrainConfig]:

@@ -91,7 +91,11 @@ def _data_files(cfg: DatasetConfig) -> dict[str, list[str]] | None:
 
 
 def _as_list(value: Any) -> list[Any]:
-    return [value] if isinstance(value, str) else list(value)
+    files = [value] if isinstance(value, str) else value
+    if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
+        allowed = "a file, a list of files, or {train: ..., validation: ..., test: ...}"
+        raise DataError(Problem("dataset.data_files", repr(value), allowed, "dataset.data_files=rows.jsonl"))
+    return files
 
 
 def _find_files(name: str) -> list[str]:
