@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the libraries that read it
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # as many workers as cores: more threads would wait for each other
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(os.environ.get("SFTPIPE_GOLDEN", REPOSITORY.parent / "shared" / "golden"))
@@ -24,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No settings of the person who runs the tests."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "NETRC", "OMP_NUM_THREADS"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "NETRC"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -67,6 +69,14 @@ def tokenizer(smollm2: Any) -> Any:
     from sftpipe.tokenizer import load_tokenizer
 
     return load_tokenizer(TokenizerConfig(), smollm2, conf_dir() / "chat_template")
+
+
+@pytest.fixture(scope="session")
+def data(smollm2: Any) -> Any:
+    """The rows of the recipe `yoda`, prepared."""
+    from sftpipe import compose, prepare
+
+    return prepare(compose(["recipe=yoda"]))
 
 
 @pytest.fixture(scope="session")

@@ -6,122 +6,15 @@ import json
 import math
 import resource
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from sftpipe import model as models
-from sftpipe.config import compose
 from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import ConfigError
-from sftpipe.model import Precision
-from sftpipe.pipeline import prepare
-from sftpipe.schema import TrainConfig
 from sftpipe.storage import is_whole
-from sftpipe.trainer import Trainer, build_arguments, build_trainer, make_collator
-from sftpipe.weights import find_weights
-
-CPU = Precision("cpu", torch.float32, torch.float32, "")
-NO_DROPOUT = "lora.lora_dropout=0"
-
-
-def tiny(folder: Path, *overrides: str) -> TrainConfig:
-    dropout = [] if "lora=none" in overrides else [NO_DROPOUT]
-    return compose(["recipe=yoda", "quantization=none", "model=custom", f"model.name_or_path={folder}", *dropout, *overrides])
-
-
-def trainer_of(cfg: TrainConfig, data: PreparedData, folder: Path) -> Trainer:
-    weights = find_weights(cfg.model)
-    model = models.load_base(cfg.model, cfg.quantization, weights, CPU, frozen=bool(cfg.lora))
-    models.fit_to_tokenizer(model, data.tokenizer)
-    arguments = build_arguments(cfg.sft, seed=cfg.seed, folder=folder, precision=CPU)
-    return build_trainer(arguments, model, models.lora_config(cfg.lora, weights) if cfg.lora else None, data, CPU)
-
-
-def wake_adapter(model: torch.nn.Module) -> None:
-    """LoRA starts as zero (B = 0), which would hide every gradient of A."""
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.02
-
-
-@pytest.fixture(scope="module")
-def data(smollm2: Any) -> PreparedData:
-    return prepare(compose(["recipe=yoda"]))
-
-
-def batch_of(data: PreparedData, *rows: int) -> dict[str, Any]:
-    return data.collate([data.train[row] for row in rows])
-
-
-# --- the real model -------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def real(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
-    cfg = compose(["recipe=yoda", NO_DROPOUT, "model.source=package"])
-    trainer = trainer_of(cfg, data, tmp_path_factory.mktemp("real"))
-    wake_adapter(trainer.model)
-    trainer.model.train()
-    return trainer
-
-
-def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    found = {n.removeprefix("module."): p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad(set_to_none=True)
-    return found
-
-
-def test_nf4_adapter_weights_are_float32_and_alone_trained(real: Trainer) -> None:
-    trained = {name: p.dtype for name, p in real.model.named_parameters() if p.requires_grad}
-    assert set(trained.values()) == {torch.float32}
-    assert all("lora_" in name for name in trained)
-    assert len(trained) == 2 * 30 * 7
-
-
-def test_loss_and_gradients_equal_plain_peft_with_full_logits(real: Trainer, data: PreparedData) -> None:
-    from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    cfg = compose(["recipe=yoda", NO_DROPOUT, "model.source=package"])
-    weights = find_weights(cfg.model)
-    quantization = models.quantization_config(cfg.quantization, CPU)
-    base = AutoModelForCausalLM.from_pretrained(weights.path, quantization_config=quantization, dtype=torch.float32)
-    plain = get_peft_model(base, models.lora_config(cfg.lora, weights))
-    wake_adapter(plain)
-    lora_a = {n: p.data for n, p in real.model.named_parameters() if "lora_A" in n}
-    for name, parameter in plain.named_parameters():
-        if "lora_A" in name:
-            parameter.data = lora_a[name].clone()
-    plain.train()
-    batch = batch_of(data, 0, 1, 2, 3)
-
-    plain_loss = plain(**batch).loss
-    plain_loss.backward()
-    expected = gradients(plain)
-    loss = real.compute_loss(real.model, dict(batch))
-    loss.backward()
-    found = gradients(real.model)
-
-    assert loss.item() == pytest.approx(plain_loss.item(), rel=1e-5)
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item()), name
-
-
-def test_an_evaluation_leaves_the_gradients_as_they_were(real: Trainer, data: PreparedData) -> None:
-    """bitsandbytes repacks 4-bit weights in eval mode on some CPUs, for a kernel without a backward."""
-    batch = batch_of(data, 4, 5)
-    real.compute_loss(real.model, dict(batch)).backward()
-    before = gradients(real.model)
-    real.evaluate(data.validation.select(range(4)))
-    real.model.train()
-    real.compute_loss(real.model, dict(batch)).backward()
-    after = gradients(real.model)
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
+from sftpipe.trainer import Trainer, build_arguments, make_collator
+from trainers import CPU, batch_of, tiny, trainer_of, wake_adapter
 
 # --- a tiny model ---------------------------------------------------------------------------------------------------------------------
 

@@ -70,13 +70,15 @@ Place = Callable[[str], str]  # a key, with where it stands
 class Origin:
     """Where the keys of a composed config may have been written.
 
-    command_line: the dotted keys of its overrides, and the groups that it chooses.
     choices: {group: option}, the recipe among them.
+    command_line: the dotted keys of its overrides.
+    chosen: the groups whose option stands on the command line.
     default: what to say of a key that is found nowhere.
     """
 
-    command_line: Sequence[str]
     choices: Mapping[str, str | None]
+    command_line: Sequence[str] = ()
+    chosen: Sequence[str] = ()
     default: str = "config"
 
     def of(self, key: str) -> str:
@@ -85,12 +87,10 @@ class Origin:
 
     def switched_off(self, key: str) -> bool:
         """Whether the command line chose none for the key's group, over a recipe that set the key."""
-        group = key.partition(".")[0]
-        return self.choices.get(group) == "none" and group in self.command_line and key not in self.command_line
+        return key.partition(".")[0] in self.chosen and key not in self.command_line
 
     def _place(self, key: str) -> str:
-        values = [written for written in self.command_line if written not in groups()]
-        if any(f"{key}.".startswith(f"{written}.") or f"{written}.".startswith(f"{key}.") for written in values):
+        if any(f"{key}.".startswith(f"{written}.") or f"{written}.".startswith(f"{key}.") for written in self.command_line):
             return "command line"
         recipe = find_recipes().get(self.choices.get("recipe") or "")
         if recipe is not None and _holds(read_yaml(recipe), key.split(".")):

@@ -76,7 +76,12 @@ def from_composed(
         ConfigError: unknown or misplaced keys, wrong types, values that are not allowed, choices that clash; all together.
     """
     known = groups()
-    origin = Origin([str(override.key_or_group) for override in overrides], {k: v for k, v in choices.items() if k in known})
+    written = [str(override.key_or_group) for override in overrides]
+    origin = Origin(
+        {group: option for group, option in choices.items() if group in known},
+        command_line=[key for key in written if key not in known],
+        chosen=[key for key in written if key in known],
+    )
     raw = OmegaConf.create({key: composed._get_node(key) for key in composed if key != "hydra"})
     if "recipe" in raw and raw["recipe"] is not None:
         problems = [*problems, Problem(origin.of("recipe"), "a recipe's name is its file's", fix="leave the key out")]
@@ -94,7 +99,7 @@ def from_recorded(tree: dict[str, Any], file: str) -> TrainConfig:
     Raises:
         ConfigError: the file holds what this version does not know.
     """
-    return check(tree, Origin((), {}, default=file))
+    return check(tree, Origin({}, default=file))
 
 
 @contextlib.contextmanager

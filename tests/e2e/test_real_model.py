@@ -1,0 +1,126 @@
+"""The embedded model in 4 bits: its weights, the loss and its gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+
+from sftpipe import model as models
+from sftpipe.config import compose
+from sftpipe.data.prepare import PreparedData
+from sftpipe.trainer import Trainer
+from sftpipe.weights import Weights, find_weights
+from trainers import CPU, NO_DROPOUT, batch_of, trainer_of, wake_adapter
+
+
+@pytest.fixture(scope="module")
+def nf4(smollm2: Weights) -> Any:
+    cfg = compose(["recipe=yoda"])
+    return models.load_base(cfg.model, cfg.quantization, smollm2, CPU, frozen=True)
+
+
+def test_nf4_parameters_are_packed_four_bit_integers(nf4: Any) -> None:
+    layers = [module for module in nf4.modules() if isinstance(module, Linear4bit)]
+    assert len(layers) == 30 * 7  # every linear layer but the tied head
+    assert {layer.weight.dtype for layer in layers} == {torch.uint8}
+    assert all(layer.weight.quant_state.quant_type == "nf4" and layer.weight.quant_state.nested for layer in layers)
+    stored = sum(layer.weight.numel() for layer in layers)
+    assert 2 * stored == sum(layer.weight.quant_state.shape.numel() for layer in layers)  # two numbers a byte
+
+
+def test_nf4_footprint_is_less_than_a_third(nf4: Any) -> None:
+    full = 4 * models.count_parameters(nf4)[1]
+    assert nf4.get_memory_footprint() < full / 3
+
+
+def test_nf4_computes_in_the_precision_of_the_run(nf4: Any) -> None:
+    assert {m.compute_dtype for m in nf4.modules() if isinstance(m, Linear4bit)} == {torch.float32}
+
+
+def test_nf4_weights_are_close_to_the_original(nf4: Any, smollm2: Weights) -> None:
+    import bitsandbytes.functional as F
+    from safetensors import safe_open
+
+    layer = nf4.model.layers[3].mlp.up_proj.weight
+    with safe_open(Path(smollm2.path) / "model.safetensors", "pt") as file:
+        original = file.get_tensor("model.layers.3.mlp.up_proj.weight")
+    error = (F.dequantize_4bit(layer.data, layer.quant_state) - original).abs().mean() / original.abs().mean()
+    assert 0.001 < error < 0.12
+
+
+def test_the_base_is_named_by_identity(nf4: Any, smollm2: Weights) -> None:
+    assert nf4.name_or_path == nf4.config._name_or_path == smollm2.identity
+
+
+def test_generation_stops_and_pads_as_the_tokenizer_says(nf4: Any, tokenizer: Any) -> None:
+    models.fit_to_tokenizer(nf4, tokenizer)
+    assert nf4.config.pad_token_id == nf4.generation_config.pad_token_id == tokenizer.pad_token_id == 0
+    assert nf4.generation_config.eos_token_id == [tokenizer.eos_token_id] == [2]
+
+
+@pytest.fixture(scope="module")
+def real(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    cfg = compose(["recipe=yoda", NO_DROPOUT, "model.source=package"])
+    trainer = trainer_of(cfg, data, tmp_path_factory.mktemp("real"))
+    wake_adapter(trainer.model)
+    trainer.model.train()
+    return trainer
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    found = {n.removeprefix("module."): p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def test_nf4_adapter_weights_are_float32_and_alone_trained(real: Trainer) -> None:
+    trained = {name: p.dtype for name, p in real.model.named_parameters() if p.requires_grad}
+    assert set(trained.values()) == {torch.float32}
+    assert all("lora_" in name for name in trained)
+    assert len(trained) == 2 * 30 * 7
+
+
+def test_loss_and_gradients_equal_plain_peft_with_full_logits(real: Trainer, data: PreparedData) -> None:
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    cfg = compose(["recipe=yoda", NO_DROPOUT, "model.source=package"])
+    weights = find_weights(cfg.model)
+    quantization = models.quantization_config(cfg.quantization, CPU)
+    base = AutoModelForCausalLM.from_pretrained(weights.path, quantization_config=quantization, dtype=torch.float32)
+    plain = get_peft_model(base, models.lora_config(cfg.lora, weights))
+    wake_adapter(plain)
+    lora_a = {n: p.data for n, p in real.model.named_parameters() if "lora_A" in n}
+    for name, parameter in plain.named_parameters():
+        if "lora_A" in name:
+            parameter.data = lora_a[name].clone()
+    plain.train()
+    batch = batch_of(data, 0, 1, 2, 3)
+
+    plain_loss = plain(**batch).loss
+    plain_loss.backward()
+    expected = gradients(plain)
+    loss = real.compute_loss(real.model, dict(batch))
+    loss.backward()
+    found = gradients(real.model)
+
+    assert loss.item() == pytest.approx(plain_loss.item(), rel=1e-5)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item()), name
+
+
+def test_an_evaluation_leaves_the_gradients_as_they_were(real: Trainer, data: PreparedData) -> None:
+    """bitsandbytes repacks 4-bit weights in eval mode on some CPUs, for a kernel without a backward."""
+    batch = batch_of(data, 4, 5)
+    real.compute_loss(real.model, dict(batch)).backward()
+    before = gradients(real.model)
+    real.evaluate(data.validation.select(range(4)))
+    real.model.train()
+    real.compute_loss(real.model, dict(batch)).backward()
+    after = gradients(real.model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
