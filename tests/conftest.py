@@ -76,7 +76,7 @@ def data(smollm2: Any) -> Any:
     """The rows of the recipe `yoda`, prepared."""
     from sftpipe import compose, prepare
 
-    return prepare(compose(["recipe=yoda"]))
+    return prepare(compose(["recipe=yoda", "dataset.limit=64"]))
 
 
 @pytest.fixture(scope="session")
