@@ -150,7 +150,11 @@ def run_key(cfg: TrainConfig) -> str:
     Raises:
         DataError: a data file is missing.
     """
-    return sha256_text(json.dumps([_same_numbers(_deciding(to_plain(cfg))), fingerprint(cfg.dataset)], sort_keys=True))
+    return _key(cfg, fingerprint(cfg.dataset))
+
+
+def _key(cfg: TrainConfig, data_sha256: str) -> str:
+    return sha256_text(json.dumps([_same_numbers(_deciding(to_plain(cfg))), data_sha256], sort_keys=True))
 
 
 def _same_numbers(value: Any) -> Any:
@@ -235,12 +239,13 @@ def open_run(plan: RunPlan, cfg: TrainConfig, weights: str, device: str, data: P
     if plan.attempt == 1:
         write_text(plan.folder / "config.yaml", yaml.safe_dump(to_plain(cfg), sort_keys=False, allow_unicode=True))
         write_json(plan.folder / "preflight.json", data.preflight.as_dict())
+    data_sha256 = fingerprint(cfg.dataset)
     manifest = {
-        "run_key": run_key(cfg),
+        "run_key": _key(cfg, data_sha256),
         "weights": weights,
         "device": device,
         "seed": cfg.seed,
-        "data": {"sha256": fingerprint(cfg.dataset), "rows": {name: len(rows) for name, rows in data.splits().items()}},
+        "data": {"sha256": data_sha256, "rows": {name: len(rows) for name, rows in data.splits().items()}},
         "tokenizer_sha256": sha256_text(data.tokenizer.backend_tokenizer.to_str() + str(data.tokenizer.chat_template)),
         **_provenance(),
     }

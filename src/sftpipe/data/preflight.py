@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -66,11 +67,26 @@ def inspect(
     report = Preflight(special_tokens={name: [getattr(tokenizer, name), getattr(tokenizer, f"{name}_id")]
                                        for name in ("pad_token", "eos_token", "bos_token", "unk_token")})  # fmt: skip
     problems: list[Problem] = []
-    seen: dict[tuple[int, ...], str] = {}
+    seen: dict[tuple[int, ...], str] = {}  # rows of the earlier splits, and their places
+    ends: Counter[int] = Counter()
     for split, rows in splits.items():
-        lengths = [len(row["input_ids"]) for row in rows]
-        trained = [sum(label != IGNORED for label in row["labels"]) for row in rows]
-        empty = [index for index, count in enumerate(trained) if count == 0]
+        lengths, trained, empty, repeated = [], [], [], []
+        here: dict[tuple[int, ...], str] = {}
+        for row in rows:
+            place, ids = f"{split}[{row['index']}]", tuple(row["input_ids"])
+            answer = [label for label in row["labels"] if label != IGNORED]
+            lengths.append(len(ids))
+            trained.append(len(answer))
+            if answer:
+                ends[answer[-1]] += 1
+            else:
+                empty.append(place)
+            if ids in seen:
+                repeated.append((place, seen[ids]))
+            else:
+                here.setdefault(ids, place)
+        seen |= here
+        report.duplicates_across_splits += len(repeated)
         report.splits[split] = SplitReport(
             rows=len(rows),
             tokens=sum(lengths),
@@ -81,43 +97,29 @@ def inspect(
             over_length_rows=over_length.get(split, 0),
         )
         if len(empty) > cfg.max_empty_rows * len(rows):
-            problems.append(
-                Problem(
-                    where=f"{split}[{rows[empty[0]]['index']}]",
-                    found=f"{len(empty)} of {len(rows)} rows have no trained token",
-                    allowed=f"preflight.max_empty_rows={cfg.max_empty_rows}",
-                    fix="sftpipe preview shows what is trained; check format and loss",
-                )
-            )
-        for row in rows:
-            last = next((label for label in reversed(row["labels"]) if label != IGNORED), None)
-            if last is not None:
-                token = tokenizer.convert_ids_to_tokens(last)
-                report.end_tokens[token] = report.end_tokens.get(token, 0) + 1
-        problems += _duplicates(split, rows, seen, report)
+            problems.append(_too_many_empty(empty, len(rows), cfg))
+        if repeated:
+            problems.append(_in_two_splits(split, repeated))
+    report.end_tokens = {tokenizer.convert_ids_to_tokens(token): count for token, count in ends.items()}
     if problems:
         raise DataError(*problems)
     return report
 
 
-def _duplicates(split: str, rows: Sequence[Mapping[str, Any]], seen: dict[tuple[int, ...], str], report: Preflight) -> list[Problem]:
-    here: dict[tuple[int, ...], str] = {}
-    repeated = []
-    for row in rows:
-        key = tuple(row["input_ids"])
-        if key in seen:
-            repeated.append((row["index"], seen[key]))
-        here.setdefault(key, f"{split}[{row['index']}]")
-    seen.update({key: place for key, place in here.items() if key not in seen})
-    report.duplicates_across_splits += len(repeated)
-    if not repeated:
-        return []
-    index, other = repeated[0]
-    return [
-        Problem(
-            where=f"{split}[{index}]",
-            found=f"the same row as {other}: {len(repeated)} rows of {split} were seen in another split",
-            allowed="no row in two splits; the loss on it would measure memory",
-            fix="remove the duplicates from the data set",
-        )
-    ]
+def _too_many_empty(empty: Sequence[str], rows: int, cfg: PreflightConfig) -> Problem:
+    return Problem(
+        where=empty[0],
+        found=f"{len(empty)} of {rows} rows have no trained token",
+        allowed=f"preflight.max_empty_rows={cfg.max_empty_rows}",
+        fix="sftpipe preview shows what is trained; check format and loss",
+    )
+
+
+def _in_two_splits(split: str, repeated: Sequence[tuple[str, str]]) -> Problem:
+    place, other = repeated[0]
+    return Problem(
+        where=place,
+        found=f"the same row as {other}: {len(repeated)} rows of {split} were seen in another split",
+        allowed="no row in two splits; the loss on it would measure memory",
+        fix="remove the duplicates from the data set",
+    )
