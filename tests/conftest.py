@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,19 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No settings of the person who runs the tests."""
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "NETRC"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of the tests' own, so that rows are really made; the converted model is the one of the person who runs the tests."""
+    from sftpipe.storage import cache_dir
+
+    models, folder = cache_dir() / "models", tmp_path_factory.mktemp("cache")
+    models.mkdir(parents=True, exist_ok=True)
+    (folder / "models").symlink_to(models)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SFTPIPE_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from sftpipe.checks import MOVED, OURS
 from sftpipe.config import compose, expand_sweep, from_recorded
 from sftpipe.errors import ConfigError
 from sftpipe.fields import upstream_fields
-from sftpipe.schema import to_plain
+from sftpipe.schema import FormatConfig, MixtureSource, to_plain
 from sftpipe.synonyms import SYNONYMS
 
 REPOSITORY = Path(__file__).parents[1]
@@ -403,7 +403,7 @@ def test_a_value_of_the_wrong_kind_says_what_is_allowed() -> None:
         "dataset.limit=few": "'few' (str)\n    allowed: a whole number or null",
         "dataset.columns=output": "'output' (str)\n    allowed: a mapping, such as {a: b}",
         "model.dtype=bf16": "'bf16'\n    allowed: auto, float32, bfloat16, float16\n    model.dtype=bfloat16",
-        "loss.type=none": "'none'\n    allowed: completion_only, full",
+        "loss.type=none": "'none'\n    allowed: completion_only, assistant_only, full, response_template",
         "sft.learning_rate=fast": "'fast' (str)\n    allowed: float",
         "lora.r=1.5": "1.5 (float)\n    allowed: int",
     }
@@ -562,6 +562,214 @@ def test_a_sweep_that_cannot_be_listed_is_a_config_error(values: str) -> None:
 )
 def test_choices_that_clash_are_refused(overrides: list[str], message: str) -> None:
     assert message in error_of(*overrides)
+
+
+JSON_ROWS = ["dataset=json", "dataset.data_files=rows.jsonl"]
+YODA = "path: embedded, name: yoda"
+
+
+def mixture(*sources: str) -> list[str]:
+    return ["dataset=mixture", f"dataset.sources=[{', '.join(f'{{{source}}}' for source in sources)}]"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["dataset=text"], "dataset.data_files: not set, and dataset=text reads files\n    dataset.data_files=my_text.txt"),
+        (["dataset=arrow"], "dataset.data_files: not set, and dataset=arrow reads files\n    dataset.data_files=my_folder"),
+        (["dataset=function"], "dataset.function: not set, and dataset=function needs it\n    dataset.function=my_module.my_function"),
+        (
+            ["dataset=mixture"],
+            "dataset.sources: not set, and dataset=mixture needs it\n    dataset.sources=[{path: json, data_files: a.jsonl}]",
+        ),
+        (
+            [*JSON_ROWS, "dataset.function=a.b"],
+            "dataset.function: nothing reads it with path: json\n    dataset=function, or leave it out",
+        ),
+        (
+            [*JSON_ROWS, f"dataset.sources=[{{{YODA}}}]"],
+            "dataset.sources: nothing reads it with path: json\n    dataset=mixture, or leave it out",
+        ),
+        *(
+            (
+                [*JSON_ROWS, f"dataset.split={split}"],
+                f"dataset.split: {found}\n"
+                "    allowed: the name of a split of the source, or {train: its name, validation: ..., test: ...}",
+            )
+            for split, found in (("3", "3 (int)"), ("{dev: x}", "{'dev': 'x'} (dict)"), ("{train: 3}", "{'train': 3} (dict)"))
+        ),
+        *(
+            (
+                [*JSON_ROWS, f"dataset.markers={markers}"],
+                f"dataset.markers: '{markers}', and there are no dataset.marker_tokens\n    dataset.marker_tokens=['|SOUND|>']",
+            )
+            for markers in ("special", "strip")
+        ),
+    ],
+)
+def test_keys_of_the_data_set_that_clash_are_refused(overrides: list[str], text: str) -> None:
+    assert error_of(*overrides) == text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (
+            [*mixture(YODA), "dataset.columns={a: b}"],
+            "dataset.columns: a mixture reads it from its sources\n    dataset.sources=[{..., columns: ...}, ...]",
+        ),
+        (
+            mixture("path: mixture, sources: [{path: json}]"),
+            "dataset.sources[0].path: a mixture in a mixture\n    allowed: a data set",
+        ),
+        (
+            mixture(f"{YODA}, weight: 1, count: 2"),
+            "dataset.sources[0]: both weight and count\n    allowed: one of them\n    leave one out",
+        ),
+        (mixture(f"{YODA}, weight: 0"), "dataset.sources[0].weight: 0\n    allowed: more than 0\n    leave the source out"),
+        (
+            mixture(f"{YODA}, weight: 1", YODA),
+            "dataset.sources: some have a weight, and sources[1] has none\n    a weight for each, or counts",
+        ),
+        (
+            mixture(YODA, f"{YODA}, num_proc: 2"),
+            "dataset.sources[1].num_proc: one policy serves the whole mixture\n    dataset.num_proc=...",
+        ),
+        (
+            ["dataset=mixture", "dataset.sources=[yoda]"],
+            "dataset.sources[0] (command line): 'yoda' (str)\n"
+            "    allowed: a mapping, such as {path: json, data_files: a.jsonl, weight: 0.5}",
+        ),
+        (
+            mixture("path: embedded, nam: yoda"),
+            "dataset.sources[0].nam (command line): unknown key\n    did you mean dataset.sources[0].name?",
+        ),
+        (
+            mixture(YODA, "path: json"),
+            "dataset.sources[1].data_files: not set, and dataset=json reads files\n    dataset.sources[1].data_files=my_rows.jsonl",
+        ),
+        (
+            mixture(f"{YODA}, format: {{type: function}}"),
+            "dataset.sources[0].format.function: not set, and format=function needs it\n"
+            "    dataset.sources[0].format.function=my_module.my_function",
+        ),
+    ],
+)
+def test_sources_of_a_mixture_are_checked_one_by_one(overrides: list[str], text: str) -> None:
+    assert error_of(*overrides) == text
+
+
+def test_a_typo_in_a_source_of_a_recipe_names_the_file(write_recipe: Callable[..., None]) -> None:
+    write_recipe("defaults:\n  - override /dataset: mixture\ndataset: {sources: [{path: embedded, nam: yoda}]}\n")
+
+    assert error_of("recipe=mine").startswith("dataset.sources[0].nam (./recipes/mine.yaml): unknown key")
+
+
+def test_a_source_of_a_mixture_has_the_keys_of_a_data_set_and_its_share() -> None:
+    source = "path: embedded, name: yoda, weight: 3, columns: {question: prompt}, format: {type: text, text_field: question}"
+
+    (built,) = compose([*mixture(source), "loss=full", "format=text"]).dataset.sources
+
+    columns, form = {"question": "prompt"}, FormatConfig(type="text", text_field="question")
+    assert built == MixtureSource(path="embedded", name="yoda", columns=columns, weight=3.0, format=form)
+
+
+TEMPLATE = ["format=template", "format.prompt='{question}'", "format.completion='{answer}'"]
+PATTERN = "    allowed: text with {column} fields; a brace of the text itself is written twice: {{ }}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (
+            ["format=template"],
+            "format.prompt: not set, and format=template needs it\n    format.prompt='{prompt} ##> '\n"
+            "format.completion: not set, and format=template needs it\n    format.completion='{completion}'",
+        ),
+        (["format=function"], "format.function: not set, and format=function needs it\n    format.function=my_module.my_function"),
+        (
+            ["format.text_field=a"],
+            "format.text_field: nothing reads it with type: instruction\n    allowed: text, function\n    leave it out",
+        ),
+        (
+            [*TEMPLATE, "format.system=Hi"],
+            "format.system: nothing reads it with type: template\n"
+            "    allowed: instruction, messages, sharegpt, prompt_completion, function\n    put it into the texts, or leave it out",
+        ),
+        (["format.prompt='{a}'"], "format.prompt: nothing reads it with type: instruction\n    allowed: template\n    leave it out"),
+        (["format.batched=true"], "format.batched: nothing reads it with type: instruction\n    allowed: function\n    leave it out"),
+        (
+            ["format=template", "format.prompt='{a'", "format.completion='{b.c}'"],
+            f"format.prompt: '{{a': expected '}}' before end of string\n{PATTERN}\n"
+            f"format.completion: '{{b.c}}': the field {{b.c}} is no plain column name\n{PATTERN}",
+        ),
+        ([*TEMPLATE, "format.prompt=question"], f"format.prompt: 'question' has no field\n{PATTERN}"),
+    ],
+)
+def test_keys_of_the_format_that_clash_are_refused(overrides: list[str], text: str) -> None:
+    assert error_of(*overrides) == text
+
+
+RESPONSE = "    allowed: the text in front of each answer, or its token ids\n    loss.response_template='### Answer:'"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["loss=response_template"], f"loss.response_template: not set\n{RESPONSE}"),
+        (["loss=response_template", "loss.response_template=''"], f"loss.response_template: '' (str)\n{RESPONSE}"),
+        (["loss=response_template", "loss.response_template=[]"], f"loss.response_template: [] (list)\n{RESPONSE}"),
+        (["loss=response_template", "loss.response_template=[true]"], f"loss.response_template: [True] (list)\n{RESPONSE}"),
+        (
+            ["loss=response_template", "loss.response_template=A", "loss.instruction_template=''"],
+            "loss.instruction_template: '' (str)\n    allowed: the text in front of each question, or its token ids\n"
+            "    loss.instruction_template='### Question:'",
+        ),
+        (
+            ["loss=response_template", "loss.response_template=[1,2]", "loss.instruction_template=Q"],
+            "loss: one template is text and the other ids\n    allowed: both text, or both ids",
+        ),
+        (
+            ["loss.response_template=A"],
+            "loss.response_template: nothing reads it with type: completion_only\n    loss=response_template",
+        ),
+        (
+            ["loss=assistant_only", "loss.boundary=joint"],
+            "loss.boundary: 'joint', and assistant_only has no single prompt whose length could be masked\n    allowed: split\n"
+            "    loss.boundary=split, or loss=completion_only",
+        ),
+        (
+            ["loss.unroll=true"],
+            "loss.unroll: true, and loss=completion_only has no turns to make rows of\n    allowed: with loss=assistant_only\n"
+            "    loss=assistant_only, or loss.unroll=false",
+        ),
+        *(
+            (
+                ["format=text", f"loss={loss}"],
+                f"loss={loss}: format=text makes a finished text, which has no turns to tell apart\n"
+                "    loss=full, or loss=response_template",
+            )
+            for loss in ("completion_only", "assistant_only")
+        ),
+        (
+            [*TEMPLATE, "loss=assistant_only"],
+            "loss=assistant_only: format=template makes a prompt and its completion, which has no turns to tell apart\n"
+            "    loss=completion_only",
+        ),
+        (
+            ["over_length=truncate", "sft.max_length=null"],
+            "over_length: 'truncate', and sft.max_length sets no length\n    sft.max_length=1024",
+        ),
+    ],
+)
+def test_keys_of_the_loss_that_clash_are_refused(overrides: list[str], text: str) -> None:
+    assert error_of(*overrides) == text
+
+
+@pytest.mark.parametrize("template", ["'### Answer:'", "[1,2]"])
+def test_a_response_template_is_text_or_ids(template: str) -> None:
+    wanted = "### Answer:" if template.startswith("'") else [1, 2]
+    assert compose(["loss=response_template", f"loss.response_template={template}"]).loss.response_template == wanted
 
 
 def test_a_number_out_of_range_is_refused() -> None:

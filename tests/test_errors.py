@@ -10,7 +10,7 @@ import pytest
 
 import sftpipe
 from sftpipe import errors
-from sftpipe.errors import ConfigError, DataError, Interrupted, ModelError, Problem, RunError, SftpipeError, nearest
+from sftpipe.errors import ConfigError, DataError, Interrupted, ModelError, Problem, RowError, RunError, SftpipeError, nearest
 
 PROBLEM = Problem(where="lora.rank", found="unknown key", allowed="r, lora_alpha", fix="did you mean lora.r?")
 TEXT = "lora.rank: unknown key\n    allowed: r, lora_alpha\n    did you mean lora.r?"
@@ -42,12 +42,19 @@ def test_a_stopped_run_exits_with_128_and_the_signal(signum: int, code: int) -> 
     assert error.exit_code == code
 
 
+def test_a_row_error_is_a_data_error_that_knows_its_reason() -> None:
+    error = RowError("empty text", PROBLEM)
+    assert isinstance(error, DataError)
+    assert str(error) == TEXT
+    assert (error.reason, error.problem, error.problems, error.exit_code) == ("empty text", PROBLEM, (PROBLEM,), 2)
+
+
 def test_the_tests_above_cover_the_whole_tree() -> None:
-    assert tree() == {*MENDABLE, Interrupted}
+    assert tree() == {*MENDABLE, RowError, Interrupted}
 
 
 def test_the_drawn_tree_names_exactly_the_classes_there_are() -> None:
-    drawn = re.findall(r"^ +(?:[├└]── )?([A-Z]\w+) {2,}", errors.__doc__ or "", flags=re.MULTILINE)
+    drawn = re.findall(r"^ +(?:│ +)?(?:[├└]── )?([A-Z]\w+) {2,}", errors.__doc__ or "", flags=re.MULTILINE)
     assert sorted(drawn) == sorted(cls.__name__ for cls in tree())
 
 
@@ -60,6 +67,12 @@ def test_an_error_of_a_worker_process_arrives_whole(cls: type[SftpipeError]) -> 
     copied = pickle.loads(pickle.dumps(cls(PROBLEM)))
     assert type(copied) is cls
     assert str(copied) == TEXT
+
+
+def test_a_row_error_of_a_worker_process_arrives_whole() -> None:
+    copied = pickle.loads(pickle.dumps(RowError("empty text", PROBLEM)))
+    assert type(copied) is RowError
+    assert (copied.reason, copied.problem, str(copied)) == ("empty text", PROBLEM, TEXT)
 
 
 @pytest.mark.parametrize(

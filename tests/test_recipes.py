@@ -24,12 +24,12 @@ OPTIONS = sorted(path for path in (REPOSITORY / "conf").glob("*/**/*") if path.s
 # how many files each folder holds; a file that was forgotten, lost or added by accident shows here
 COUNTS = {
     "recipes": 4,
-    "conf/chat_template": 1,
-    "conf/dataset": 5,
+    "conf/chat_template": 5,
+    "conf/dataset": 9,
     "conf/evaluation": 2,
-    "conf/format": 3,
+    "conf/format": 9,
     "conf/lora": 4,
-    "conf/loss": 2,
+    "conf/loss": 4,
     "conf/model": 4,
     "conf/packing": 1,
     "conf/preflight": 1,
@@ -43,7 +43,13 @@ COUNTS = {
 NEEDS: dict[tuple[str, str], list[str]] = {
     ("model", "custom"): ["model.name_or_path=some/model"],
     ("dataset", "hub"): ["dataset.path=some/rows"],
-    **{("dataset", kind): [f"dataset.data_files=rows.{kind}"] for kind in ("json", "csv", "parquet")},
+    **{("dataset", kind): [f"dataset.data_files=rows.{kind}"] for kind in ("json", "csv", "parquet", "text", "arrow")},
+    ("dataset", "function"): ["dataset.function=my_module.rows"],
+    ("dataset", "mixture"): ["dataset.sources=[{path: embedded, name: yoda}]"],
+    ("format", "text"): ["loss=full"],
+    ("format", "template"): ["format.prompt='{prompt}'", "format.completion='{completion}'"],
+    ("format", "function"): ["format.function=my_module.to_text"],
+    ("loss", "response_template"): ["loss.response_template='### Answer:'"],
     **{("quantization", kind): ["lora=default"] for kind in ("nf4", "fp4", "int8")},
 }
 

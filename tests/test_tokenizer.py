@@ -50,13 +50,10 @@ def test_golden_auto_keeps_a_pad_of_its_own_and_else_takes_unk(raw: Callable[[st
     assert choose_pad_token(tokenizer, "auto") == chosen
 
 
-def test_golden_auto_finds_nothing_where_every_special_token_is_eos(raw: Callable[[str], Any]) -> None:
-    with pytest.raises(ModelError) as error:
-        choose_pad_token(raw("gpt2"), "auto")
-    assert str(error.value) == (
-        "tokenizer.pad_token: auto finds no unused, PAD or UNK token beside EOS '<|endoftext|>'\n"
-        "    name a token that your texts do not contain: tokenizer.pad_token='...'"
-    )
+def test_golden_auto_adds_a_token_where_every_special_one_is_eos(golden: Path) -> None:
+    tokenizer = load_tokenizer(TokenizerConfig(name_or_path=str(golden / "tokenizers" / "gpt2")), NOWHERE, TEMPLATES)
+    assert (tokenizer.pad_token, tokenizer.pad_token_id, len(tokenizer)) == ("[PAD]", 50257, 50258)
+    assert (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token) == ("<|endoftext|>",) * 3
 
 
 def test_golden_a_token_that_the_user_names_mends_that(raw: Callable[[str], Any]) -> None:
@@ -83,8 +80,7 @@ def test_auto_prefers_a_token_made_for_padding_to_an_unused_one_to_unk(tokenizer
 def test_auto_never_takes_bos_or_eos(tokenizer: Any) -> None:
     changed = copy.deepcopy(tokenizer)
     changed.pad_token, changed.unk_token = changed.eos_token, changed.bos_token
-    with pytest.raises(ModelError, match="auto finds no unused, PAD or UNK token"):
-        choose_pad_token(changed, "auto")
+    assert choose_pad_token(changed, "auto") == "[PAD]"
 
 
 def test_a_named_token_is_taken(load: Load) -> None:
@@ -144,12 +140,22 @@ def test_an_unknown_template_names_the_ones_there_are(load: Load, name: str, fix
         load(chat_template=name)
     assert str(error.value) == (
         f"tokenizer.chat_template: {name!r} is neither a named template nor a file\n"
-        f"    allowed: chatml_bos_eos, or the path of a .jinja file{fix}"
+        f"    allowed: chatml, chatml_bos_eos, llama3, phi3, zephyr, or the path of a .jinja file{fix}"
     )
 
 
 def test_golden_opt_has_no_template_of_its_own(raw: Callable[[str], Any]) -> None:
     assert raw("opt-350m").chat_template is None
+
+
+# --- markers --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_markers_become_special_tokens_of_one_id_each(smollm2: Weights) -> None:
+    plain = load_tokenizer(TokenizerConfig(), smollm2, TEMPLATES)
+    tokenizer = load_tokenizer(TokenizerConfig(), smollm2, TEMPLATES, ["|SOUND|>", "|NOISE|>"])
+    assert tokenizer("a|SOUND|>b|NOISE|>").input_ids == [*plain("a").input_ids, len(plain), *plain("b").input_ids, len(plain) + 1]
+    assert tokenizer.decode(tokenizer("a|SOUND|>b").input_ids, skip_special_tokens=True) == "ab"
 
 
 # --- loading --------------------------------------------------------------------------------------------------------------------------

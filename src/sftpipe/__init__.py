@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sftpipe.errors import ConfigError, DataError, Interrupted, ModelError, Problem, RunError, SftpipeError
+from sftpipe.errors import ConfigError, DataError, Interrupted, ModelError, Problem, RowError, RunError, SftpipeError
 
 if TYPE_CHECKING:
     from sftpipe.config import compose
@@ -41,6 +41,7 @@ __all__ = [
     "ModelError",
     "PreparedData",
     "Problem",
+    "RowError",
     "Run",
     "RunError",
     "SftpipeError",

@@ -14,7 +14,7 @@ from typing import Any
 from sftpipe.catalog import conf_dir, display, find_recipes, groups, read_yaml
 from sftpipe.errors import ConfigError, Problem, nearest
 from sftpipe.fields import accepts, upstream_fields
-from sftpipe.schema import EvaluationConfig, TrackingConfig, TrainConfig
+from sftpipe.schema import DatasetConfig, EvaluationConfig, FormatConfig, MixtureSource, TrackingConfig, TrainConfig
 from sftpipe.synonyms import SYNONYMS
 
 UPSTREAM = {"sft": "SFTConfig", "lora": "LoraConfig", "quantization": "BitsAndBytesConfig"}
@@ -90,6 +90,7 @@ class Origin:
         return key.partition(".")[0] in self.chosen and key not in self.command_line
 
     def _place(self, key: str) -> str:
+        key = key.partition("[")[0]  # an item of a list stands where the list does
         if any(f"{key}.".startswith(f"{written}.") or f"{written}.".startswith(f"{key}.") for written in self.command_line):
             return "command line"
         recipe = find_recipes().get(self.choices.get("recipe") or "")
@@ -129,6 +130,7 @@ def check(tree: dict[str, Any], origin: Origin, earlier: Sequence[Problem] = ())
         if not tree.get(group):
             tree[group] = None if group in ("evaluation", "tracking") else {}
     built = _build(TrainConfig, tree, "", place, problems)
+    _build_sources(built.dataset, place, problems)
     for group, class_name in UPSTREAM.items():
         if isinstance(tree.get(group), Mapping):
             problems += _check_upstream(group, class_name, tree[group], place)
@@ -137,6 +139,17 @@ def check(tree: dict[str, Any], origin: Origin, earlier: Sequence[Problem] = ())
     if problems or earlier:
         raise ConfigError(*earlier, *problems)
     return typing.cast(TrainConfig, built)
+
+
+def _build_sources(dataset: Any, place: Place, problems: list[Problem]) -> None:
+    """The sources of a mixture, in place."""
+    if isinstance(dataset, DatasetConfig) and isinstance(dataset.sources, list):
+        for index, source in enumerate(dataset.sources):
+            key = f"dataset.sources[{index}]"
+            if isinstance(source, Mapping):
+                dataset.sources[index] = _build(MixtureSource, source, f"{key}.", place, problems)
+            else:
+                problems.append(Problem(place(key), _show(source), "a mapping, such as {path: json, data_files: a.jsonl, weight: 0.5}"))
 
 
 def _check_off(group: str, tree: Mapping[str, Any], origin: Origin) -> list[Problem]:
@@ -203,7 +216,7 @@ def _value(hint: Any, field: Any, value: Any, key: str, place: Place, problems: 
     if plain is Any:
         return value
     if plain is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     origin = typing.get_origin(plain) or plain
     wanted = {list: "a list, such as [a,b]", dict: "a mapping, such as {a: b}", str: "a string", int: "a whole number",
               float: "a number", bool: "true or false"}.get(origin, f"the keys of {key}")  # fmt: skip
@@ -302,24 +315,168 @@ def _check_together(cfg: TrainConfig) -> list[Problem]:
                           ("bnb_4bit_compute_dtype", ("auto", "float32", "bfloat16", "float16"))):  # fmt: skip
         if name in quantization and quantization[name] not in allowed:
             problems.append(_wrong_choice(f"quantization.{name}", quantization[name], allowed, lambda key: key))
-    if cfg.dataset.path in ("json", "csv", "parquet") and not cfg.dataset.data_files:
-        problems.append(
-            Problem(
-                where="dataset.data_files",
-                found=f"not set, and dataset={cfg.dataset.path} reads files",
-                fix=f"dataset.data_files=my_rows.{'jsonl' if cfg.dataset.path == 'json' else cfg.dataset.path}",
-            )
-        )
-    if cfg.format.system is not None and cfg.format.type == "prompt_completion":
-        problems.append(
-            Problem(where="format.system", found="format=prompt_completion has no turns", fix="put it into the prompts, or leave it out")
-        )
-    for name in ("validation_size", "test_size"):
-        size = getattr(cfg.dataset, name)
-        if size > 1 and not size.is_integer():
-            problems.append(
-                Problem(where=f"dataset.{name}", found=repr(size), allowed="below 1 a share of the rows, else a number of rows")
-            )
+    problems += _check_dataset(cfg.dataset, "dataset") + _check_format(cfg.format, "format") + _check_loss(cfg)
+    if cfg.dataset.path == "mixture":
+        problems += _check_mixture(cfg.dataset)
+    for index, source in enumerate(cfg.dataset.sources):
+        problems += _check_dataset(source, f"dataset.sources[{index}]")
+        if source.format is not None:
+            problems += _check_format(source.format, f"dataset.sources[{index}].format")
+    if cfg.over_length == "truncate" and cfg.sft.get("max_length") is None:
+        problems.append(Problem("over_length", "'truncate', and sft.max_length sets no length", fix="sft.max_length=1024"))
     if not 0 <= cfg.preflight.max_empty_rows <= 1:
         problems.append(Problem(where="preflight.max_empty_rows", found=repr(cfg.preflight.max_empty_rows), allowed="0 to 1"))
+    return problems
+
+
+_LOCAL = ("embedded", "json", "csv", "parquet", "text", "arrow", "function", "mixture")
+_DATASET_READERS = {  # dataset keys, and the paths that read them; any other path is one of the hub
+    "name": ("embedded", "a set of the hub"),
+    "revision": ("a set of the hub",),
+    "data_files": ("json", "csv", "parquet", "text", "arrow", "a set of the hub"),
+    "sample_by": ("text",),
+}
+_FILE_ENDINGS = {"json": "my_rows.jsonl", "csv": "my_rows.csv", "parquet": "my_rows.parquet", "text": "my_text.txt", "arrow": "my_folder"}
+
+
+def _check_dataset(dataset: DatasetConfig, key: str) -> list[Problem]:
+    problems = []
+    if dataset.path in _FILE_ENDINGS and not dataset.data_files:
+        file = _FILE_ENDINGS[dataset.path]
+        problems.append(Problem(f"{key}.data_files", f"not set, and dataset={dataset.path} reads files", fix=f"{key}.data_files={file}"))
+    needed = (("function", "function", "my_module.my_function"), ("mixture", "sources", "[{path: json, data_files: a.jsonl}]"))
+    for path, name, fix in needed:
+        value = getattr(dataset, name)
+        if dataset.path == path and not value:
+            problems.append(Problem(f"{key}.{name}", f"not set, and dataset={path} needs it", fix=f"{key}.{name}={fix}"))
+        elif dataset.path != path and value:
+            problems.append(Problem(f"{key}.{name}", f"nothing reads it with path: {dataset.path}", fix=f"dataset={path}, or leave it out"))
+    plain = DatasetConfig(path=dataset.path)
+    for name, paths in _DATASET_READERS.items():
+        labels = name == "name" and isinstance(dataset, MixtureSource)  # the name of a source stands in reports
+        if (
+            dataset.path in _LOCAL
+            and dataset.path not in ("mixture", *paths)
+            and getattr(dataset, name) != getattr(plain, name)
+            and not labels
+        ):
+            found = f"nothing reads it with path: {dataset.path}"
+            problems.append(Problem(f"{key}.{name}", found, ", ".join(paths), "another dataset=OPTION, or leave it out"))
+    for name in ("validation_size", "test_size"):
+        size = getattr(dataset, name)
+        if size > 1 and not size.is_integer():
+            problems.append(Problem(f"{key}.{name}", repr(size), "below 1 a share of the rows, else a number of rows"))
+    if dataset.split is not None and not isinstance(dataset.split, str):
+        splits = dataset.split if isinstance(dataset.split, Mapping) else {}
+        if not splits or not splits.keys() <= {"train", "validation", "test"} or not all(isinstance(v, str) for v in splits.values()):
+            allowed = "the name of a split of the source, or {train: its name, validation: ..., test: ...}"
+            problems.append(Problem(f"{key}.split", _show(dataset.split), allowed))
+    if dataset.markers != "keep" and not dataset.marker_tokens:
+        found = f"{dataset.markers!r}, and there are no {key}.marker_tokens"
+        problems.append(Problem(f"{key}.markers", found, fix=f"{key}.marker_tokens=['|SOUND|>']"))
+    return problems
+
+
+def _check_mixture(mixture: DatasetConfig) -> list[Problem]:
+    """What belongs to the sources, and what to the mixture."""
+    problems = []
+    plain = DatasetConfig(path="mixture")
+    of_the_mixture = ("path", "sources", "limit", "num_proc", "markers", "marker_tokens")
+    for field in dataclasses.fields(DatasetConfig):
+        if field.name not in of_the_mixture and getattr(mixture, field.name) != getattr(plain, field.name):
+            found = "a mixture reads it from its sources"
+            problems.append(Problem(f"dataset.{field.name}", found, fix=f"dataset.sources=[{{..., {field.name}: ...}}, ...]"))
+    for index, source in enumerate(mixture.sources):
+        key = f"dataset.sources[{index}]"
+        if source.path == "mixture":
+            problems.append(Problem(f"{key}.path", "a mixture in a mixture", "a data set"))
+        if source.weight is not None and source.count is not None:
+            problems.append(Problem(key, "both weight and count", "one of them", "leave one out"))
+        if source.weight == 0:
+            problems.append(Problem(f"{key}.weight", "0", "more than 0", "leave the source out"))
+        for name in ("markers", "marker_tokens", "num_proc"):
+            if getattr(source, name) != getattr(plain, name):
+                problems.append(Problem(f"{key}.{name}", "one policy serves the whole mixture", fix=f"dataset.{name}=..."))
+    if any(source.weight is not None for source in mixture.sources) and any(source.weight is None for source in mixture.sources):
+        whole = ", ".join(f"sources[{index}]" for index, source in enumerate(mixture.sources) if source.weight is None)
+        problems.append(Problem("dataset.sources", f"some have a weight, and {whole} has none", fix="a weight for each, or counts"))
+    return problems
+
+
+_READERS = {  # format keys, and the types that read them
+    "system": ("instruction", "messages", "sharegpt", "prompt_completion", "function"),
+    "text_field": ("text", "function"),
+    "prompt": ("template",),
+    "prompt_no_input": ("template",),
+    "completion": ("template",),
+    "function": ("function",),
+    "batched": ("function",),
+}
+
+
+def _check_format(form: FormatConfig, key: str) -> list[Problem]:
+    problems = []
+    plain = FormatConfig()
+    for name, types in _READERS.items():
+        if getattr(form, name) != getattr(plain, name) and form.type not in types:
+            fix = "put it into the texts, or leave it out" if name == "system" else "leave it out"
+            problems.append(Problem(f"{key}.{name}", f"nothing reads it with type: {form.type}", ", ".join(types), fix))
+    needed = {"template": ("prompt", "completion"), "function": ("function",)}.get(form.type, ())
+    examples = {"prompt": "'{prompt} ##> '", "completion": "'{completion}'", "function": "my_module.my_function"}
+    for name in needed:
+        if getattr(form, name) is None:
+            problems.append(Problem(f"{key}.{name}", f"not set, and format={form.type} needs it", fix=f"{key}.{name}={examples[name]}"))
+    for name in ("prompt", "prompt_no_input", "completion"):
+        pattern = getattr(form, name)
+        if form.type == "template" and pattern is not None:
+            problems += _check_pattern(pattern, f"{key}.{name}")
+    return problems
+
+
+def _check_pattern(pattern: str, key: str) -> list[Problem]:
+    from sftpipe.data.formats import pattern_fields
+
+    allowed = "text with {column} fields; a brace of the text itself is written twice: {{ }}"
+    try:
+        fields = pattern_fields(pattern)
+    except ValueError as error:
+        return [Problem(key, f"{pattern!r}: {error}", allowed)]
+    return [] if fields else [Problem(key, f"{pattern!r} has no field", allowed)]
+
+
+_NO_TURNS = {"text": "a finished text", "template": "a prompt and its completion"}
+
+
+def _check_loss(cfg: TrainConfig) -> list[Problem]:
+    loss, problems = cfg.loss, []
+    if loss.type == "response_template":
+        for name, what in (("response_template", "answer"), ("instruction_template", "question")):
+            value = getattr(loss, name)
+            if value is None and name == "instruction_template":
+                continue
+            is_ids = isinstance(value, list) and value and all(type(token) is int for token in value)
+            if not is_ids and not (isinstance(value, str) and value):
+                found, allowed = "not set" if value is None else _show(value), f"the text in front of each {what}, or its token ids"
+                problems.append(Problem(f"loss.{name}", found, allowed, f"loss.{name}='### {what.title()}:'"))
+        kinds = {isinstance(value, str) for value in (loss.response_template, loss.instruction_template) if value is not None}
+        if len(kinds) == 2:
+            problems.append(Problem("loss", "one template is text and the other ids", "both text, or both ids"))
+    else:
+        for name in ("response_template", "instruction_template"):
+            if getattr(loss, name) is not None:
+                problems.append(Problem(f"loss.{name}", f"nothing reads it with type: {loss.type}", fix="loss=response_template"))
+    if loss.boundary == "joint" and loss.type == "assistant_only":
+        found = "'joint', and assistant_only has no single prompt whose length could be masked"
+        problems.append(Problem("loss.boundary", found, "split", "loss.boundary=split, or loss=completion_only"))
+    if loss.unroll and loss.type != "assistant_only":
+        found = f"true, and loss={loss.type} has no turns to make rows of"
+        problems.append(Problem("loss.unroll", found, "with loss=assistant_only", "loss=assistant_only, or loss.unroll=false"))
+    forms = {"format": cfg.format}
+    if cfg.dataset.path == "mixture":
+        forms = {f"dataset.sources[{at}].format": source.format or cfg.format for at, source in enumerate(cfg.dataset.sources)}
+    for key, form in forms.items():
+        made, is_text = _NO_TURNS.get(form.type), form.type == "text"
+        if made and (loss.type == "assistant_only" or (is_text and loss.type == "completion_only")):
+            fix = "loss=full, or loss=response_template" if is_text else "loss=completion_only"
+            problems.append(Problem(f"loss={loss.type}", f"{key}={form.type} makes {made}, which has no turns to tell apart", fix=fix))
     return problems

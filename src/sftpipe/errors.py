@@ -3,6 +3,7 @@
     SftpipeError                a mistake that the user can mend; printed without a traceback, exit code 2
     ├── ConfigError             a key, a value or a combination of keys; all problems of a config together
     ├── DataError               a data set, a column or a row
+    │   └── RowError            one row that teaches nothing; dropped and counted up to preflight.max_empty_rows
     ├── ModelError              base weights, a tokenizer or a chat template
     ├── RunError                a run folder or a checkpoint
     └── Interrupted             SIGINT or SIGTERM, after the checkpoint was written; exit code 130 or 143
@@ -60,6 +61,18 @@ class ConfigError(SftpipeError):
 
 class DataError(SftpipeError):
     """A data set cannot be read, lacks a column, or holds a row that cannot be trained on."""
+
+
+class RowError(DataError):
+    """One row cannot be trained on; `reason` is a short phrase under which such rows are counted."""
+
+    def __init__(self, reason: str, problem: Problem) -> None:
+        super().__init__(problem)
+        self.reason = reason
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[RowError], tuple[str, Problem]]:
+        return RowError, (self.reason, self.problem)
 
 
 class ModelError(SftpipeError):

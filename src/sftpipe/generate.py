@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 
 from sftpipe.data.encode import Encoder
-from sftpipe.data.formats import Prompt, columns_of, split_prompt, to_prompt, to_sample
+from sftpipe.data.formats import Prompt, to_prompt
+from sftpipe.data.prepare import PreparedData
 from sftpipe.schema import EvaluationConfig, FormatConfig
 
 SAMPLES = 5  # prompts taken from the data when a config names none
@@ -29,23 +31,22 @@ class SamplePrompt:
     reference: str | None
 
 
-def sample_prompts(cfg: EvaluationConfig, format_cfg: FormatConfig, source: Mapping[str, Any], encoder: Encoder) -> list[SamplePrompt]:
+def sample_prompts(cfg: EvaluationConfig, format_cfg: FormatConfig, data: PreparedData) -> list[SamplePrompt]:
     """The prompts of `evaluation.sample_prompts`; by default the first five of the test, validation or train split."""
     if cfg.sample_prompts is not None:
-        return [_sample(to_prompt(text, format_cfg), None, encoder) for text in cfg.sample_prompts]
-    split = next(name for name in ("test", "validation", "train") if name in source)
-    return split_prompts(source[split].select(range(min(SAMPLES, len(source[split])))), split, format_cfg, encoder)
+        like = next(data.samples("train"))
+        return [_sample(to_prompt(text, format_cfg, like), None, data.encoder) for text in cfg.sample_prompts]
+    split = next(name for name in ("test", "validation", "train") if name in data.splits())
+    return split_prompts(data, split, SAMPLES)
 
 
-def split_prompts(rows: Any, split: str, format_cfg: FormatConfig, encoder: Encoder) -> list[SamplePrompt]:
-    """A prompt, with its reference, for each row of a split."""
-    needed = [name for name in columns_of(format_cfg) if name in rows.column_names]
-    samples = (to_sample({name: row[name] for name in needed}, format_cfg, f"{split}[{i}]") for i, row in enumerate(rows))
-    return [_sample(*split_prompt(sample), encoder) for sample in samples]
+def split_prompts(data: PreparedData, split: str, count: int | None = None) -> list[SamplePrompt]:
+    """A prompt, with its reference, for the first `count` rows of a split, or for all."""
+    return [_sample(*data.encoder.answer_apart(sample), data.encoder) for sample in islice(data.samples(split), count)]
 
 
 def _sample(prompt: Prompt, reference: str | None, encoder: Encoder) -> SamplePrompt:
-    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    text = prompt if isinstance(prompt, str) else prompt.messages[-1]["content"]
     return SamplePrompt(text, encoder.prompt_ids(prompt), reference)
 
 

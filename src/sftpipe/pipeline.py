@@ -34,12 +34,13 @@ def prepare(cfg: TrainConfig) -> PreparedData:
 
 
 def _prepare(cfg: TrainConfig, weights: Weights) -> PreparedData:
-    def collate(rows: Any) -> dict[str, Any]:
+    def collate(rows: Any, padding_free: bool = False) -> dict[str, Any]:
         from sftpipe.trainer import make_collator  # imports trl, which only a batch needs
 
-        return dict(make_collator(tokenizer, cfg.sft.get("pad_to_multiple_of"))(rows))
+        return dict(make_collator(tokenizer, cfg.sft.get("pad_to_multiple_of"), padding_free=padding_free)(rows))
 
-    tokenizer = load_tokenizer(cfg.tokenizer, weights, conf_dir() / "chat_template")
+    markers = cfg.dataset.marker_tokens if cfg.dataset.markers == "special" else ()
+    tokenizer = load_tokenizer(cfg.tokenizer, weights, conf_dir() / "chat_template", markers)
     data = prepare_data(cfg, tokenizer, collate)
     if data.validation is None and cfg.sft.get("eval_strategy", "no") != "no":
         raise DataError(
@@ -76,6 +77,7 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
         console.print(f"weights   {weights.identity}\ndevice    {precision.reason}\nfolder    {plan.folder}")
 
         data = _prepare(cfg, weights)
+        console.print(f"data      {data.preflight.summary()}")
         with console.status("Loading the model ..."):
             model = models.load_base(cfg.model, cfg.quantization, weights, precision, frozen=bool(cfg.lora))
             models.fit_to_tokenizer(model, data.tokenizer, data.end_ids())
@@ -97,7 +99,7 @@ def _train_and_measure(cfg: TrainConfig, plan: RunPlan, data: PreparedData, trai
     from sftpipe.generate import sample_prompts
     from sftpipe.tracking import track
 
-    prompts = sample_prompts(cfg.evaluation, cfg.format, data.source, data.encoder) if cfg.evaluation else []
+    prompts = sample_prompts(cfg.evaluation, cfg.format, data) if cfg.evaluation else []
     validates = cfg.evaluation is not None and data.validation is not None
 
     def measure(phase: str, metrics: dict[str, Any], samples: list[dict[str, Any]]) -> None:

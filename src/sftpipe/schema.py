@@ -45,40 +45,67 @@ class TokenizerConfig:
 class DatasetConfig:
     """What to load and how to split it; the names are those of `datasets.load_dataset`."""
 
-    path: str  # embedded | json | csv | parquet | a hub id
+    path: str  # embedded | json | csv | parquet | text | arrow | mixture | function | a hub id
     name: Optional[str] = None  # the embedded set, or the hub set's configuration
     revision: Optional[str] = None
     data_files: Any = None  # a file, a list of files, or {train: ..., validation: ..., test: ...}
-    split: Optional[str] = None  # take only this split of the source and make the others from it
+    sample_by: str = _choice("line", "paragraph", "document")  # of text files: what makes a row
+    function: Optional[str] = None  # dotted path of a function that returns rows, or {split: rows}
+    sources: list[Any] = field(default_factory=list)  # of a mixture: `MixtureSource`s
+    split: Any = None  # take only this split of the source and make the others from it; or {our name: the source's name}
     columns: dict[str, str] = field(default_factory=dict)  # {our name: the data set's name}
     validation_size: float = _at_least(0, default=0.0)  # below 1 a share of the rows, else a number of rows; 0: none is cut off
     test_size: float = _at_least(0, default=0.0)
+    split_order: list[str] = field(default_factory=lambda: ["train", "validation", "test"])  # where each lies; the last takes the rest
     shuffle_seed: Optional[int] = None  # shuffle before splitting; default: keep the order of the file
     limit: Optional[int] = _at_least(1, default=None)  # at most so many rows of each split
+    streaming: bool = False  # read the source row by row and stop at `limit`
+    markers: str = _choice("keep", "special", "strip")  # what becomes of the `marker_tokens` in the texts
+    marker_tokens: list[str] = field(default_factory=list)
     num_proc: Optional[int] = _at_least(1, default=None)  # processes that format and encode
 
 
 @dataclass
 class FormatConfig:
-    """How a row becomes a conversation or a prompt and its completion."""
+    """How a row becomes a conversation, a prompt and its completion, or a text."""
 
-    type: str = _choice("instruction", "messages", "prompt_completion")
+    type: str = _choice("instruction", "messages", "sharegpt", "prompt_completion", "text", "template", "function")
     system: Optional[str] = None  # system turn put in front of each conversation that has none
+    text_field: str = "text"  # of format=text: the column that holds the text
+    prompt: Optional[str] = None  # of format=template: text with {column} fields
+    prompt_no_input: Optional[str] = None  # of format=template: the prompt of rows whose column `input` is empty
+    completion: Optional[str] = None  # of format=template
+    function: Optional[str] = None  # dotted path: row -> text, {prompt, completion} or {messages}
+    batched: bool = False  # the function takes {column: [values]} and returns a list
+
+
+@dataclass
+class MixtureSource(DatasetConfig):
+    """One source of a mixture: a data set, its share, and its format where that differs from the run's."""
+
+    weight: Optional[float] = _at_least(0, default=None)  # share of the mixture, against the other weights; no row is repeated
+    count: Optional[int] = _at_least(1, default=None)  # or a number of train rows
+    format: Optional[FormatConfig] = None
 
 
 @dataclass
 class LossConfig:
     """Which tokens are trained."""
 
-    type: str = _choice("completion_only", "full")
+    type: str = _choice("completion_only", "assistant_only", "full", "response_template")
+    response_template: Any = None  # the text, or the token ids, behind which an answer begins
+    instruction_template: Any = None  # the text or ids that end an answer; without it only the last answer of a row is trained
+    boundary: str = _choice("split", "joint")  # joint: prompt and answer tokenised together, and the prompt's length masked
+    unroll: bool = False  # a row for each trained turn, cut behind it
 
 
 @dataclass
 class PreflightConfig:
     """Limits that the data must keep before the first step."""
 
-    max_empty_rows: float  # share of rows without a trained token
-    show_rows: int = _at_least(0)  # rows that `check` and `preview` print
+    max_empty_rows: float  # share of rows that teach nothing: unreadable, or without a trained token
+    forged_turns: str = _choice("error", "escape")  # texts that hold special tokens of the chat template
+    show_rows: int = _at_least(0, default=3)  # rows that `check` and `preview` print
 
 
 @dataclass
@@ -118,7 +145,8 @@ class TrainConfig:
     tracking: Optional[TrackingConfig]
     recipe: Optional[str] = None  # name of the recipe, for the run folder
     seed: int = _at_least(0, default=42)
-    over_length: str = _choice("error", "drop")  # rows longer than sft.max_length
+    over_length: str = _choice("error", "drop", "truncate")  # rows longer than sft.max_length
+    allowed_targets: list[str] = field(default_factory=list)  # packages and modules that dotted paths may name, beside sftpipe
     output_dir: str = "outputs"
     run: Optional[str] = None  # the run folder; default: a new one below output_dir
 

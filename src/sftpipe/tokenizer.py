@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ from sftpipe.errors import ModelError, Problem, nearest
 from sftpipe.schema import TokenizerConfig
 from sftpipe.weights import Weights
 
+_NEW_PAD = "[PAD]"  # as Stanford Alpaca calls it
 _SPARE = re.compile(r"pad|reserved|unused|extra_id", re.IGNORECASE)
 
 
-def load_tokenizer(cfg: TokenizerConfig, weights: Weights, templates: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(cfg: TokenizerConfig, weights: Weights, templates: Path, markers: Sequence[str] = ()) -> PreTrainedTokenizerBase:
     """The tokenizer of a run: fast, padding right, with a PAD that is not EOS.
 
     Args:
         cfg: the `tokenizer` group.
         weights: the base weights, whose tokenizer is the default.
         templates: folder of named chat templates (`conf/chat_template`).
+        markers: strings of the data set that become special tokens (`dataset.markers=special`).
 
     Raises:
         ModelError: no fast tokenizer, no token that may pad, or no such template.
@@ -46,20 +49,22 @@ def load_tokenizer(cfg: TokenizerConfig, weights: Weights, templates: Path) -> P
             )
         )
     tokenizer.padding_side = "right"
-    tokenizer.pad_token = choose_pad_token(tokenizer, cfg.pad_token)
+    if markers:
+        tokenizer.add_tokens(list(markers), special_tokens=True)
+    tokenizer.add_special_tokens({"pad_token": choose_pad_token(tokenizer, cfg.pad_token)})
     if cfg.chat_template:
         tokenizer.chat_template = _read_template(cfg.chat_template, templates)
     return tokenizer
 
 
 def choose_pad_token(tokenizer: Any, wanted: str) -> str:
-    """The PAD token: `wanted`, or for `auto` one of the vocabulary that no text uses.
+    """The PAD token: `wanted`, or for `auto` one that no text uses.
 
-    In this order: the tokenizer's own PAD unless it is EOS; a special token made for padding or left unused; UNK. PAD = EOS is refused,
-    because a padded EOS is masked and the model would never learn to stop.
+    In this order: the tokenizer's own PAD unless it is EOS; a special token made for padding or left unused; UNK; a new one. PAD = EOS is
+    refused, because a padded EOS is masked and the model would never learn to stop.
 
     Raises:
-        ModelError: `wanted` is EOS or not in the vocabulary, or `auto` finds nothing.
+        ModelError: `wanted` is EOS or not in the vocabulary.
     """
     vocabulary, eos = tokenizer.get_vocab(), tokenizer.eos_token
     if wanted != "auto":
@@ -87,13 +92,7 @@ def choose_pad_token(tokenizer: Any, wanted: str) -> str:
     for candidate in (tokenizer.pad_token, *spare, tokenizer.unk_token):
         if candidate is not None and candidate not in (eos, tokenizer.bos_token) and candidate in vocabulary:
             return str(candidate)
-    raise ModelError(
-        Problem(
-            where="tokenizer.pad_token",
-            found=f"auto finds no unused, PAD or UNK token beside EOS {eos!r}",
-            fix="name a token that your texts do not contain: tokenizer.pad_token='...'",
-        )
-    )
+    return _NEW_PAD  # which the tokenizer adds to its vocabulary
 
 
 def _read_template(name: str, templates: Path) -> str:

@@ -58,9 +58,14 @@ def build_arguments(sft: Mapping[str, Any], *, seed: int, folder: Path, precisio
         raise ConfigError(Problem(where="sft", found=f"SFTConfig refuses it: {error}", fix="see SFTConfig in TRL's docs")) from None
 
 
-def make_collator(tokenizer: Any, pad_to_multiple_of: int | None = None) -> DataCollatorForLanguageModeling:
-    """TRL's collator: pads `input_ids` with PAD and `labels` with -100, on the right."""
-    return DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id, pad_to_multiple_of=pad_to_multiple_of)
+def make_collator(tokenizer: Any, pad_to_multiple_of: int | None = None, *, padding_free: bool = False) -> DataCollatorForLanguageModeling:
+    """TRL's collator: pads `input_ids` with PAD and `labels` with -100, on the right.
+
+    Padding-free it makes one row of all: `position_ids` restart with each sequence, whose first label is -100.
+    """
+    return DataCollatorForLanguageModeling(
+        pad_token_id=tokenizer.pad_token_id, pad_to_multiple_of=pad_to_multiple_of, padding_free=padding_free
+    )
 
 
 def build_trainer(

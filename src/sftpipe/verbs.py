@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,6 +177,8 @@ def _check(arguments: Arguments) -> int:
 
     out = Console(highlight=False, soft_wrap=True)
     out.print(_preflight_table(data.preflight))
+    for line in _dropped_rows(data.preflight):
+        out.print(line, markup=False)
     for name, (token, number) in data.preflight.special_tokens.items():
         out.print(f"{name:<10} {_one_line(str(token))} {number if number is not None else ''}")
     out.print(f"{'answers end':<10} in {_one_line(', '.join(data.preflight.end_tokens))}")
@@ -190,13 +192,34 @@ def _preflight_table(preflight: Any) -> Any:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("split", "rows", "tokens", "trained", "median length", "longest", "too long", "nothing trained"):
+    for name in ("split", "rows", "tokens", "trained", "median length", "longest", "too long", "cut", "dropped"):
         table.add_column(name, justify="left" if name == "split" else "right")
-    for split, report in preflight.splits.items():
+    for report in preflight.splits:
         share = f"{report.trained_tokens / report.tokens:.1%}"
-        values = (report.rows, report.tokens, share, report.length_median, report.length_max, report.over_length_rows, report.empty_rows)
-        table.add_row(split, *(f"{value:,}" if isinstance(value, int) else str(value) for value in values))
+        dropped = sum(report.dropped.values())
+        values = (
+            report.rows,
+            report.tokens,
+            share,
+            report.length_median,
+            report.length_max,
+            report.over_length_rows,
+            report.truncated_rows,
+            dropped,
+        )
+        table.add_row(f"{report.source} {report.split}".strip(), *(f"{v:,}" if isinstance(v, int) else str(v) for v in values))
     return table
+
+
+def _dropped_rows(preflight: Any) -> Iterator[str]:
+    """Each reason with its count, and the first rows of it."""
+    for report in preflight.splits:
+        for reason, count in report.dropped.items():
+            yield f"\n{f'{report.source} {report.split}'.strip()}: {count} dropped, {reason}"
+            place = f"{report.source} {report.split}".strip()
+            same = [one for one in preflight.dropped if one.reason == reason and one.where.startswith(f"{place}[")]
+            for one in same[:3]:
+                yield f"  {one.problem()}"
 
 
 def _preview(arguments: Arguments) -> int:

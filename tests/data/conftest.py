@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,6 @@ from sftpipe.catalog import conf_dir
 from sftpipe.schema import TokenizerConfig
 from sftpipe.tokenizer import load_tokenizer
 from sftpipe.weights import Weights
-
-
-@pytest.fixture(autouse=True, scope="session")
-def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The copies that `datasets` makes of each file go into a temporary folder, not into the cache of the person who runs the tests."""
-    import datasets
-
-    before = datasets.config.HF_DATASETS_CACHE
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
-    yield
-    datasets.config.HF_DATASETS_CACHE = before
 
 
 @pytest.fixture

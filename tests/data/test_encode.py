@@ -1,11 +1,13 @@
-"""Samples to ids and labels: the rules L1 to L4 of DESIGN.md, on the embedded tokenizer and on real ones of other kinds."""
+"""Samples to ids and labels: the rules L1 to L8 of DESIGN.md, on the embedded tokenizer and on real ones of other kinds."""
 
 from __future__ import annotations
 
 import copy
 import csv
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
+from sftpipe.data.chat import ChatTemplate, trained_turns, unrolled
 from sftpipe.data.encode import Encoded, Encoder
-from sftpipe.data.formats import Conversation, PromptCompletion, Sample
+from sftpipe.data.formats import Conversation, PromptCompletion, Sample, Text, without_answer
 from sftpipe.data.labels import IGNORED
-from sftpipe.errors import DataError
+from sftpipe.data.preview import spans
+from sftpipe.errors import DataError, RowError
 from sftpipe.schema import LossConfig
 
 Templated = Callable[[str | None], Any]
-COMPLETION, FULL = LossConfig("completion_only"), LossConfig("full")
+COMPLETION, FULL, ASSISTANT = LossConfig("completion_only"), LossConfig("full"), LossConfig("assistant_only")
 ROLES = ("user", "assistant")
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 CHATML = (
@@ -37,7 +41,15 @@ def talk(*contents: str, system: str | None = None) -> Conversation:
 
 
 def encode(tokenizer: Any, sample: Sample, loss: LossConfig = COMPLETION) -> Encoded:
-    return Encoder(tokenizer, loss).encode([sample], ["train[0]"])[0]
+    (row,) = Encoder(tokenizer, loss).encode([sample], ["train[0]"])
+    assert isinstance(row, Encoded), row
+    return row
+
+
+def refused(tokenizer: Any, sample: Sample, loss: LossConfig = COMPLETION) -> RowError:
+    (row,) = Encoder(tokenizer, loss).encode([sample], ["train[3]"])
+    assert isinstance(row, RowError), row
+    return row
 
 
 def trained_ids(row: Encoded) -> list[int]:
@@ -110,7 +122,7 @@ def test_a_completion_with_a_full_loss_is_trained_from_its_first_token(tokenizer
 
 
 def test_a_completion_is_not_merged_with_the_end_of_its_prompt(tokenizer: Any) -> None:
-    prompt, completion = "Answer :", "-) yes"  # ":-" is one token where both are tokenised together
+    prompt, completion = "Answer:", "-) yes"  # ":-" is one token where both are tokenised together
     row = encode(tokenizer, PromptCompletion(prompt, completion))
     assert tokenizer.decode(trained_ids(row)) == "-) yes<|im_end|>"
     assert row.input_ids[: row.labels.index(trained_ids(row)[0])] == tokenizer(prompt).input_ids
@@ -153,7 +165,7 @@ def each(request: pytest.FixtureRequest) -> Any:
 @given(sample=TALKS)
 def test_l1_a_trained_answer_follows_exactly_the_ids_that_generation_is_fed(each: Any, sample: Conversation) -> None:
     row = encode(each, sample)
-    assert row.input_ids[: start_of(row)] == Encoder(each, COMPLETION).prompt_ids(sample.messages[:-1])
+    assert row.input_ids[: start_of(row)] == Encoder(each, COMPLETION).prompt_ids(without_answer(sample))
 
 
 @QUICK
@@ -167,9 +179,10 @@ def test_l1_a_trained_completion_follows_exactly_the_ids_that_generation_is_fed(
 @given(sample=TALKS)
 def test_l2_prompt_and_answer_decode_to_their_texts(tokenizer: Any, sample: Conversation) -> None:
     row, start = encode(tokenizer, sample), start_of(encode(tokenizer, sample))
-    rendered = Encoder(tokenizer, COMPLETION).render(sample, "train[0]")
-    assert tokenizer.decode(row.input_ids[:start]) == rendered.prompt
-    assert tokenizer.decode(row.input_ids[start:]) == rendered.completion
+    template = ChatTemplate(tokenizer)
+    prompt = template.text(without_answer(sample), "train[0]", prompt=True)
+    assert tokenizer.decode(row.input_ids[:start]) == prompt
+    assert tokenizer.decode(row.input_ids[start:]) == template.text(sample, "train[0]", prompt=False).removeprefix(prompt)
     assert tokenizer.decode(trained_ids(row)) == sample.messages[-1]["content"] + "<|im_end|>"
 
 
@@ -282,8 +295,29 @@ def test_a_template_that_writes_a_mark_in_front_of_the_answer_trains_to_its_end(
             id="no-end-token",
         ),
         pytest.param(
-            CHATML.replace("message.content", "(message.content if loop.last else message.content | upper)"),
-            "train[3]: the chat template renders the turns before the answer otherwise than the prompt of generation, "
+            "{% for message in messages %}",
+            "tokenizer.chat_template: no valid Jinja: Unexpected end of template.",
+            id="syntax",
+        ),
+    ],
+)
+def test_a_template_that_serves_no_row_is_an_error_of_the_whole(templated: Templated, template: str | None, message: str) -> None:
+    with pytest.raises(DataError) as error:
+        Encoder(templated(template), COMPLETION).encode([talk("hi", "yo")], ["train[3]"])
+    assert not isinstance(error.value, RowError)
+    assert str(error.value).startswith(message)
+
+
+REWRITES = CHATML.replace("message.content", "(message.content if loop.last else message.content | upper)")
+
+
+@pytest.mark.parametrize(
+    ("template", "reason", "message"),
+    [
+        pytest.param(
+            REWRITES,
+            "history written otherwise than in generation",
+            "train[3].messages[1]: the chat template writes the turns before this answer otherwise than the prompt of generation, "
             "so the mask has no place to begin: '<|im_start|>user\\nhi<|im_end|>\\n<|im_st' against "
             "'<|im_start|>user\\nHI<|im_end|>\\n<|im_st'\n"
             "    another tokenizer.chat_template",
@@ -291,41 +325,356 @@ def test_a_template_that_writes_a_mark_in_front_of_the_answer_trains_to_its_end(
         ),
         pytest.param(
             "{{ raise_exception('one turn at most') }}",
+            "refused by the chat template",
             "train[3]: the chat template refuses the conversation: one turn at most\n    mend the row or the template",
             id="raises",
         ),
         pytest.param(
             "{{ nothing + bos_token }}",
+            "refused by the chat template",
             "train[3]: the chat template refuses the conversation: 'nothing' is undefined\n    mend the row or the template",
             id="undefined-name",
         ),
         pytest.param(
-            "{% for message in messages %}",
-            "tokenizer.chat_template: no valid Jinja: Unexpected end of template.",
-            id="syntax",
-        ),
-        pytest.param(
             "{{ 1 + 'x' }}",
+            "refused by the chat template",
             "train[3]: the chat template refuses the conversation: ",
             id="type-error",
         ),
         pytest.param(
-            CHATML.replace("{{ message.content }}", ""),
-            "train[3]: the chat template leaves out the answer\n    another tokenizer.chat_template",
+            CHATML.replace("{{ message.content }}", "{{ message.content if message.role == 'user' }}"),
+            "left out by the chat template",
+            "train[3].messages[1]: the chat template leaves out this turn (assistant)\n"
+            "    another tokenizer.chat_template, or rows without such turns",
             id="no-answer",
+        ),
+        pytest.param(
+            CHATML.replace("message.content", "message.content | replace('o', '')"),
+            "left out by the chat template",
+            "train[3].messages[1]: the chat template leaves out the answer, or a part of it\n    another tokenizer.chat_template",
+            id="a-part-of-the-answer",
         ),
     ],
 )
-def test_a_template_that_cannot_serve_is_an_error(templated: Templated, template: str | None, message: str) -> None:
-    with pytest.raises(DataError) as error:
-        Encoder(templated(template), COMPLETION).encode([talk("hi", "yo")], ["train[3]"])
-    assert str(error.value).startswith(message)
+def test_a_template_that_cannot_serve_a_row_is_the_error_of_that_row(
+    templated: Templated, template: str, reason: str, message: str
+) -> None:
+    error = refused(templated(template), talk("hi", "yo"))
+    assert str(error).startswith(message)
+    assert error.reason == reason
 
 
-def test_the_row_that_a_template_refuses_is_named(templated: Templated) -> None:
+def test_only_the_row_that_a_template_refuses_is_named(templated: Templated) -> None:
     picky = templated("{% if messages[0].content == 'b' %}{{ raise_exception('no b') }}{% endif %}" + CHATML)
-    with pytest.raises(DataError, match=r"^test\[1\]: the chat template refuses the conversation: no b"):
-        Encoder(picky, COMPLETION).encode([talk("a", "b"), talk("b", "c")], ["test[0]", "test[1]"])
+    samples = [talk("a", "b"), talk("b", "c"), talk("c", "d")]
+    first, error, last = Encoder(picky, COMPLETION).encode(samples, ["test[0]", "test[1]", "test[2]"])
+    assert [first, last] == [encode(picky, samples[0]), encode(picky, samples[2])]
+    assert str(error).startswith("test[1]: the chat template refuses the conversation: no b")
+
+
+def test_tools_and_variables_of_a_row_reach_the_template(templated: Templated) -> None:
+    sample = Conversation(talk("a", "b").messages, ({"name": "add"},), {"mood": "calm"})
+    row = encode(templated("{{ tools | tojson }} {{ mood }} " + CHATML), sample)
+    assert templated(None).decode(row.input_ids).startswith('[{"name": "add"}] calm <|im_start|>user\na<|im_end|>')
+
+
+# --- L8: which turns are trained ------------------------------------------------------------------------------------------------------
+
+
+def marked(tokenizer: Any, sample: Sample, loss: LossConfig) -> str:
+    """The text of a row, the trained parts in brackets."""
+    row = encode(tokenizer, sample, loss)
+    parts = spans({"input_ids": row.input_ids, "labels": row.labels}, tokenizer)
+    return "".join(f"⟦{part}⟧" if trained else part for part, trained in parts)
+
+
+def trained_parts(tokenizer: Any, sample: Sample, loss: LossConfig) -> list[str]:
+    return re.findall("⟦(.*?)⟧", marked(tokenizer, sample, loss), re.DOTALL)
+
+
+def test_assistant_only_trains_every_answer_with_its_end(each: Any) -> None:
+    end = {"<unk>": "<|end|>", "<pad>": "</s>"}.get(each.pad_token, "<|im_end|>")
+    assert trained_parts(each, talk("a", "b", "c", "d"), ASSISTANT) == [f"b{end}", f"d{end}"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "train", "parts"),
+    [
+        (ASSISTANT, (None, False, None, None), ["d"]),
+        (ASSISTANT, (None, True, None, False), ["b"]),
+        (COMPLETION, (None, None, None, True), ["d"]),
+        (COMPLETION, (None, True, None, None), ["b", "d"]),
+        (COMPLETION, (None, True, None, False), ["b"]),
+    ],
+)
+def test_a_flag_of_a_turn_wins_over_the_loss(tokenizer: Any, loss: LossConfig, train: tuple[bool | None, ...], parts: list[str]) -> None:
+    sample = replace(talk("a", "b", "c", "d"), train=train)
+    assert trained_parts(tokenizer, sample, loss) == [f"{part}<|im_end|>" for part in parts]
+
+
+def test_every_answer_behind_the_prompt_of_a_row_is_its_completion(tokenizer: Any) -> None:
+    sample = replace(talk("a", "b", "c", "d", "e", "f"), prompt_length=3)
+    for loss in (COMPLETION, ASSISTANT):
+        assert trained_parts(tokenizer, sample, loss) == ["d<|im_end|>", "f<|im_end|>"]
+
+
+def test_a_row_without_a_turn_to_train_is_refused(tokenizer: Any) -> None:
+    error = refused(tokenizer, replace(talk("a", "b"), train=(None, False)))
+    assert str(error) == "train[3]: no turn of it is to be trained\n    remove the row, or its train: false"
+    assert error.reason == "nothing to train"
+
+
+def test_a_turn_that_must_not_be_trained_clashes_with_a_full_loss(tokenizer: Any) -> None:
+    error = refused(tokenizer, replace(talk("a", "b"), train=(None, False)), FULL)
+    assert str(error) == ("train[3]: loss=full trains every token, and a turn is marked train: false\n    loss=assistant_only")
+
+
+@QUICK
+@given(sample=TALKS)
+def test_each_answer_follows_exactly_the_ids_that_generation_is_fed(each: Any, sample: Conversation) -> None:
+    row, encoder = encode(each, sample, ASSISTANT), Encoder(each, ASSISTANT)
+    starts = [at for at in range(1, len(row.labels)) if row.labels[at] != IGNORED and row.labels[at - 1] == IGNORED]
+    answers = [index for index, message in enumerate(sample.messages) if message["role"] == "assistant"]
+    prompts = [encoder.prompt_ids(Conversation(sample.messages[:index])) for index in answers]
+    assert [row.input_ids[:start] for start in starts] == prompts
+
+
+# --- generation blocks ----------------------------------------------------------------------------------------------------------------
+
+BLOCKS = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}<|im_end|>\n{% endgeneration %}"
+    "{% else %}{{ message.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_generation_block_says_what_is_trained_white_space_too(templated: Templated) -> None:
+    assert trained_parts(templated(BLOCKS), talk("a", "b", "c", "d"), ASSISTANT) == ["b<|im_end|>\n", "d<|im_end|>\n"]
+    assert trained_parts(templated(BLOCKS), talk("a", "b", "c", "d"), COMPLETION) == ["d<|im_end|>\n"]
+
+
+def test_a_turn_without_a_generation_block_is_an_error(templated: Templated) -> None:
+    some = BLOCKS.replace("message.role == 'assistant'", "message.role == 'assistant' and loop.last")
+    error = refused(templated(some), talk("a", "b", "c", "d"), ASSISTANT)
+    assert error.reason == "refused by the chat template"
+    assert "generation block" in str(error)
+
+
+# --- templates that rewrite history ---------------------------------------------------------------------------------------------------
+
+THINKING = CHATML.replace(
+    "message.content",
+    "(message.content.split('</think>')[-1] if message.role == 'assistant' and not loop.last else message.content)",
+)
+THOUGHTS = talk("a", "<think>x</think>b", "c", "<think>y</think>d")
+
+
+def test_the_last_turn_is_trained_whatever_a_template_makes_of_the_history(templated: Templated) -> None:
+    row = encode(templated(THINKING), THOUGHTS)
+    assert templated(None).decode(row.input_ids) == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+        "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n<think>y</think>d<|im_end|>\n"
+    )
+    assert trained_text(templated(THINKING), THOUGHTS) == "<think>y</think>d<|im_end|>"
+
+
+def test_training_every_turn_of_a_rewritten_history_is_an_error_with_two_ways_out(templated: Templated) -> None:
+    error = refused(templated(THINKING), THOUGHTS, ASSISTANT)
+    assert str(error) == (
+        "train[3].messages[1]: the chat template writes this answer otherwise once turns follow it: "
+        "'im_start|>assistant\\n<think>x</think>b<|i' against 'im_start|>assistant\\nb<|im_end|>\\n<|im_sta'\n"
+        "    loss=completion_only trains the last turn only; loss.unroll=true makes a row of each turn"
+    )
+    assert error.reason == "history written otherwise than in generation"
+
+
+def test_unrolled_rows_train_each_turn_as_generation_gives_it(templated: Templated) -> None:
+    rows = [trained_text(templated(THINKING), part, ASSISTANT) for part in unrolled(THOUGHTS, "assistant_only")]
+    assert rows == ["<think>x</think>b<|im_end|>", "<think>y</think>d<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "train", "lengths"),
+    [("assistant_only", (), [2, 4]), ("assistant_only", (None, False, None, None), [4]), ("completion_only", (), [4])],
+)
+def test_unrolling_makes_a_row_of_each_trained_turn(loss: str, train: tuple[bool | None, ...], lengths: list[int]) -> None:
+    parts = unrolled(replace(talk("a", "b", "c", "d"), train=train), loss)
+    assert [len(part.messages) for part in parts] == lengths
+    assert [trained_turns(part, loss) for part in parts] == [(length - 1,) for length in lengths]
+
+
+# --- tool calls -----------------------------------------------------------------------------------------------------------------------
+
+CALLING = CHATML.replace(
+    "{{ message.content }}",
+    "{{ message.content }}{% for call in message.tool_calls or [] %}<tool>{{ call.function | tojson }}<empty_output>{% endfor %}",
+)
+
+
+def test_a_tool_call_is_trained_to_the_end_of_its_turn_and_results_are_not(templated: Templated) -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    asked, answered = talk("1 + 1?", "2.").messages
+    called = {"role": "assistant", "content": "", "tool_calls": [call]}
+    sample = Conversation((asked, called, {"role": "tool", "content": "2"}, answered))
+    assert trained_parts(templated(CALLING), sample, ASSISTANT) == [
+        '<tool>{"name": "add", "arguments": {"a": 1}}<empty_output><|im_end|>', "2.<|im_end|>"
+    ]  # fmt: skip
+
+
+# --- texts ----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["a b", "a b<|im_end|>"])
+def test_a_text_ends_in_eos_once(tokenizer: Any, text: str) -> None:
+    row = encode(tokenizer, Text(text), FULL)
+    assert tokenizer.decode(row.input_ids) == "a b<|im_end|>"
+    assert row.labels == row.input_ids
+
+
+@pytest.mark.parametrize("text", ["a b", "</s>a b"])
+def test_l4_a_text_begins_with_one_bos(opt: Any, text: str) -> None:
+    assert opt.decode(encode(opt, Text(text), FULL).input_ids) == "</s>a b</s>"
+
+
+@pytest.mark.parametrize("loss", ["completion_only", "assistant_only"])
+def test_a_text_has_no_turns(tokenizer: Any, loss: str) -> None:
+    with pytest.raises(DataError) as error:
+        encode(tokenizer, Text("a"), LossConfig(loss))
+    assert str(error.value) == (
+        f"loss={loss} (train[0]): the format makes a finished text, which has no turns to tell apart\n"
+        "    loss=full, or loss=response_template"
+    )
+
+
+@pytest.mark.parametrize(("text", "message", "reason"), [
+    ("\ud800b", "a lone surrogate, U+D800: half of a character\n    mend the row", "broken text"),
+    ("a\x04b", "'\\x04' (U+0004) is not in the tokenizer's vocabulary; it would be read as 'aa'\n"
+     "    remove the character from the row, or use another tokenizer", "character outside the vocabulary"),
+])  # fmt: skip
+def test_text_that_the_tokenizer_would_lose_is_refused(tokenizer: Any, text: str, message: str, reason: str) -> None:
+    for sample in (PromptCompletion(text, "b"), PromptCompletion("a", text), talk(text, "b")):
+        error = refused(tokenizer, sample)
+        assert str(error) == f"train[3]: {message}"
+        assert error.reason == reason
+
+
+@pytest.mark.parametrize("completion", ["b", " b"])
+def test_l2_sentencepiece_adds_no_second_space_to_a_completion(phi3: Any, completion: str) -> None:
+    row = encode(phi3, PromptCompletion("a", completion))
+    assert phi3.convert_ids_to_tokens(row.input_ids) == ["\u2581a", "\u2581b", "<|endoftext|>"]
+
+
+# --- boundary -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_joint_boundary_masks_as_many_tokens_as_the_prompt_has(tokenizer: Any) -> None:
+    sample = PromptCompletion("Answer:", "-) yes")
+    row = encode(tokenizer, sample, LossConfig("completion_only", boundary="joint"))
+    assert row.input_ids == [*tokenizer("Answer:-) yes").input_ids, tokenizer.eos_token_id]
+    assert tokenizer.decode(trained_ids(row)) == ") yes<|im_end|>"  # ":-" is one token, and hides the answer's first character
+
+
+def test_a_joint_boundary_counts_bos_with_the_prompt(opt: Any) -> None:
+    assert marked(opt, PromptCompletion("a", " b"), LossConfig("completion_only", boundary="joint")) == "</s>a⟦ b</s>⟧"
+
+
+def test_a_joint_conversation_is_trained_as_a_split_one_where_nothing_merges(tokenizer: Any) -> None:
+    sample = talk("Hi.", "Hello.")
+    assert encode(tokenizer, sample, LossConfig("completion_only", boundary="joint")) == encode(tokenizer, sample)
+
+
+# --- L7: response templates -----------------------------------------------------------------------------------------------------------
+
+QUESTIONS = Text("### Q: a\n### A: b\n### Q: c\n### A: d\n")
+
+
+def response(template: Any, instruction: Any = None) -> LossConfig:
+    return LossConfig("response_template", response_template=template, instruction_template=instruction)
+
+
+def test_a_response_template_alone_trains_the_last_answer(tokenizer: Any) -> None:
+    assert marked(tokenizer, QUESTIONS, response("### A:")) == "### Q: a\n### A: b\n### Q: c\n### A:⟦ d\n<|im_end|>⟧"
+
+
+def test_with_an_instruction_template_every_answer_is_trained_in_whatever_context_its_pieces_stand(each: Any) -> None:
+    parts = trained_parts(each, QUESTIONS, response("### A:", "### Q:"))
+    assert [part.strip() for part in parts] == ["b", f"d\n{each.eos_token}"]
+
+
+def test_a_response_template_is_found_in_prompts_and_conversations_too(templated: Templated) -> None:
+    pair = PromptCompletion("### Q: a\n### A:", " b")
+    assert marked(templated(None), pair, response("### A:")) == "### Q: a\n### A:⟦ b<|im_end|>⟧"
+    turns = ("<|im_start|>assistant\n", "<|im_start|>user\n")
+    assert trained_parts(templated(CHATML), talk("a", "b", "c", "d"), response(*turns)) == ["b<|im_end|>\n", "d<|im_end|>\n"]
+
+
+def test_templates_may_be_ids(tokenizer: Any) -> None:
+    ids = [tokenizer(text).input_ids for text in ("<|im_start|>assistant\n", "<|im_start|>user\n")]
+    sample = talk("a", "b", "c", "d")
+    assert trained_parts(tokenizer, sample, response(*ids)) == ["b<|im_end|>\n", "d<|im_end|>\n"]
+    assert trained_parts(tokenizer, sample, response(ids[0])) == ["d<|im_end|>\n"]
+
+
+@pytest.mark.parametrize("template", ["### B:", [4, 5, 6]])
+def test_a_row_without_the_response_template_is_refused(tokenizer: Any, template: Any) -> None:
+    error = refused(tokenizer, Text("### Q: a\n### A: b"), response(template))
+    assert str(error) == (
+        f"train[3]: loss.response_template {template!r} does not stand in '### Q: a\\n### A: b'\n"
+        "    allowed: the text that is written in front of each answer\n"
+        "    copy it from the first rows that sftpipe preview loss=full shows"
+    )
+    assert error.reason == "response template not found"
+
+
+def test_an_empty_answer_trains_nothing_and_is_refused(tokenizer: Any) -> None:
+    assert refused(tokenizer, Text("### Q: a\n### A:"), response("### A:")).reason == "no trained token"
+
+
+def test_the_answer_of_a_text_stands_behind_its_last_response_template(tokenizer: Any) -> None:
+    encoder = Encoder(tokenizer, response("### A:"))
+    assert encoder.answer_apart(QUESTIONS) == ("### Q: a\n### A: b\n### Q: c\n### A:", " d\n")
+    assert encoder.answer_apart(PromptCompletion("a", "b")) == ("a", "b")
+
+
+# --- L6: rows that are cut to fit -----------------------------------------------------------------------------------------------------
+
+
+def fit(tokenizer: Any, sample: Sample, limit: int, loss: LossConfig = COMPLETION) -> Encoded | RowError:
+    return Encoder(tokenizer, loss).fit(sample, encode(tokenizer, sample, loss), limit, "train[3]")
+
+
+LONG = talk("a a a a", "b", "c c c c", "d", "e", "f", system="S")
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(51, LONG.messages), (50, LONG.messages[:1] + LONG.messages[3:]),
+                                             (35, LONG.messages[:1] + LONG.messages[3:]), (34, LONG.messages[:1] + LONG.messages[5:]),
+                                             (19, LONG.messages[:1] + LONG.messages[5:])])  # fmt: skip
+def test_the_oldest_exchanges_are_cut_and_the_system_turn_stays(tokenizer: Any, limit: int, kept: tuple[Any, ...]) -> None:
+    assert fit(tokenizer, LONG, limit) == encode(tokenizer, Conversation(kept))
+
+
+@pytest.mark.parametrize(("limit", "text"), [(8, "</s>one two three four⟦ five six</s>⟧"), (6, "</s> three four⟦ five six</s>⟧"),
+                                             (5, "</s> four⟦ five six</s>⟧")])  # fmt: skip
+def test_a_prompt_is_cut_from_the_left_behind_its_bos(opt: Any, limit: int, text: str) -> None:
+    row = fit(opt, PromptCompletion("one two three four", " five six"), limit)
+    assert isinstance(row, Encoded)
+    parts = spans({"input_ids": row.input_ids, "labels": row.labels}, opt)
+    assert "".join(f"⟦{part}⟧" if trained else part for part, trained in parts) == text
+
+
+@pytest.mark.parametrize(("sample", "limit", "length"), [(LONG, 18, 51), (PromptCompletion("a", " b c d"), 3, 5)])
+def test_an_answer_is_never_cut(tokenizer: Any, sample: Sample, limit: int, length: int) -> None:
+    error = fit(tokenizer, sample, limit)
+    assert str(error) == (
+        f"train[3]: {length} tokens, and no prompt that could be cut to fit sft.max_length={limit}\n    sft.max_length={length}"
+    )
+
+
+def test_a_text_that_is_trained_in_full_is_never_cut(tokenizer: Any) -> None:
+    error = fit(tokenizer, Text("a b c d"), 4, FULL)
+    assert isinstance(error, RowError)
+    assert error.reason == "longer than sft.max_length"
 
 
 # --- golden values --------------------------------------------------------------------------------------------------------------------
@@ -345,13 +694,13 @@ def yoda(golden: Path) -> list[Conversation]:
 
 
 def test_golden_phi3_chat_is_rendered_to_the_letter(cases: dict[str, Any], phi3: Any) -> None:
-    rendered = Encoder(phi3, COMPLETION).render(Conversation(tuple(cases["002-phi-chat"]["input"])), "train[0]")
-    assert rendered.prompt + rendered.completion == cases["002-phi-chat"]["expected"]
+    text = ChatTemplate(phi3).text(Conversation(tuple(cases["002-phi-chat"]["input"])), "train[0]", prompt=False)
+    assert text == cases["002-phi-chat"]["expected"]
 
 
 def test_golden_phi3_prompt_of_generation_is_rendered_to_the_letter(cases: dict[str, Any], phi3: Any) -> None:
-    prompt = Encoder(phi3, COMPLETION).render_prompt(cases["002-phi-chat-gen"]["input"], "prompt")
-    assert prompt == cases["002-phi-chat-gen"]["expected"]
+    prompt = ChatTemplate(phi3).prompt(Conversation(tuple(cases["002-phi-chat-gen"]["input"])), "prompt")
+    assert prompt.text == cases["002-phi-chat-gen"]["expected"]
 
 
 def test_golden_phi3_ids_of_a_sentence(cases: dict[str, Any], phi3: Any) -> None:
@@ -366,8 +715,8 @@ def test_golden_phi3_pads_with_unk(cases: dict[str, Any], phi3: Any) -> None:
 
 def test_golden_phi3_texts_of_yoda(cases: dict[str, Any], phi3: Any, yoda: list[Conversation]) -> None:
     assert len(yoda) == cases["002-yoda-len-row0"]["expected"][0]
-    rendered = [Encoder(phi3, COMPLETION).render(sample, "train[0]") for sample in yoda[:2]]
-    assert [text.prompt + text.completion for text in rendered] == cases["002-yoda-texts"]["expected"]
+    texts = [ChatTemplate(phi3).text(sample, "train[0]", prompt=False) for sample in yoda[:2]]
+    assert texts == cases["002-yoda-texts"]["expected"]
 
 
 @pytest.mark.parametrize("at", [0, 1])
@@ -399,6 +748,7 @@ def test_golden_yoda_answers_end_once_and_never_in_pad(
     tokenizer = request.getfixturevalue(name)
     rows = Encoder(tokenizer, COMPLETION).encode(yoda, [f"train[{at}]" for at in range(len(yoda))])
     for sample, row in zip(yoda, rows, strict=True):
+        assert isinstance(row, Encoded)
         assert tokenizer.decode(trained_ids(row)) == sample.messages[-1]["content"] + end
         assert trained_ids(row).count(tokenizer.convert_tokens_to_ids(end)) == 1
         assert tokenizer.pad_token_id not in row.input_ids

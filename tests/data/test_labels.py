@@ -1,39 +1,96 @@
-"""Labels from spans."""
+"""Labels from spans, and spans from templates."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftpipe.data.labels import IGNORED, labels_from_span
+from sftpipe.data.labels import IGNORED, Span, labels_from_spans, response_spans
 
 IDS = st.lists(st.integers(0, 200_000), max_size=50)
 POSITIONS = st.integers(0, 60)
+SPANS = st.lists(st.tuples(POSITIONS, POSITIONS), max_size=4)
+
+
+# --- labels ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_drawn_example_holds() -> None:
-    assert labels_from_span([5, 6, 7, 8, 9], 1, 4) == [-100, 6, 7, 8, -100]
+    assert labels_from_spans([5, 6, 7, 8, 9], [(1, 3), (4, 5)]) == [-100, 6, 7, -100, 9]
 
 
-@given(ids=IDS, start=POSITIONS, stop=POSITIONS)
-def test_labels_are_the_ids_inside_the_span_and_ignored_elsewhere(ids: list[int], start: int, stop: int) -> None:
-    labels = labels_from_span(ids, start, stop)
+@given(ids=IDS, spans=SPANS)
+def test_labels_are_the_ids_inside_the_spans_and_ignored_elsewhere(ids: list[int], spans: list[Span]) -> None:
+    labels = labels_from_spans(ids, spans)
     assert len(labels) == len(ids)
     for position, (token, label) in enumerate(zip(ids, labels, strict=True)):
-        assert label == (token if start <= position < stop else IGNORED)
+        assert label == (token if any(start <= position < stop for start, stop in spans) else IGNORED)
 
 
 @given(ids=IDS)
 def test_a_span_over_the_whole_row_trains_everything(ids: list[int]) -> None:
-    assert labels_from_span(ids, 0, len(ids)) == ids
+    assert labels_from_spans(ids, [(0, len(ids))]) == ids
 
 
 @given(ids=IDS, start=POSITIONS)
 def test_an_empty_span_trains_nothing(ids: list[int], start: int) -> None:
-    assert labels_from_span(ids, start, start) == [IGNORED] * len(ids)
+    assert labels_from_spans(ids, [(start, start)]) == labels_from_spans(ids, []) == [IGNORED] * len(ids)
 
 
 def test_the_input_is_not_changed() -> None:
     ids = [5, 6, 7]
-    labels_from_span(ids, 0, 1)
+    labels_from_spans(ids, [(0, 1)])
     assert ids == [5, 6, 7]
+
+
+# --- response templates ---------------------------------------------------------------------------------------------------------------
+
+CHAT = "<|user|>a<|assistant|>b<|user|>c<|assistant|>d"
+
+
+def cut(text: str, response: str, instruction: str | None) -> list[str]:
+    return [text[start:stop] for start, stop in response_spans(text, response, instruction)]
+
+
+def test_the_drawn_chat_holds() -> None:
+    assert cut(CHAT, "<|assistant|>", "<|user|>") == ["b", "d"]
+    assert cut(CHAT, "<|assistant|>", None) == ["d"]
+
+
+@pytest.mark.parametrize(
+    ("text", "instruction", "answers"),
+    [
+        pytest.param("no template at all", None, [], id="none"),
+        pytest.param("no template at all", "Q:", [], id="none-of-two"),
+        pytest.param("x A: one", "Q:", [" one"], id="no-instruction-behind-it"),
+        pytest.param("A: one\n\nQ: two", "Q:", [" one\n\n"], id="white-space-belongs-to-the-answer"),
+        pytest.param("A: one A: two Q: three A: four", "Q:", [" one A: two ", " four"], id="a-template-inside-an-answer"),
+        pytest.param("A: one A: two", None, [" two"], id="the-last-one-alone"),
+        pytest.param("A:Q:A: two", "Q:", ["", " two"], id="an-empty-answer"),
+        pytest.param("A:", None, [""], id="nothing-behind-it"),
+    ],
+)
+def test_answers_reach_from_their_template_to_the_next_instruction(text: str, instruction: str | None, answers: list[str]) -> None:
+    assert cut(text, "A:", instruction) == answers
+
+
+def test_a_template_that_overlaps_itself_is_found_once() -> None:
+    assert cut("####answer", "##", None) == ["answer"]
+    assert cut("###answer", "##", None) == ["#answer"]
+
+
+@given(parts=st.lists(st.sampled_from(["Q", "A", "x", "yy"]), max_size=20), both=st.booleans())
+def test_ids_are_searched_as_text_is(parts: list[str], both: bool) -> None:
+    text = "".join(parts)
+    ids = [ord(character) for character in text]
+    assert response_spans(ids, [ord("A")], [ord("Q")] if both else None) == response_spans(text, "A", "Q" if both else None)
+
+
+@given(text=st.text("QA x", max_size=30))
+def test_answers_lie_in_order_and_apart(text: str) -> None:
+    spans = response_spans(text, "A", "Q")
+    assert all(stop <= start for (_, stop), (start, _) in pairwise(spans))
+    assert all(text[start - 1] == "A" and "Q" not in text[start:stop] for start, stop in spans)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
+import importlib
 import json
+import lzma
 import os
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset, DatasetDict
 
-from sftpipe.data.source import SPLITS, fingerprint, load_splits
+from sftpipe.data.source import SPLITS, Rows, fingerprint, load_sources, load_splits
 from sftpipe.errors import DataError
-from sftpipe.schema import DatasetConfig
+from sftpipe.schema import DatasetConfig, FormatConfig, MixtureSource
 
 Write = Callable[..., str]
 YODA = DatasetConfig(path="embedded", name="yoda")
@@ -30,8 +37,12 @@ def words(text: str) -> Counter[str]:
     return Counter(re.findall(r"[a-z0-9']+", text.lower()))
 
 
-def prompts(rows: Any) -> list[str]:
-    return list(rows["prompt"])
+def prompts(rows: Rows) -> list[str]:
+    return [row["prompt"] for row in rows]
+
+
+def column_of(rows: Rows, name: str) -> list[str]:
+    return [row[name] for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +73,20 @@ def test_yoda_rows_are_a_prompt_and_a_completion_and_nothing_else(split: str) ->
 
 @pytest.mark.parametrize("column", ["prompt", "completion"])
 def test_yoda_repeats_no_text_within_or_across_splits(yoda: dict[str, Any], column: str) -> None:
-    texts = Counter(" ".join(text.lower().split()) for rows in yoda.values() for text in rows[column])
+    texts = Counter(" ".join(text.lower().split()) for rows in yoda.values() for text in column_of(rows, column))
     assert [text for text, count in texts.items() if count > 1] == []
 
 
 def test_yoda_prompts_of_validation_and_test_are_no_variants_of_training_prompts(yoda: dict[str, Any]) -> None:
-    seen = [(text, set(words(text))) for text in yoda["train"]["prompt"]]
-    held_out = [(text, set(words(text))) for split in ("validation", "test") for text in yoda[split]["prompt"]]
+    seen = [(text, set(words(text))) for text in prompts(yoda["train"])]
+    held_out = [(text, set(words(text))) for split in ("validation", "test") for text in prompts(yoda[split])]
     close = [(a, b) for a, x in held_out for b, y in seen if len(x & y) > 0.6 * len(x | y)]
     assert close == []
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_yoda_texts_are_single_clean_sentences_of_moderate_length(yoda: dict[str, Any], split: str) -> None:
-    for text in (text for column in ("prompt", "completion") for text in yoda[split][column]):
+    for text in (text for column in ("prompt", "completion") for text in column_of(yoda[split], column)):
         assert re.fullmatch(r"[A-Z][^\n]*[.!?]", text), text
         assert text == " ".join(text.split()), text
         assert 3 <= len(text.split()) <= 25, text
@@ -95,8 +106,6 @@ def test_yoda_answers_hold_the_words_of_their_prompt_in_another_order(yoda: dict
 def write_rows(path: Path) -> None:
     """ROWS in the format that the suffix says."""
     if path.suffix == ".parquet":
-        from datasets import Dataset
-
         Dataset.from_list(ROWS).to_parquet(path)
     elif path.suffix == ".csv":
         with path.open("w", newline="", encoding="utf-8") as out:
@@ -114,12 +123,12 @@ def test_a_file_is_read_as_one_train_split(tmp_path: Path, name: str) -> None:
     write_rows(tmp_path / name)
     path = name.rpartition(".")[2].removesuffix("l")
     splits = load_splits(DatasetConfig(path=path, data_files=str(tmp_path / name)))
-    assert {split: rows.to_list() for split, rows in splits.items()} == {"train": ROWS}
+    assert {split: list(rows) for split, rows in splits.items()} == {"train": ROWS}
 
 
 def test_several_files_of_a_split_are_joined_in_order(rows_file: Write) -> None:
     files = [rows_file(ROWS[:3], "a.jsonl"), rows_file(ROWS[3:5], "b.jsonl")]
-    assert load_splits(DatasetConfig(path="json", data_files=files))["train"].to_list() == ROWS[:5]
+    assert load_splits(DatasetConfig(path="json", data_files=files))["train"][:] == ROWS[:5]
 
 
 def test_files_may_be_named_by_split(rows_file: Write) -> None:
@@ -130,7 +139,156 @@ def test_files_may_be_named_by_split(rows_file: Write) -> None:
 
 def test_text_survives_loading_to_the_letter(rows_file: Write) -> None:
     row = {"prompt": "한국어 \U0001f600\n\ttab ", "completion": '"quoted", é — null'}
-    assert load_splits(DatasetConfig(path="json", data_files=rows_file([row])))["train"][0] == row
+    assert load_splits(DatasetConfig(path="json", data_files=rows_file([row])))["train"][:] == [row]
+
+
+def test_rows_of_any_types_are_read_and_met_later(rows_file: Write) -> None:
+    rows = [{"prompt": "a"}, {"prompt": 3, "other": [1, "x", None]}, {"prompt": None}, {"prompt": {"deep": 1.5}}, {}]
+    assert load_splits(DatasetConfig(path="json", data_files=rows_file(rows)))["train"][:] == rows
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "origins"),
+    [
+        ("json", '{"text": "a"}\n\n{"text": "b"}\n', ["line 1", "line 3"]),
+        ("json", '[{"text": "a"},\n {"text": "b"}]', ["row 0", "row 1"]),
+        ("csv", 'text\n"a\na"\nb\n', ["line 2", "line 4"]),
+        ("text", "a\n\nb\n", ["line 1", "line 3"]),
+    ],
+)
+def test_a_row_knows_the_line_that_it_comes_from(tmp_path: Path, kind: str, content: str, origins: list[str]) -> None:
+    (tmp_path / f"rows.{kind}").write_text(content)
+    rows = load_splits(DatasetConfig(path=kind, data_files=str(tmp_path / f"rows.{kind}")))["train"]
+    assert [rows.origin(index) for index in range(len(rows))] == [f"rows.{kind}, {origin}" for origin in origins]
+
+
+@pytest.mark.parametrize(
+    ("sample_by", "texts"),
+    [
+        ("line", ["one", "  two", "three"]),
+        ("paragraph", ["one\n  two", "three"]),
+        ("document", ["one\n  two\n \nthree\n"]),
+    ],
+)
+def test_a_text_file_is_lines_paragraphs_or_one_document(tmp_path: Path, sample_by: str, texts: list[str]) -> None:
+    (tmp_path / "book.txt").write_bytes(b"one\r\n  two\n \nthree\n")
+    rows = load_splits(DatasetConfig(path="text", data_files=str(tmp_path / "book.txt"), sample_by=sample_by))["train"]
+    assert list(rows) == [{"text": text} for text in texts]
+
+
+def test_a_tsv_file_is_a_csv_file_with_tabs(tmp_path: Path) -> None:
+    (tmp_path / "rows.tsv").write_text("prompt\tcompletion\na, b\tc\n")
+    rows = load_splits(DatasetConfig(path="csv", data_files=str(tmp_path / "rows.tsv")))["train"]
+    assert list(rows) == [{"prompt": "a, b", "completion": "c"}]
+
+
+@pytest.mark.parametrize("path", ["json", "csv", "text"])
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path, path: str) -> None:
+    text = {"json": '{"text": "a"}', "csv": "text\na", "text": "a"}[path]
+    (tmp_path / "rows").write_text(text, encoding="utf-8-sig")
+    assert load_splits(DatasetConfig(path=path, data_files=str(tmp_path / "rows")))["train"][:] == [{"text": "a"}]
+
+
+def test_a_saved_data_set_is_read_from_its_folder(tmp_path: Path) -> None:
+    saved = Dataset.from_list(ROWS)
+    saved.save_to_disk(tmp_path / "one")
+    DatasetDict({"train": saved, "test": saved.select(range(2))}).save_to_disk(tmp_path / "two")
+    assert list(load_splits(DatasetConfig(path="arrow", data_files=str(tmp_path / "one")))["train"]) == ROWS
+    splits = load_splits(DatasetConfig(path="arrow", data_files=str(tmp_path / "two")))
+    assert {split: list(rows) for split, rows in splits.items()} == {"train": ROWS, "test": ROWS[:2]}
+
+
+def test_a_folder_that_holds_no_saved_data_set_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError) as error:
+        load_splits(DatasetConfig(path="arrow", data_files=str(tmp_path / "empty")))
+    assert str(error.value).startswith(f"dataset.data_files: {tmp_path / 'empty'} is no saved data set (")
+    assert str(error.value).endswith("\n    allowed: a folder that Dataset.save_to_disk wrote")
+
+
+# --- functions ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Write a module into the working folder; returns its name."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(code: str) -> str:
+        name = f"mine_{abs(hash(request.node.name))}"
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+        importlib.invalidate_caches()
+        return name
+
+    return write
+
+
+def call(module: str, function: str = "rows") -> dict[str, Rows]:
+    return load_splits(DatasetConfig(path="function", function=f"{module}.{function}"), [module])
+
+
+def test_a_function_returns_rows_or_splits(module: Callable[[str], str]) -> None:
+    name = module("def rows():\n    yield {'text': 'a', 'n': 1}\n\ndef splits():\n    return {'train': rows(), 'test': [{'text': 'b'}]}\n")
+    assert {split: list(rows) for split, rows in call(name).items()} == {"train": [{"text": "a", "n": 1}]}
+    assert {split: list(rows) for split, rows in call(name, "splits").items()} == {
+        "train": [{"text": "a", "n": 1}], "test": [{"text": "b"}]
+    }  # fmt: skip
+
+
+def test_a_function_needs_a_permission(module: Callable[[str], str]) -> None:
+    name = module("raise SystemError('it ran')")
+    with pytest.raises(DataError) as error:
+        load_splits(DatasetConfig(path="function", function=f"{name}.rows"))
+    assert str(error.value) == (
+        f"dataset.function: '{name}.rows' would run code of '{name}'\n    allowed: sftpipe\n    allowed_targets=[{name}]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "function", "message"),
+    [
+        ("def rows(): ...", "row", "{name} has no function 'row'\n    allowed: rows\n    dataset.function={name}.rows"),
+        ("def rows(): return 3", "rows", "{name}.rows returned int '3'\n    allowed: {allowed}"),
+        (
+            "def rows(): return [3]",
+            "rows",
+            "row 0 of {name}.rows is int '3'\n    allowed: {allowed}",
+        ),
+        ("def rows(): return [][0]", "rows", "{name}.rows raised IndexError: list index out of range\n    mend the function"),
+    ],
+)
+def test_a_function_that_gives_no_rows_says_why(module: Callable[[str], str], code: str, function: str, message: str) -> None:
+    name = module(code)
+    with pytest.raises(DataError) as error:
+        call(name, function)
+    assert str(error.value) == "dataset.function: " + message.format(name=name, allowed="rows ({column: value} each), or {split: rows}")
+
+
+def test_a_generator_that_raises_on_its_way_is_an_error_of_the_function(module: Callable[[str], str]) -> None:
+    name = module("def rows():\n    yield {'text': 'a'}\n    raise OSError('gone')\n")
+    with pytest.raises(DataError, match=rf"^dataset\.function: {name}\.rows raised OSError at row 1: gone\n    mend the function$"):
+        call(name)
+
+
+# --- mixtures -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_each_source_of_a_mixture_has_rows_columns_and_a_format_of_its_own(rows_file: Write) -> None:
+    own = FormatConfig(type="prompt_completion")
+    sources = [MixtureSource(path="json", data_files=rows_file(ROWS[:3]), weight=2.0, format=own),
+               MixtureSource(path="embedded", name="yoda", columns={"instruction": "prompt"}, count=5, limit=2)]  # fmt: skip
+    first, second = load_sources(DatasetConfig(path="mixture", sources=sources, limit=4), FormatConfig())
+    assert (first.name, first.format, first.weight, first.count) == ("sources[0] json", own, 2.0, None)
+    assert {split: list(rows) for split, rows in first.splits.items()} == {"train": ROWS[:3]}
+    assert (second.name, second.format, second.weight, second.count) == ("sources[1] yoda", FormatConfig(), None, 5)
+    assert {split: len(rows) for split, rows in second.splits.items()} == {"train": 2, "validation": 2, "test": 2}
+    assert second.splits["train"].column_names == ["completion", "instruction"]
+
+
+def test_one_data_set_is_one_source_without_a_name(file: str) -> None:
+    (source,) = load_sources(DatasetConfig(path="json", data_files=file), FormatConfig())
+    assert (source.name, list(source.splits), source.weight, source.count) == ("", ["train"], None, None)
 
 
 # --- columns --------------------------------------------------------------------------------------------------------------------------
@@ -138,17 +296,18 @@ def test_text_survives_loading_to_the_letter(rows_file: Write) -> None:
 
 def test_columns_are_renamed_to_ours(file: str) -> None:
     rows = load_splits(DatasetConfig(path="json", data_files=file, columns={"instruction": "prompt", "output": "completion"}))["train"]
-    assert rows[0] == {"instruction": "question 0", "output": "answer 0"}
+    assert rows[:1] == [{"instruction": "question 0", "output": "answer 0"}]
+    assert rows.column_names == ["instruction", "output"]
 
 
 def test_a_column_mapped_to_its_own_name_stays(file: str) -> None:
     rows = load_splits(DatasetConfig(path="json", data_files=file, columns={"prompt": "prompt"}))["train"]
-    assert rows.to_list() == ROWS
+    assert list(rows) == ROWS
 
 
 def test_a_renamed_column_replaces_one_that_already_has_its_name(rows_file: Write) -> None:
     file = rows_file([{"output": "old", "better": "new"}])
-    assert load_splits(DatasetConfig(path="json", data_files=file, columns={"output": "better"}))["train"].to_list() == [{"output": "new"}]
+    assert load_splits(DatasetConfig(path="json", data_files=file, columns={"output": "better"}))["train"][:] == [{"output": "new"}]
 
 
 def test_a_wrong_column_names_the_key_the_columns_and_the_nearest(file: str) -> None:
@@ -172,7 +331,57 @@ def test_sizes_below_one_are_shares_and_others_are_rows(file: str, validation: f
 
 def test_validation_and_test_are_cut_off_the_end_and_no_row_is_lost(file: str) -> None:
     splits = load_splits(DatasetConfig(path="json", data_files=file, validation_size=4, test_size=3))
-    assert [row for split in SPLITS for row in splits[split].to_list()] == ROWS
+    assert [row for split in SPLITS for row in splits[split]] == ROWS
+
+
+def test_the_order_of_the_splits_says_where_each_lies_and_the_last_takes_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("\n".join(["n", *map(str, range(1100))]))
+    cfg = DatasetConfig(path="csv", data_files=str(tmp_path / "rows.csv"), test_size=0.1, validation_size=0.05)
+    splits = load_splits(replace(cfg, split_order=["train", "test", "validation"]))
+    places = {split: (int(rows[:1][0]["n"]), len(rows)) for split, rows in splits.items()}
+    assert places == {"train": (0, 935), "validation": (1045, 55), "test": (935, 110)}
+
+
+@pytest.mark.parametrize(("rows", "size", "cut"), [(100, 0.07, 7), (100, 0.29, 29), (55, 0.1, 5), (10, 0.3, 3)])
+def test_a_share_is_rounded_down_and_not_by_the_error_of_floats(tmp_path: Path, rows: int, size: float, cut: int) -> None:
+    (tmp_path / "rows.csv").write_text("\n".join(["n", *map(str, range(rows))]))
+    cfg = DatasetConfig(path="csv", data_files=str(tmp_path / "rows.csv"), test_size=size, split_order=["test", "train"])
+    splits = load_splits(cfg)
+    assert [int(row["n"]) for split in ("test", "train") for row in splits[split]] == list(range(rows))
+    assert len(splits["test"]) == cut
+
+
+@pytest.mark.parametrize("order", [["train"], ["train", "test", "test"], ["train", "tset"], ["test", "train", "dev"]])
+def test_an_order_that_does_not_name_each_split_once_is_refused(file: str, order: list[str]) -> None:
+    with pytest.raises(DataError) as error:
+        load_splits(DatasetConfig(path="json", data_files=file, test_size=2, split_order=order))
+    assert str(error.value) == (
+        f"dataset.split_order: {order}\n    allowed: each of train, validation, test once\n    dataset.split_order=[train,test]"
+    )
+
+
+def test_splits_of_the_source_may_get_our_names(rows_file: Write) -> None:
+    files = {name: rows_file(ROWS[at : at + 1], f"{name}.jsonl") for at, name in enumerate(("a", "b", "c"))}
+    splits = load_splits(DatasetConfig(path="json", data_files=files, split={"train": "b", "test": "a"}))
+    assert {split: list(rows) for split, rows in splits.items()} == {"train": ROWS[1:2], "test": ROWS[:1]}
+
+
+def test_a_split_of_the_source_that_is_not_there_is_named_with_ours(rows_file: Write) -> None:
+    files = {name: rows_file(ROWS, f"{name}.jsonl") for name in ("first", "second")}
+    with pytest.raises(DataError) as error:
+        load_splits(DatasetConfig(path="json", data_files=files, split={"train": "first", "test": "secnd"}))
+    assert str(error.value) == "dataset.split.test: no split 'secnd'\n    allowed: first, second\n    dataset.split.test=second"
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "text"])
+def test_streaming_reads_no_further_than_the_limit(tmp_path: Path, kind: str) -> None:
+    good = {"json": '{"text": "a"}', "csv": "text\na", "text": "a"}[kind]
+    file = tmp_path / "rows"
+    file.write_bytes(good.encode() + b"\n\xe9\n")
+    cfg = DatasetConfig(path=kind, data_files=str(file), limit=1)
+    assert load_splits(replace(cfg, streaming=True))["train"][:] == [{"text": "a"}]
+    with pytest.raises(DataError, match="is no UTF-8"):
+        load_splits(cfg)
 
 
 def test_a_split_that_nobody_asked_for_is_absent(file: str) -> None:
@@ -200,7 +409,7 @@ def test_a_shuffle_seed_mixes_before_the_splits_are_cut(file: str) -> None:
 def test_limit_keeps_the_first_rows_of_each_split() -> None:
     splits = load_splits(DatasetConfig(path="embedded", name="yoda", limit=50))
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 50, "validation": 40, "test": 40}
-    assert splits["train"].to_list() == load_splits(YODA)["train"].to_list()[:50]
+    assert list(splits["train"]) == load_splits(YODA)["train"][:50]
 
 
 def test_split_takes_one_split_and_makes_the_others_from_it() -> None:
@@ -272,19 +481,53 @@ def test_an_unknown_embedded_set_names_the_ones_there_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "name", "content"),
+    ("path", "content", "found", "fix"),
     [
-        pytest.param("json", "rows.json", b'{"prompt": "a"\nnot json', id="json"),
-        pytest.param("csv", "rows.csv", b"prompt,completion\na,b\na,b,c,d\n", id="csv"),
-        pytest.param("parquet", "rows.parquet", b"not parquet", id="parquet"),
+        pytest.param("json", b'{"prompt": "a"}\n{"prompt": "b"}\nnot json', ", line 3: no JSON: Expecting value at character 1: 'not json'",
+                     "mend the line", id="json"),
+        pytest.param("json", b'{"prompt": "a"}\n["b"]', ", line 2: list \"['b']\"", "mend the line", id="json-list-among-objects"),
+        pytest.param("json", b'{"prompt": "a"}\n"b"', ", line 2: str 'b'", "mend the line", id="json-text"),
+        pytest.param("json", b'[{"prompt": "a"},\n "b"]', ", row 1: str 'b'", "mend the file", id="json-list-of-texts"),
+        pytest.param("json", b'[{"prompt": "a"},\n {"prompt": }]', ", line 2: no JSON: Expecting value at character 13: ",
+                     "mend the line", id="json-list"),
+        pytest.param("csv", b"prompt,completion\na,b\na,b,c,d\n", ", line 3: 4 values for the 2 columns prompt, completion",
+                     'put values that hold a comma, a quote or a line break into "..."', id="csv"),
+        pytest.param("csv", b"prompt,prompt\na,b\n", ", line 1: the column 'prompt' stands twice in the header",
+                     "give each column a name of its own", id="csv-header"),
+        pytest.param("csv", b'prompt,completion\na,b\n"a,b\na,b\n', ", line 3: the row that begins here cannot be read: "
+                     "unexpected end of data", 'close the quote; a quote inside a quoted value is written twice: ""', id="csv-quote"),
+        pytest.param("parquet", b"not parquet", " cannot be read as parquet: ",
+                     "mend the file, or choose the right one of dataset=json|csv|parquet|text|arrow", id="parquet"),
     ],
-)
-def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, path: str, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_named_with_the_line_and_the_reason(
+    tmp_path: Path, path: str, content: bytes, found: str, fix: str
+) -> None:
+    file = tmp_path / f"rows.{path}"
+    file.write_bytes(content)
     with pytest.raises(DataError) as error:
-        load_splits(DatasetConfig(path=path, data_files=str(tmp_path / name)))
-    assert str(error.value).startswith(f"dataset.data_files: {tmp_path / name} cannot be read as {path}: ")
-    assert str(error.value).endswith("\n    mend the file, or choose the right one of dataset=json|csv|parquet")
+        load_splits(DatasetConfig(path=path, data_files=str(file)))
+    assert str(error.value).startswith(f"dataset.data_files: {file}{found}")
+    assert str(error.value).endswith(f"\n    {fix}")
+
+
+def test_an_object_over_several_lines_is_told_to_be_one_line(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('{\n  "prompt": "a"\n}\n')
+    with pytest.raises(DataError) as error:
+        load_splits(DatasetConfig(path="json", data_files=str(tmp_path / "rows.json")))
+    assert str(error.value).startswith(f"dataset.data_files: {tmp_path / 'rows.json'}, line 1: no JSON: ")
+    assert str(error.value).endswith("one JSON object a line, or one list of objects: [{...}, {...}]\n"
+                                     "    write the whole object on one line, or all objects as one list")  # fmt: skip
+
+
+@pytest.mark.parametrize(("compress", "suffix"), [(gzip.compress, "gz"), (bz2.compress, "bz2"), (lzma.compress, "xz")])
+def test_a_compressed_file_is_read_and_a_cut_one_is_named(tmp_path: Path, compress: Any, suffix: str) -> None:
+    file, content = tmp_path / f"rows.jsonl.{suffix}", compress("\n".join(map(json.dumps, ROWS)).encode())
+    file.write_bytes(content)
+    assert load_splits(DatasetConfig(path="json", data_files=str(file)))["train"][:] == ROWS
+    file.write_bytes(content[:-20])
+    with pytest.raises(DataError, match=r"the compressed file is damaged or cut off \(.*\)\n    fetch or make the file again$"):
+        load_splits(DatasetConfig(path="json", data_files=str(file)))
 
 
 @pytest.mark.parametrize(
@@ -303,7 +546,7 @@ def test_a_file_without_rows_is_an_error_that_says_so(tmp_path: Path, path: str,
 
 @pytest.mark.parametrize("columns", [{"prompt": "completion", "completion": "prompt"}, {"completion": "prompt", "other": "completion"}])
 def test_columns_may_swap_names(file: str, columns: dict[str, str]) -> None:
-    row = load_splits(DatasetConfig(path="json", data_files=file, columns=columns))["train"][0]
+    (row,) = load_splits(DatasetConfig(path="json", data_files=file, columns=columns))["train"][:1]
     assert row == {ours: ROWS[0][theirs] for ours, theirs in columns.items()}
 
 
@@ -331,13 +574,13 @@ def test_a_validation_file_alone_is_not_trained_on(file: str) -> None:
 def test_csv_words_that_pandas_takes_for_null_stay_words(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("prompt,completion\nWhat is nothing?,None\nWhat is missing?,N/A\n")
     rows = load_splits(DatasetConfig(path="csv", data_files=str(tmp_path / "rows.csv")))["train"]
-    assert list(rows["completion"]) == ["None", "N/A"]
+    assert column_of(rows, "completion") == ["None", "N/A"]
 
 
 def test_csv_numbers_stay_as_they_are_written(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("prompt,completion\n007,1.50\n")
     rows = load_splits(DatasetConfig(path="csv", data_files=str(tmp_path / "rows.csv")))["train"]
-    assert rows.to_list() == [{"prompt": "007", "completion": "1.50"}]
+    assert list(rows) == [{"prompt": "007", "completion": "1.50"}]
 
 
 @pytest.mark.parametrize(("path", "text"), [("csv", "prompt,completion\na,b\né,b\n"), ("json", '{"prompt": "a"}\n{"prompt": "é"}\n')])
@@ -411,4 +654,4 @@ def test_a_file_with_new_bytes_and_an_old_time_is_read_anew(rows_file: Write) ->
     for rows in (ROWS[:1], ROWS[1:2]):  # as `cp -p`, `rsync -t` and `tar` leave it
         file = rows_file(rows)
         os.utime(file, (1e9, 1e9))
-        assert load_splits(DatasetConfig(path="json", data_files=file))["train"].to_list() == rows
+        assert load_splits(DatasetConfig(path="json", data_files=file))["train"][:] == rows

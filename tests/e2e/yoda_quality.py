@@ -18,7 +18,7 @@ from sftpipe.generate import generate, split_prompts
 def main(folder: str) -> int:
     run = sftpipe.load_run(folder)
     data = sftpipe.prepare(run.config)
-    prompts = split_prompts(data.source["test"], "test", run.config.format, data.encoder)
+    prompts = split_prompts(data, "test")
     references = [[prompt.reference or "" for prompt in prompts]]
     model = run.load_model()
 

@@ -1,8 +1,12 @@
-"""Rows to finished training examples, in five steps, each one module.
+"""Rows to finished training examples; prepare.py runs the steps in this order.
 
-source.py    config -> one `datasets.Dataset` a split, with our column names
-formats.py   row -> `Conversation` or `PromptCompletion` (knows the data set, not the model)
-encode.py    sample -> text -> ids and the span that is trained (knows the tokenizer, not the data set)
-labels.py    ids and spans -> labels (-100 where not trained)
-preflight.py what must hold before the first step; preview.py shows it
+read.py       files, functions and the hub -> tables on disk, with errors that name file and line
+source.py     config -> `Rows` of each split of each source, with our column names
+guard.py      strings of a row: markers stripped, special tokens kept from opening or ending turns
+formats.py    row -> `Conversation`, `PromptCompletion` or `Text` (knows the data set, not the model)
+chat.py       conversation -> text, and where the answers lie in it
+encode.py     sample -> text -> ids and labels (knows the tokenizer, not the data set)
+labels.py     ids and spans -> labels (-100 where not trained)
+cache.py      finished rows by content
+preflight.py  what must hold before the first step; preview.py shows it
 """

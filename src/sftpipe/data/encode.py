@@ -1,45 +1,45 @@
-"""A sample to text, and text to ids with the span that is trained.
+"""A sample to text, and text to ids and labels.
 
-The prompt and the answer are tokenised apart and joined, so that the ids in front of a trained answer are exactly those that generation
-would feed (DESIGN rule L1). T is the number of tokens of a row.
+A text is cut where a trained answer begins, and the parts are tokenised apart and joined, so that the ids in front of an answer are
+exactly those that generation would feed (DESIGN rule L1). T is the number of tokens of a row.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise
 from typing import Any
 
-from jinja2.exceptions import TemplateSyntaxError
-
-from sftpipe.data.formats import Conversation, Prompt, Sample
-from sftpipe.data.labels import labels_from_span
-from sftpipe.errors import DataError, Problem
+from sftpipe.data.chat import Answer, ChatTemplate, rewritten, trained_turns
+from sftpipe.data.formats import Conversation, Prompt, PromptCompletion, Sample, Text, split_prompt
+from sftpipe.data.labels import IGNORED, Span, labels_from_spans, response_spans
+from sftpipe.errors import DataError, Problem, RowError
 from sftpipe.schema import LossConfig
-
-_MARK = "\ue000answer\ue000"  # private-use characters: no text of people holds them
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A sample as text.
-
-    prompt: what generation would be given.
-    completion: what follows, to the very end.
-    answer_end: characters of `completion` up to the end of the answer itself; the token that ends the turn comes behind it.
-    """
-
-    prompt: str
-    completion: str
-    answer_end: int
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A finished row: `input_ids` and `labels`, both (T,)."""
+    """A finished row: `input_ids` and `labels`, both (T,); `cut` tokens of its prompt were left out to fit `sft.max_length`."""
 
     input_ids: list[int]
     labels: list[int]
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be tokenised, and which characters are trained.
+
+    parts: pieces of the text; tokenisation starts anew at each.
+    answers: trained stretches of the joined parts.
+    chat: whether a template wrote the text; else BOS goes in front and EOS behind.
+    """
+
+    parts: list[str]
+    answers: list[Answer]
+    chat: bool
 
 
 class Encoder:
@@ -48,9 +48,13 @@ class Encoder:
     def __init__(self, tokenizer: Any, loss: LossConfig) -> None:
         self.tokenizer = tokenizer
         self.loss = loss
+        self.template = ChatTemplate(tokenizer)
         self._special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         self._bos = self._added_bos()
-        self._tails: dict[tuple[str, ...], str | None] = {}
+        self._adds_space = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids)[0] == "\u2581a"
+        self._swallowing = tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.rstrip)
+        self._known_characters: set[str] = set()
+        self._turn_ends: set[int] | None = None
 
     def _added_bos(self) -> list[int]:
         """The ids that this tokenizer puts in front of plain text ([] for most chat models)."""
@@ -59,114 +63,279 @@ class Encoder:
         starts = [i for i in range(len(with_bos) - len(plain) + 1) if with_bos[i : i + len(plain)] == plain]
         return list(with_bos[: starts[0]]) if starts else []
 
-    # --- text ---------------------------------------------------------------------------------------------------------------------
-
-    def render(self, sample: Sample, where: str) -> Rendered:
-        """Write a sample as text.
-
-        Raises:
-            DataError: there is no chat template, it fails, or it writes the history of a conversation anew.
-        """
-        if not isinstance(sample, Conversation):
-            return Rendered(sample.prompt, sample.completion, len(sample.completion))
-        prompt = self.render_prompt(sample.messages[:-1], where)
-        text = self._template(sample.messages, where, add_generation_prompt=False)
-        if not text.startswith(prompt):
-            raise DataError(
-                Problem(
-                    where=where,
-                    found="the chat template renders the turns before the answer otherwise than the prompt of generation, "
-                    f"so the mask has no place to begin: {_first_difference(prompt, text)}",
-                    fix="another tokenizer.chat_template",
-                )
-            )
-        completion = text[len(prompt) :]
-        return Rendered(prompt, completion, len(completion) - len(self._tail(sample, completion, where)))
-
-    def _tail(self, sample: Conversation, completion: str, where: str) -> str:
-        """What the template writes behind the answer: found by rendering a mark in its place, once for each order of roles."""
-        *history, last = sample.messages
-        roles, answer = tuple(message["role"] for message in sample.messages), last["content"].strip()
-
-        def fits(tail: str | None) -> bool:
-            return tail is not None and completion.endswith(tail) and completion[: len(completion) - len(tail)].rstrip().endswith(answer)
-
-        if not fits(self._tails.get(roles)):
-            marked = self._template([*history, {**last, "content": _MARK}], where, add_generation_prompt=False)
-            self._tails[roles] = marked.rpartition(_MARK)[2] if _MARK in marked else None
-        tail = self._tails[roles]
-        if tail is None or not fits(tail):
-            problem = Problem(where=where, found="the chat template leaves out the answer", fix="another tokenizer.chat_template")
-            raise DataError(problem)
-        return tail
-
-    def render_prompt(self, messages: Sequence[Any], where: str) -> str:
-        """The text that generation is given for these turns."""
-        return self._template(messages, where, add_generation_prompt=True)
-
-    def _template(self, messages: Sequence[Any], where: str, *, add_generation_prompt: bool) -> str:
-        if self.tokenizer.chat_template is None:
-            raise DataError(
-                Problem(
-                    where="tokenizer.chat_template",
-                    found="the tokenizer has no chat template, and the format makes conversations",
-                    fix="tokenizer.chat_template=chatml_bos_eos, or format=prompt_completion",
-                )
-            )
-        try:
-            return str(
-                self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=add_generation_prompt)
-            )
-        except TemplateSyntaxError as error:
-            problem = Problem(where="tokenizer.chat_template", found=f"no valid Jinja: {error} (line {error.lineno})", fix="mend it")
-            raise DataError(problem) from None
-        except Exception as error:  # a template is a program, and can raise anything
-            problem = Problem(where=where, found=f"the chat template refuses the conversation: {error}", fix="mend the row or the template")
-            raise DataError(problem) from None
-
-    # --- ids ----------------------------------------------------------------------------------------------------------------------
-
-    def encode(self, samples: Sequence[Sample], places: Sequence[str]) -> list[Encoded]:
-        """Finished rows of a batch of samples.
+    def encode(self, samples: Sequence[Sample], places: Sequence[str]) -> list[Encoded | RowError]:
+        """Finished rows of a batch of samples; a sample that makes none becomes its error.
 
         Args:
             samples: B samples.
             places: B times `split[row]`, for messages.
 
         Raises:
-            DataError: a sample cannot be rendered, or its answer ends in no token that generation could stop at.
+            DataError: the fault is not one row's: no chat template, or a loss that does not go with the format.
         """
-        rendered = [self.render(sample, where) for sample, where in zip(samples, places, strict=True)]
-        prompts = self.tokenizer([r.prompt for r in rendered], add_special_tokens=False).input_ids
-        completions = self.tokenizer([r.completion for r in rendered], add_special_tokens=False, return_offsets_mapping=True)
-        rows = []
-        for index, sample in enumerate(samples):
-            ids = list(completions.input_ids[index])
-            if isinstance(sample, Conversation):
-                prompt = list(prompts[index])
-                ends = [end for _, end in completions.offset_mapping[index]]
-                length = self._trained_length(ids, ends, rendered[index].answer_end, places[index])
-            else:
-                prompt = [*self._bos, *prompts[index]]
-                ids.append(self.tokenizer.eos_token_id)
-                length = len(ids)
-            start = len(prompt) if self.loss.type == "completion_only" else 0
-            input_ids = prompt + ids
-            rows.append(Encoded(input_ids, labels_from_span(input_ids, start, len(prompt) + length)))
+        plans: list[_Plan | RowError] = []
+        for sample, where in zip(samples, places, strict=True):
+            try:
+                made = self._plan(sample, where)
+                self._check_characters(made, where)
+                plans.append(made)
+            except RowError as error:
+                plans.append(error)
+        parts = [part for plan in plans if isinstance(plan, _Plan) for part in plan.parts]
+        tokens = self._tokenize(parts)
+        rows: list[Encoded | RowError] = []
+        for plan, where in zip(plans, places, strict=True):
+            if isinstance(plan, RowError):
+                rows.append(plan)
+                continue
+            mine = [next(tokens) for _ in plan.parts]
+            try:
+                rows.append(self._finish(plan, mine, where))
+            except RowError as error:
+                rows.append(error)
         return rows
+
+    def fit(self, sample: Sample, row: Encoded, limit: int, where: str) -> Encoded | RowError:
+        """A row of at most `limit` tokens: cut off its prompt from the left, never into the last answer (`over_length=truncate`).
+
+        Of a conversation the oldest exchanges go, the system turn stays; of strings the first tokens go, BOS and a last one stay.
+        """
+        if len(row.input_ids) <= limit:
+            return row
+        if isinstance(sample, Conversation):
+            system = sample.messages[:1] if sample.messages[0]["role"] == "system" else ()
+            end = sample.prompt_length or len(sample.messages)  # a completion of several turns is never cut
+            starts = [index for index, message in enumerate(sample.messages[:end]) if message["role"] == "user"][1:]
+            low, high, best = 0, len(starts), None
+            while low < high:  # fewer exchanges never make a longer row
+                middle = (low + high) // 2
+                cut = starts[middle]
+                shortened = replace(
+                    sample,
+                    messages=(*system, *sample.messages[cut:]),
+                    train=(*sample.train[: len(system)], *sample.train[cut:]),
+                    prompt_length=sample.prompt_length and sample.prompt_length - cut + len(system),
+                )
+                (shorter,) = self.encode([shortened], [where])
+                if isinstance(shorter, Encoded) and len(shorter.input_ids) <= limit:
+                    best, high = shorter, middle
+                else:
+                    low = middle + 1
+            if best is not None:
+                return replace(best, cut=len(row.input_ids) - len(best.input_ids))
+        else:
+            bos = len(self._bos) if row.input_ids[: len(self._bos)] == self._bos else 0
+            cut = len(row.input_ids) - limit + bos
+            if all(label == IGNORED for label in row.labels[: cut + 1]):
+                return Encoded(row.input_ids[:bos] + row.input_ids[cut:], row.labels[:bos] + row.labels[cut:], cut - bos)
+        problem = Problem(
+            where=where,
+            found=f"{len(row.input_ids)} tokens, and no prompt that could be cut to fit sft.max_length={limit}",
+            fix=f"sft.max_length={len(row.input_ids)}",
+        )
+        return RowError("longer than sft.max_length", problem)
+
+    def answer_apart(self, sample: Sample) -> tuple[Prompt, str]:
+        """What generation is given for a sample, and the answer that the data set holds."""
+        response = self.loss.response_template
+        if self.loss.type == "response_template" and isinstance(sample, Text) and isinstance(response, str):
+            prompt, found, answer = sample.text.rpartition(response)
+            return prompt + found, answer
+        return split_prompt(sample)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids that generation is fed: of a string with the tokenizer's own BOS, or of turns through the chat template."""
         if isinstance(prompt, str):
-            return [*self._bos, *self.tokenizer(prompt, add_special_tokens=False).input_ids]
-        return list(self.tokenizer(self.render_prompt(prompt, "prompt"), add_special_tokens=False).input_ids)
+            ids = [token for part, _ in self._tokenize([prompt]) for token in part]
+            return ids if ids[: len(self._bos)] == self._bos else [*self._bos, *ids]
+        rendered = self.template.prompt(prompt, "prompt")
+        return [token for ids, _ in self._tokenize(_split(rendered.text, rendered.cuts)) for token in ids]
 
-    def _trained_length(self, ids: list[int], ends: list[int], answer_end: int, where: str) -> int:
-        """Tokens of a chat completion up to and with the special token that ends the turn; white space behind it stays masked."""
-        for position, (token, end) in enumerate(zip(ids, ends, strict=True)):
-            if end > answer_end and token in self._special:
-                return position + 1
-        raise DataError(
+    # --- text ---------------------------------------------------------------------------------------------------------------------
+
+    def _plan(self, sample: Sample, where: str) -> _Plan:
+        loss = self.loss.type
+        if loss == "response_template":
+            return self._plan_response(sample, where)
+        if isinstance(sample, Conversation):
+            return self._plan_chat(sample, where)
+        if loss == "assistant_only" or (loss == "completion_only" and not isinstance(sample, PromptCompletion)):
+            kind = "a prompt and its completion" if isinstance(sample, PromptCompletion) else "a finished text"
+            ways_out = "loss=completion_only" if isinstance(sample, PromptCompletion) else "loss=full, or loss=response_template"
+            raise DataError(Problem(f"loss={loss} ({where})", f"the format makes {kind}, which has no turns to tell apart", fix=ways_out))
+        if not isinstance(sample, PromptCompletion):
+            return _Plan([sample.text], [Answer(0, len(sample.text), closed=True)], chat=False)
+        text, start = sample.prompt + sample.completion, len(sample.prompt) if loss == "completion_only" else 0
+        parts = [text] if self.loss.boundary == "joint" else [sample.prompt, sample.completion]
+        return _Plan(parts, [Answer(start, len(text), closed=True)], chat=False)
+
+    def _plan_chat(self, chat: Conversation, where: str) -> _Plan:
+        turns = trained_turns(chat, self.loss.type)
+        full = self.loss.type == "full"
+        if full and False in chat.train:
+            problem = Problem(where, "loss=full trains every token, and a turn is marked train: false", fix="loss=assistant_only")
+            raise RowError("train flag against loss=full", problem)
+        last = len(chat.messages) - 1
+        rendered = self.template.render(chat, (last,) if full else turns, where)
+        answers = list(rendered.answers)
+        if full:
+            answers = [replace(answers[-1], start=0)]
+        cuts = () if self.loss.boundary == "joint" else rendered.cuts
+        return _Plan(_split(rendered.text, cuts), answers, chat=True)
+
+    def _plan_response(self, sample: Sample, where: str) -> _Plan:
+        """The text as a whole, cut behind each response template; ids in place of a text are looked for once there are ids."""
+        chat = isinstance(sample, Conversation)
+        if isinstance(sample, Conversation):
+            text = self.template.text(sample, where, prompt=False)
+        else:
+            text = sample.prompt + sample.completion if isinstance(sample, PromptCompletion) else sample.text
+        if not isinstance(self.loss.response_template, str):
+            return _Plan([text], [], chat)
+        spans = response_spans(text, self.loss.response_template, self.loss.instruction_template)
+        if not spans:
+            raise self._no_response(text, where)
+        spans = [(self._behind_swallowed(text, start), stop) for start, stop in spans]
+        cuts = () if self.loss.boundary == "joint" else tuple(start for start, _ in spans)
+        return _Plan(_split(text, cuts), [Answer(start, stop, closed=True) for start, stop in spans], chat)
+
+    def _behind_swallowed(self, text: str, start: int) -> int:
+        """Past the white space that belongs to a special token in front of it: Phi-3 reads <|assistant|> and a line break as one token."""
+        if not text.endswith(self._swallowing, 0, start):
+            return start
+        return len(text) - len(text[start:].lstrip())
+
+    def _no_response(self, text: str, where: str) -> RowError:
+        return RowError(
+            "response template not found",
+            Problem(
+                where=where,
+                found=f"loss.response_template {self.loss.response_template!r} does not stand in {text[:80]!r}",
+                allowed="the text that is written in front of each answer",
+                fix="copy it from the first rows that sftpipe preview loss=full shows",
+            ),
+        )
+
+    def _check_characters(self, plan: _Plan, where: str) -> None:
+        """Refuse text that the tokenizer would lose: what is not in the vocabulary is dropped, or written as UNK, without a word."""
+        characters = set().union(*plan.parts) - self._known_characters
+        for character in sorted(characters):
+            if "\ud800" <= character <= "\udfff":
+                found = f"a lone surrogate, U+{ord(character):04X}: half of a character"
+                raise RowError("broken text", Problem(where, found, fix="mend the row"))
+            text = f"a{character}a"
+            ids = self.tokenizer(text, add_special_tokens=False).input_ids
+            decoded = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            if _normal(decoded) != _normal(text):
+                found = f"{character!r} (U+{ord(character):04X}) is not in the tokenizer's vocabulary; it would be read as {decoded!r}"
+                problem = Problem(where, found, fix="remove the character from the row, or use another tokenizer")
+                raise RowError("character outside the vocabulary", problem)
+            self._known_characters.add(character)
+
+    # --- ids ----------------------------------------------------------------------------------------------------------------------
+
+    def _tokenize(self, parts: Sequence[str]) -> Any:
+        """(ids, ends) of each part; ends are characters of the part.
+
+        SentencePiece puts a space in front of whatever it is given; a part that brings its own must not get two.
+        """
+        if not parts:
+            return iter(())
+        moved = [part[1:] if self._adds_space and len(part) > 1 and part[0] == " " else part for part in parts]
+        encoded = self.tokenizer(moved, add_special_tokens=False, return_offsets_mapping=True)
+        return (
+            (ids, [(start + len(part) - len(cut), end + len(part) - len(cut)) for start, end in offsets])
+            for part, cut, ids, offsets in zip(parts, moved, encoded.input_ids, encoded.offset_mapping, strict=True)
+        )
+
+    def _finish(self, plan: _Plan, tokens: Sequence[tuple[list[int], list[Span]]], where: str) -> Encoded:
+        """Join the parts and find the trained tokens."""
+        ids: list[int] = []
+        offsets: list[Span] = []  # characters of the whole text
+        firsts: dict[int, int] = {}  # where a part begins: character -> token
+        at = 0
+        for part, (part_ids, part_offsets) in zip(plan.parts, tokens, strict=True):
+            firsts[at] = len(ids)
+            ids += part_ids
+            offsets += [(start + at, end + at) for start, end in part_offsets] if at else part_offsets
+            at += len(part)
+        if not plan.chat:
+            front = [] if ids[: len(self._bos)] == self._bos else self._bos
+            ids, offsets = [*front, *ids], [*((0, 0) for _ in front), *offsets]
+            firsts = {character: token + len(front) for character, token in firsts.items() if character} | {0: 0}
+            if ids[-1] != self.tokenizer.eos_token_id:
+                ids.append(self.tokenizer.eos_token_id)
+                offsets.append((at, at))
+        by_ids = self.loss.type == "response_template" and not isinstance(self.loss.response_template, str)
+        if not plan.answers and not by_ids:
+            problem = Problem(where, "no turn of it is to be trained", fix="remove the row, or its train: false")
+            raise RowError("nothing to train", problem)
+        if by_ids:
+            spans = response_spans(ids, self.loss.response_template, self.loss.instruction_template)
+            if not spans:
+                raise self._no_response("".join(plan.parts), where)
+        elif self.loss.boundary == "joint" and self.loss.type == "completion_only":
+            spans = [self._joint_span(plan, ids, offsets, where)]
+        else:
+            spans = [self._span(answer, ids, offsets, firsts, at, where) for answer in plan.answers]
+        if plan.chat and spans and self.loss.type != "response_template" and plan.answers[-1].closed:
+            self._check_block(ids[slice(*spans[-1])], where)
+        labels = labels_from_spans(ids, spans)
+        if all(label == IGNORED for label in labels):
+            problem = Problem(where, "no token of it is trained", fix="look at it with sftpipe preview loss=full")
+            raise RowError("no trained token", problem)
+        return Encoded(ids, labels)
+
+    def _span(self, answer: Answer, ids: list[int], offsets: list[Span], firsts: dict[int, int], length: int, where: str) -> Span:
+        """Tokens of an answer: from the first that reaches into it to the last that does, or to the token that ends the turn."""
+        first = firsts.get(answer.start)
+        if first is None:
+            first = next((at for at, (_, end) in enumerate(offsets) if end > answer.start), len(ids))
+        if answer.stop == length and answer.closed:
+            return first, len(ids)
+        if answer.closed:
+            return first, next((at for at in range(first, len(ids)) if offsets[at][0] >= answer.stop), len(ids))
+        return first, self._turn_end(answer, first, ids, offsets, where)
+
+    def _turn_end(self, answer: Answer, first: int, ids: list[int], offsets: list[Span], where: str) -> int:
+        """Behind the special token that ends the turn; white space after it stays masked.
+
+        Added tokens may stand inside a tool call, so its end is one of the tokens that end plain answers, or else the last special token
+        of the turn. Where EOS follows the first special token at once, it ends the turn.
+        """
+        own = range(first, next((at for at in range(first, len(ids)) if offsets[at][1] > answer.limit), len(ids)))
+        behind = [at for at in own if offsets[at][1] > answer.stop and ids[at] in self._special]
+        if answer.called:
+            ends = self._plain_ends(where)
+            behind = [at for at in behind if ids[at] in ends][:1] or behind[-1:]
+        if behind:
+            end = behind[0]
+            while ids[end] != self.tokenizer.eos_token_id and end + 1 in behind and self._is_bare(ids[end], offsets[end]):
+                end += 1
+            return (end if ids[end] == self.tokenizer.eos_token_id else behind[0]) + 1
+        if own.stop < len(ids) and self._plain_ends(where):
+            text = self.tokenizer.decode(ids[first : own.stop][-20:])
+            raise rewritten(where, f"no special token ends {text!r} there")
+        raise self._no_end(where)
+
+    def _check_block(self, trained: Sequence[int], where: str) -> None:
+        """Refuse a generation block that ends in front of the token that ends the turn."""
+        last = next((token for token in reversed(trained) if self.tokenizer.decode([token]).strip()), None)
+        if last not in self._special:
+            raise DataError(
+                Problem(
+                    where=f"{where}, tokenizer.chat_template",
+                    found="the generation block ends in front of the token that ends the turn, so the model could not learn to stop",
+                    fix="a chat template with that token inside of {% generation %}",
+                )
+            )
+
+    def _is_bare(self, token: int, span: Span) -> bool:
+        """Whether an added token took in no white space around it, as some (Phi-3's) do."""
+        return span[1] - span[0] == len(self.tokenizer.convert_ids_to_tokens(token))
+
+    def _no_end(self, where: str) -> DataError:
+        return DataError(
             Problem(
                 where=f"{where}, tokenizer.chat_template",
                 found="the template ends the answer with no special token, so the model could not learn to stop",
@@ -174,7 +343,35 @@ class Encoder:
             )
         )
 
+    def _plain_ends(self, where: str) -> set[int]:
+        """The tokens that end an answer without tool calls."""
+        if self._turn_ends is None:
+            chat = Conversation(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}))
+            rendered = self.template.render(chat, (1,), where)
+            ((ids, offsets),) = self._tokenize([rendered.text])
+            answer = rendered.answers[-1]
+            stop = answer.stop if not answer.closed else rendered.text.rindex("b") + 1
+            ends = (token for token, (_, end) in zip(ids, offsets, strict=True) if end > stop and token in self._special)
+            self._turn_ends = set(islice(ends, 1))
+        if not self._turn_ends:
+            raise self._no_end(where)
+        return self._turn_ends
 
-def _first_difference(a: str, b: str) -> str:
-    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return f"{a[max(0, at - 20) : at + 20]!r} against {b[max(0, at - 20) : at + 20]!r}"
+    def _joint_span(self, plan: _Plan, ids: list[int], offsets: list[Span], where: str) -> Span:
+        """Alpaca's length mask: as many tokens as the prompt has by itself, whatever the answer's first token took from it."""
+        answer = plan.answers[0]
+        prompt = "".join(plan.parts)[: answer.start]
+        alone = self.tokenizer(prompt, add_special_tokens=False).input_ids
+        bos = len(self._bos) if not plan.chat and alone[: len(self._bos)] != self._bos else 0
+        first = len(alone) + bos
+        return first, len(ids) if answer.closed else self._turn_end(answer, first, ids, offsets, where)
+
+
+def _split(text: str, cuts: Sequence[int]) -> list[str]:
+    """The text cut at the given characters."""
+    edges = [0, *(cut for cut in cuts if 0 < cut < len(text)), len(text)]
+    return [text[start:stop] for start, stop in pairwise(edges)]
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)

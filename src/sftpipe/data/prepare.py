@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from sftpipe.data.encode import Encoder
-from sftpipe.data.formats import check_columns, columns_of, to_sample
-from sftpipe.data.preflight import Preflight, inspect
-from sftpipe.data.source import load_splits
-from sftpipe.errors import DataError, Problem
+from sftpipe.data.cache import cached, code_digest, digest
+from sftpipe.data.chat import unrolled
+from sftpipe.data.encode import Encoded, Encoder
+from sftpipe.data.formats import Conversation, PromptCompletion, Row, RowFunction, Sample, check_columns, guarded_columns, to_samples
+from sftpipe.data.guard import Guard
+from sftpipe.data.preflight import Dropped, Part, Preflight, inspect
+from sftpipe.data.read import load_function
+from sftpipe.data.source import SPLITS, Rows, Source, load_sources
+from sftpipe.errors import DataError, Problem, RowError
 from sftpipe.schema import FormatConfig, TrainConfig
 
-Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]
+Collate = Callable[..., dict[str, Any]]
+_BATCH = 1000  # rows that are formatted and tokenised together
 
 
 @dataclass(frozen=True)
@@ -23,9 +32,10 @@ class PreparedData:
     train, validation, test: `datasets.Dataset` with `input_ids` and `labels`, each (T,); None for a split that is absent.
     tokenizer: the fast tokenizer with PAD and chat template settled.
     preflight: the report on the rows.
-    collate: rows -> batch of (B, T) tensors, padded on the right.
-    source: {split: the rows before formatting, with our column names}.
+    collate: (rows, padding_free=False) -> batch of (B, T) tensors, padded on the right; padding-free as one row (1, sum of T) whose
+        positions restart with each sequence and whose first labels are masked.
     encoder: renders and tokenises further samples in the same way.
+    reader: reads samples of the data set.
     """
 
     train: Any
@@ -34,8 +44,8 @@ class PreparedData:
     tokenizer: Any
     preflight: Preflight
     collate: Collate
-    source: Mapping[str, Any]
     encoder: Encoder
+    reader: Reader
 
     def end_ids(self) -> list[int]:
         """The tokens that trained answers end in."""
@@ -46,6 +56,50 @@ class PreparedData:
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: rows for name, rows in named.items() if rows is not None}
 
+    def samples(self, split: str) -> Iterator[Sample]:
+        """The samples of a split before encoding, in the order of the data set, without rows that make none."""
+        for source in self.reader.sources:
+            if split in source.splits:
+                for index, row in enumerate(source.splits[split]):
+                    (sample,) = self.reader.samples([row], source.format, [f"{split}[{index}]"])
+                    if not isinstance(sample, RowError):
+                        yield sample
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Rows to samples, guarded; what a worker process needs besides the encoder.
+
+    functions: {dotted path: function} of format=function.
+    """
+
+    sources: Sequence[Source]
+    guard: Guard
+    functions: Mapping[str, RowFunction]
+
+    def samples(self, rows: Sequence[Row], cfg: FormatConfig, places: Sequence[str]) -> list[Sample | RowError]:
+        """A sample, or its error, for each row."""
+        guarded: list[Row | RowError] = []
+        columns = guarded_columns(cfg)
+        for row, where in zip(rows, places, strict=True):
+            try:
+                stripped = self.guard.strip(row)
+                guarded.append(self.guard.row(stripped, columns, where))
+            except RowError as error:
+                guarded.append(error)
+        good = [(row, where) for row, where in zip(guarded, places, strict=True) if not isinstance(row, RowError)]
+        made = iter(to_samples([row for row, _ in good], cfg, [where for _, where in good], self.functions.get(cfg.function or "")))
+        samples = [row if isinstance(row, RowError) else next(made) for row in guarded]
+        return [self._guarded(sample, cfg, where) for sample, where in zip(samples, places, strict=True)]
+
+    def _guarded(self, sample: Sample | RowError, cfg: FormatConfig, where: str) -> Sample | RowError:
+        try:
+            if isinstance(sample, PromptCompletion) and cfg.type == "template":
+                return self.guard.filled(sample, cfg, where)
+            return self.guard.conversation(sample, where) if isinstance(sample, Conversation) else sample
+        except RowError as error:
+            return error
+
 
 def prepare_data(cfg: TrainConfig, tokenizer: Any, collate: Collate) -> PreparedData:
     """Load, format and encode every split, and check the result.
@@ -53,15 +107,19 @@ def prepare_data(cfg: TrainConfig, tokenizer: Any, collate: Collate) -> Prepared
     Raises:
         DataError: the data set, a row or the preflight; see the modules of each step.
     """
-    source = load_splits(cfg.dataset)
+    sources = load_sources(cfg.dataset, cfg.format, cfg.allowed_targets)
+    paths = {source.format.function for source in sources if source.format.function}
+    functions = {path: load_function(path, "format.function", cfg.allowed_targets) for path in paths}
+    reader = Reader(sources, Guard(tokenizer, cfg.dataset, cfg.preflight), functions)
     encoder = Encoder(tokenizer, cfg.loss)
-    finished, dropped = {}, {}
-    for split, rows in source.items():
-        encoded = _encode(rows, split, cfg, encoder)
-        finished[split] = _limit_length(encoded, split, cfg)
-        dropped[split] = len(encoded) - len(finished[split])
-    report = inspect(finished, dropped, tokenizer, cfg.preflight)
-    finished = {split: rows.remove_columns("index") for split, rows in finished.items()}
+    parts: dict[str, list[Part]] = {}
+    for split in SPLITS:
+        here = [source for source in sources if split in source.splits]
+        encoded = [_limit_length(_encode(source, split, cfg, encoder, reader), cfg) for source in here]
+        if here:
+            parts[split] = _shares(here, encoded) if split == "train" and len(sources) > 1 else encoded
+    report = inspect(parts, tokenizer, cfg)
+    finished = {split: _joined(group).select_columns(["input_ids", "labels"]) for split, group in parts.items()}
     return PreparedData(
         train=finished["train"],
         validation=finished.get("validation"),
@@ -69,60 +127,189 @@ def prepare_data(cfg: TrainConfig, tokenizer: Any, collate: Collate) -> Prepared
         tokenizer=tokenizer,
         preflight=report,
         collate=collate,
-        source=source,
         encoder=encoder,
+        reader=reader,
     )
 
 
-def _encode(rows: Any, split: str, cfg: TrainConfig, encoder: Encoder) -> Any:
-    check_columns(rows.column_names, cfg.format, split)
-    needed = [name for name in columns_of(cfg.format) if name in rows.column_names]
-    return rows.map(
-        _encode_batch,
-        fn_kwargs={"encoder": encoder, "format_cfg": cfg.format, "columns": needed, "split": split},
-        with_indices=True,
-        batched=True,
-        num_proc=cfg.dataset.num_proc,
-        remove_columns=rows.column_names,
-        load_from_cache_file=False,  # its fingerprint does not see changes in this package
-        desc=f"Encoding {split}",
+# --- one split of one source ----------------------------------------------------------------------------------------------------------
+
+
+def _encode(source: Source, split: str, cfg: TrainConfig, encoder: Encoder, reader: Reader) -> Part:
+    """The finished rows of a split, from the cache where the same ones were made before."""
+    import datasets
+
+    rows = source.splits[split]
+    check_columns(rows.column_names, source.format, split)
+    place = f"{source.name} {split}".strip()
+
+    def build(folder: Path) -> None:
+        rows.table.map(
+            _encode_batch,
+            fn_kwargs={
+                "encoder": encoder,
+                "reader": replace(reader, sources=()),  # the tables stay behind; a worker is handed its batches
+                "rows": replace(rows, table=None),
+                "is_json": rows.is_json,
+                "format_cfg": source.format,
+                "cfg": cfg,
+                "place": place,
+                "dropped": folder,
+            },
+            with_indices=True,
+            batched=True,
+            batch_size=_BATCH,
+            num_proc=cfg.dataset.num_proc,
+            remove_columns=rows.table.column_names,
+            features=datasets.Features(
+                {"input_ids": datasets.List(datasets.Value("int32")), "labels": datasets.List(datasets.Value("int32")),
+                 "index": datasets.Value("int64"), "cut": datasets.Value("int32")}
+            ),
+            load_from_cache_file=False,
+            cache_file_name=str(folder / "rows.arrow"),
+            new_fingerprint=key[:32],
+            desc=f"Encoding {place}",
+        )  # fmt: skip
+
+    def load(folder: Path) -> Part:
+        tables = [datasets.Dataset.from_file(str(file)) for file in sorted(folder.glob("rows*.arrow"))]
+        lines = (line for file in folder.glob("dropped-*.jsonl") for line in file.read_text(encoding="utf-8").splitlines())
+        dropped = sorted((Dropped(**json.loads(line)) for line in lines), key=lambda one: one.index)
+        return Part(split, source.name, len(rows), datasets.concatenate_datasets(tables), dropped)
+
+    key = _key(rows, source, place, cfg, encoder, reader)
+    part = cached("encoded", key, build, load)
+    return replace(part, dropped=[replace(one, origin=rows.origin(one.index)) for one in part.dropped])
+
+
+def _key(rows: Rows, source: Source, place: str, cfg: TrainConfig, encoder: Encoder, reader: Reader) -> str:
+    """Everything that the finished rows depend on."""
+    tokenizer = encoder.tokenizer
+    return digest(
+        code_digest(),
+        rows.digest,
+        place,
+        asdict(source.format),
+        _samples_digest(rows, source.format, reader) if source.format.type == "function" else None,
+        asdict(cfg.loss),
+        cfg.over_length == "truncate" and cfg.sft.get("max_length"),
+        cfg.preflight.forged_turns,
+        [cfg.dataset.markers, cfg.dataset.marker_tokens],
+        tokenizer.chat_template,
+        tokenizer.special_tokens_map,
+        tokenizer.backend_tokenizer.to_str(),
     )
+
+
+def _samples_digest(rows: Rows, cfg: FormatConfig, reader: Reader) -> str:
+    """What a user's function makes of the rows: nobody can tell what its code depends on, so it is always asked."""
+    seen = hashlib.sha256()
+    for start in range(0, len(rows), _BATCH):
+        batch = rows[start : start + _BATCH]
+        for sample in reader.samples(batch, cfg, [f"[{start + at}]" for at in range(len(batch))]):
+            seen.update(repr(sample).encode("utf-8", "surrogatepass"))
+    return seen.hexdigest()
 
 
 def _encode_batch(
     batch: Mapping[str, list[Any]],
     indices: list[int],
+    *,
     encoder: Encoder,
+    reader: Reader,
+    rows: Rows,
+    is_json: bool,
     format_cfg: FormatConfig,
-    columns: list[str],
-    split: str,
+    cfg: TrainConfig,
+    place: str,
+    dropped: Path,
 ) -> dict[str, list[Any]]:
-    places = [f"{split}[{index}]" for index in indices]
-    samples = [to_sample({name: batch[name][i] for name in columns}, format_cfg, where) for i, where in enumerate(places)]
-    encoded = encoder.encode(samples, places)
-    return {
-        "input_ids": [row.input_ids for row in encoded],
-        "labels": [row.labels for row in encoded],
-        "index": indices,
-    }
+    """Finished rows of a batch; the others go into a file of this process, with the reason."""
+    places = [f"{place}[{index}]" for index in indices]
+    samples: list[Sample | RowError] = reader.samples(rows.decode(batch, is_json), format_cfg, places)
+    work = [(index, where, sample) for index, where, whole in zip(indices, places, samples, strict=True) for sample in _rows_of(whole, cfg)]
+    good = [(where, sample) for _, where, sample in work if not isinstance(sample, RowError)]
+    encoded = iter(encoder.encode([sample for _, sample in good], [where for where, _ in good]))
+    finished: dict[str, list[Any]] = {"input_ids": [], "labels": [], "index": [], "cut": []}
+    lost = []
+    for index, where, sample in work:
+        row = sample if isinstance(sample, RowError) else next(encoded)
+        if cfg.over_length == "truncate" and isinstance(row, Encoded) and not isinstance(sample, RowError):
+            row = encoder.fit(sample, row, cfg.sft["max_length"], where)
+        if isinstance(row, RowError):
+            lost.append(Dropped(index, row.reason, *astuple(row.problem)))
+            continue
+        finished["input_ids"].append(row.input_ids)
+        finished["labels"].append(row.labels)
+        finished["index"].append(index)
+        finished["cut"].append(row.cut)
+    if lost:
+        with (dropped / f"dropped-{os.getpid()}.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(one)) + "\n" for one in lost)
+    return finished
 
 
-def _limit_length(rows: Any, split: str, cfg: TrainConfig) -> Any:
+def _rows_of(sample: Sample | RowError, cfg: TrainConfig) -> Sequence[Sample | RowError]:
+    """The sample, or one for each of its trained turns (`loss.unroll`)."""
+    if cfg.loss.unroll and isinstance(sample, Conversation):
+        return unrolled(sample, cfg.loss.type) or [sample]
+    return [sample]
+
+
+def _limit_length(part: Part, cfg: TrainConfig) -> Part:
     """Rows of at most `sft.max_length` tokens; longer ones are an error or dropped (`over_length`)."""
     limit = cfg.sft.get("max_length")
-    if limit is None:
-        return rows
-    lengths = [len(ids) for ids in rows["input_ids"]]
-    longer = [index for index, length in enumerate(lengths) if length > limit]
-    if not longer:
-        return rows
+    lengths = part.lengths()
+    if limit is None or not len(lengths) or lengths.max() <= limit:
+        return part
+    longer = (lengths > limit).nonzero()[0]
+    first = f"{part.place}[{part.rows[int(longer[0])]['index']}]"
+    others = ", or over_length=drop to leave such rows out and count them" if len(longer) < len(lengths) else ""
     if cfg.over_length == "error" or len(longer) == len(lengths):
         raise DataError(
             Problem(
-                where=f"{split}[{longer[0]}]",
-                found=f"{len(longer)} of {len(lengths)} rows of {split} are longer than sft.max_length={limit} tokens; "
-                f"this one has {lengths[longer[0]]}, the longest {max(lengths)}",
-                fix=f"sft.max_length={max(lengths)}, or over_length=drop to leave such rows out and count them",
+                where=first,
+                found=f"{len(longer)} of {len(lengths)} rows of {part.split} are longer than sft.max_length={limit} tokens; "
+                f"this one has {lengths[longer[0]]}, the longest {lengths.max()}",
+                fix=f"sft.max_length={lengths.max()}" + others,
             )
         )
-    return rows.select([index for index, length in enumerate(lengths) if length <= limit])
+    return replace(part, rows=part.rows.select((lengths <= limit).nonzero()[0]), over_length=len(longer))
+
+
+# --- mixtures -------------------------------------------------------------------------------------------------------------------------
+
+
+def _shares(sources: Sequence[Source], parts: Sequence[Part]) -> list[Part]:
+    """The first rows of each source, as many as its `count` or `weight` gives it.
+
+    Weights make the largest mixture in which no row comes twice: with N_i rows and weights w_i, the total is min(N_i / w_i).
+    """
+    weights = {at: source.weight for at, source in enumerate(sources) if source.weight is not None}
+    counts = {at: source.count for at, source in enumerate(sources) if source.count is not None}
+    total = min((len(parts[at].rows) / weight for at, weight in weights.items() if weight), default=0.0)
+    shares = []
+    for at, part in enumerate(parts):
+        count = counts.get(at, int(weights[at] * total + 1e-6) if at in weights else len(part.rows))
+        if count > len(part.rows):
+            raise DataError(
+                Problem(
+                    where=f"dataset.sources[{at}].count",
+                    found=f"{count} rows are asked for, and the source has {len(part.rows)}",
+                    allowed="no row is repeated",
+                    fix=f"dataset.sources[{at}].count={len(part.rows)}, or sft.num_train_epochs for more passes over all",
+                )
+            )
+        shares.append(replace(part, rows=part.rows.select(range(count))))
+    return shares
+
+
+def _joined(parts: Sequence[Part]) -> Any:
+    """The rows of all parts, each part spread evenly over the whole."""
+    import datasets
+    import numpy as np
+
+    if len(parts) == 1:
+        return parts[0].rows
+    positions = np.concatenate([(np.arange(len(part.rows)) + 0.5) / max(1, len(part.rows)) for part in parts])
+    return datasets.concatenate_datasets([part.rows for part in parts]).select(np.argsort(positions, kind="stable"))

@@ -1,61 +1,191 @@
-"""Load a data set and split it. Nothing is dropped here."""
+"""From the `dataset` group to the rows of each split, under our column names. Nothing is dropped here."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import glob
+import inspect
+import json
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sftpipe.data.cache import digest
+from sftpipe.data.formats import Row
+from sftpipe.data.read import FILE_KINDS, JSON, ORIGIN, call_function, load_function, read_files, read_hub
 from sftpipe.errors import DataError, Problem, nearest
-from sftpipe.hub import HubUnreachable, NotOnHub, latest_commit, offline
-from sftpipe.schema import DatasetConfig
-from sftpipe.storage import cache_dir, sha256_file, sha256_text
+from sftpipe.schema import DatasetConfig, FormatConfig, MixtureSource
+from sftpipe.storage import sha256_file
 
 SPLITS = ("train", "validation", "test")
 _ASSETS = Path(__file__).parent / "assets"
-_FILES = ("json", "csv", "parquet")
+_PEEK = 1000  # rows that tell the columns of a table without a schema
 
 
-def load_splits(cfg: DatasetConfig) -> dict[str, Any]:
-    """The splits of a data set, renamed to our columns.
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split, read from disk as they are needed.
 
-    Returns:
-        {"train": Dataset, "validation": ..., "test": ...}; a split that the source lacks and nobody asked for is absent.
+    table: a `datasets.Dataset`, of columns or of JSON texts.
+    digest: hash of the rows and their order.
+    columns: {our name: the table's name}.
+    """
+
+    table: Any
+    digest: str
+    columns: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __iter__(self) -> Iterator[Row]:
+        for start in range(0, len(self), _PEEK):
+            yield from self[start : start + _PEEK]
+
+    def __getitem__(self, where: slice) -> list[Row]:
+        return self.decode(self.table[where], self.is_json)
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the table holds JSON texts."""
+        return bool(self.table.column_names == [JSON, ORIGIN])
+
+    @property
+    def column_names(self) -> list[str]:
+        """Our names; of JSON texts those of the first thousand rows."""
+        if not self.is_json:
+            theirs = list(self.table.column_names)
+        else:
+            theirs = list(dict.fromkeys(name for text in self.table[:_PEEK][JSON] for name in json.loads(text)))
+        return list(self._rename(dict.fromkeys(theirs)))
+
+    def decode(self, batch: Mapping[str, Sequence[Any]], is_json: bool) -> list[Row]:
+        """The rows of a batch that was read from `table`."""
+        rows: list[Row]
+        if is_json:
+            rows = [json.loads(text) for text in batch[JSON]]
+        else:
+            rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        return [self._rename(row) for row in rows] if self.columns else rows
+
+    def origin(self, index: int) -> str:
+        """File and line of a row, where they are known, else ""."""
+        return str(self.table[index][ORIGIN]) if self.is_json else ""
+
+    def select(self, indices: Any, why: str) -> Rows:
+        """Some of the rows; `why` tells this choice from others in the digest."""
+        return replace(self, table=self.table.select(indices), digest=digest(self.digest, why))
+
+    def _rename(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        taken = set(self.columns.values())
+        kept = {name: value for name, value in row.items() if name not in taken and name not in self.columns}
+        return {**kept, **{ours: row[theirs] for ours, theirs in self.columns.items() if theirs in row}}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set of a run.
+
+    name: "" for the only one, else its place in the mixture.
+    splits: {"train": rows, "validation": ..., "test": ...}, those that exist.
+    format: what its rows look like.
+    weight, count: its share of a mixture's train rows.
+    """
+
+    name: str
+    splits: Mapping[str, Rows]
+    format: FormatConfig
+    weight: float | None = None
+    count: int | None = None
+
+
+def load_sources(cfg: DatasetConfig, format_cfg: FormatConfig, allowed_targets: Sequence[str] = ()) -> list[Source]:
+    """The data set of a run, or each of a mixture's.
 
     Raises:
         DataError: a missing file or hub set, a split or column that does not exist, an empty split.
     """
-    import datasets
+    if cfg.path != "mixture":
+        return [Source("", load_splits(cfg, allowed_targets), format_cfg)]
+    sources = []
+    for index, source in enumerate(cfg.sources):
+        assert isinstance(source, MixtureSource)
+        splits = load_splits(replace(source, limit=source.limit or cfg.limit), allowed_targets)
+        name = f"sources[{index}] {source.name or source.path}"
+        sources.append(Source(name, splits, source.format or format_cfg, source.weight, source.count))
+    return sources
 
-    loaded = _load(cfg, datasets)
-    if cfg.split is not None:
-        if cfg.split not in loaded:
-            raise DataError(_no_split("dataset.split", cfg.split, list(loaded)))
-        splits = {"train": loaded[cfg.split]}
-    else:
-        splits = {name: loaded[name] for name in SPLITS if name in loaded}
-        if "train" not in splits:
-            raise DataError(_no_split("dataset.split", "train", list(loaded)))
+
+def load_splits(cfg: DatasetConfig, allowed_targets: Sequence[str] = ()) -> dict[str, Rows]:
+    """The splits of one data set, with our column names.
+
+    Returns:
+        {"train": rows, "validation": ..., "test": ...}; a split that the source lacks and nobody asked for is absent.
+
+    Raises:
+        DataError: a missing file or hub set, a split or column that does not exist, an empty split.
+    """
+    loaded, identity = _load(cfg, allowed_targets)
+    wanted = {"train": cfg.split} if isinstance(cfg.split, str) else cfg.split or {name: name for name in SPLITS if name in loaded}
+    for ours, theirs in {"train": "train", **wanted}.items():
+        if theirs not in loaded:
+            where = "dataset.split" if ours == "train" else f"dataset.split.{ours}"
+            match = nearest(theirs, loaded) or next(iter(loaded))
+            raise DataError(Problem(where, f"no split {theirs!r}", ", ".join(loaded), f"{where}={match}"))
+    splits = {ours: Rows(loaded[theirs], digest(identity, theirs), {}) for ours, theirs in wanted.items()}
     splits = _cut(splits, cfg)
     if cfg.limit is not None:
-        splits = {name: rows.select(range(min(cfg.limit, len(rows)))) for name, rows in splits.items()}
+        splits = {name: rows.select(range(min(cfg.limit, len(rows))), f"limit {cfg.limit}") for name, rows in splits.items()}
     for name, rows in splits.items():
         if len(rows) == 0:
             raise DataError(
                 Problem(where=f"dataset ({name})", found="the split is empty", fix="look at dataset.data_files, the sizes and the limit")
             )
-    return {name: _rename(rows, name, cfg) for name, rows in splits.items()}
+    return {name: _named(rows, name, cfg) for name, rows in splits.items()}
 
 
 def fingerprint(cfg: DatasetConfig) -> str:
-    """SHA-256 of what a config reads: the bytes of local files; path, name and revision of a hub set."""
+    """SHA-256 of what a config reads: bytes of local files; path, name and revision of a hub set; source code of a function."""
+    if cfg.path == "mixture":
+        return digest([fingerprint(source) for source in cfg.sources])
+    if cfg.path == "function":
+        try:
+            function = load_function(str(cfg.function), "dataset.function", [str(cfg.function).split(".")[0]])
+            return digest(cfg.function, Path(inspect.getfile(function)).read_text(encoding="utf-8"))
+        except TypeError:  # compiled code has no source file
+            return digest(cfg.function)
     files = _data_files(cfg)
     if files is None:
-        return sha256_text(f"{cfg.path}/{cfg.name}@{cfg.revision}")
-    return sha256_text("".join(f"{split}:{sha256_file(Path(file))}" for split, group in files.items() for file in group))
+        return digest(f"{cfg.path}/{cfg.name}@{cfg.revision}")
+    return digest([[split, [_sha256(Path(file)) for file in group]] for split, group in files.items()])
+
+
+def _sha256(path: Path) -> Any:
+    return sha256_file(path) if path.is_file() else [sha256_file(file) for file in sorted(path.rglob("*")) if file.is_file()]
+
+
+def _load(cfg: DatasetConfig, allowed_targets: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """{split of the source: table} and a hash of their content."""
+    if cfg.path == "function":
+        loaded = call_function(cfg, allowed_targets)
+        return loaded, digest({split: table._fingerprint for split, table in loaded.items()})
+    files = _data_files(cfg)
+    if files is not None:
+        kind = "json" if cfg.path == "embedded" else cfg.path
+        return read_files(kind, files, cfg), digest(kind, cfg.sample_by, fingerprint(cfg))
+    if Path(cfg.path).is_file() or cfg.path in ("jsonl", "tsv", "txt"):
+        kind = next((kind for kind in FILE_KINDS if kind in cfg.path), "text" if "txt" in cfg.path else "json")
+        file = cfg.path if Path(cfg.path).is_file() else "FILE"
+        raise DataError(
+            Problem(where="dataset.path", found=repr(cfg.path), allowed=f"embedded, {', '.join(FILE_KINDS)}, or user/name on the hub",
+                    fix=f"dataset={'csv' if 'tsv' in cfg.path else kind} dataset.data_files={file}")
+        )  # fmt: skip
+    loaded = read_hub(cfg)
+    return loaded, digest({split: table._fingerprint for split, table in loaded.items()})
+
+
+# --- files ----------------------------------------------------------------------------------------------------------------------------
 
 
 def _data_files(cfg: DatasetConfig) -> dict[str, list[str]] | None:
@@ -73,7 +203,7 @@ def _data_files(cfg: DatasetConfig) -> dict[str, list[str]] | None:
                 )
             )
         return {name: [str(_ASSETS / str(cfg.name) / f"{name}.jsonl")] for name in SPLITS}
-    if cfg.path not in _FILES:
+    if cfg.path not in FILE_KINDS:
         return None
     named = cfg.data_files if isinstance(cfg.data_files, dict) else {"train": cfg.data_files}
     unread = [str(split) for split in named if split not in SPLITS]
@@ -87,7 +217,8 @@ def _data_files(cfg: DatasetConfig) -> dict[str, list[str]] | None:
                 fix=f"dataset.data_files.{match}=... or dataset.split={unread[0]}",
             )
         )
-    return {split: [found for f in _as_list(files) for found in _find_files(str(f))] for split, files in named.items()}
+    folders = cfg.path == "arrow"
+    return {split: [found for f in _as_list(files) for found in _find_files(str(f), folders)] for split, files in named.items()}
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -98,140 +229,48 @@ def _as_list(value: Any) -> list[Any]:
     return files
 
 
-def _find_files(name: str) -> list[str]:
-    """The file, or the files that a pattern such as `rows/*.jsonl` matches, sorted."""
+def _find_files(name: str, folders: bool) -> list[str]:
+    """The file, or the files that a pattern such as `rows/*.jsonl` matches, sorted; of `dataset=arrow` the folder."""
     path = Path(name).expanduser()
-    if path.is_file():
+    if path.is_dir() if folders else path.is_file():
+        if not os.access(path, os.R_OK):
+            raise DataError(Problem("dataset.data_files", f"{name} may not be read (permission denied)", fix=f"chmod +r {name}"))
         return [str(path)]
     matches = sorted(glob.glob(str(path), recursive=True))
-    files = [match for match in matches if Path(match).is_file()]
+    files = [match for match in matches if Path(match).is_dir() == folders]
     if files:
         return files
+    what = "folder" if folders else "file"
     if path.is_dir():
         problem = Problem(where="dataset.data_files", found=f"{name} is a folder", fix=f"dataset.data_files='{name}/*.jsonl'")
+    elif path.is_file():
+        problem = Problem(where="dataset.data_files", found=f"{name} is a file, and dataset=arrow reads folders", fix=f"name {path.parent}")
     else:
         near = nearest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else None
         problem = Problem(
             where="dataset.data_files",
-            found=f"no file {name} (looked in {path.resolve().parent})",
-            fix=f"dataset.data_files={path.parent / near}" if near else "name a file that exists",
+            found=f"no {what} {name} (looked in {path.resolve().parent})",
+            fix=f"dataset.data_files={path.parent / near}" if near else f"name a {what} that exists",
         )
     raise DataError(problem)
 
 
-def _load(cfg: DatasetConfig, datasets: Any) -> dict[str, Any]:
-    files = _data_files(cfg)
-    if files is not None:
-        return _load_files("json" if cfg.path == "embedded" else cfg.path, files, cfg, datasets)
-    if Path(cfg.path).is_file() or cfg.path in ("jsonl", "tsv", "txt"):
-        kind = next((kind for kind in _FILES if kind in cfg.path), "json")
-        file = cfg.path if Path(cfg.path).is_file() else "FILE"
-        raise DataError(
-            Problem(where="dataset.path", found=repr(cfg.path), allowed="embedded, json, csv, parquet, or user/name on the hub",
-                    fix=f"dataset={kind} dataset.data_files={file}")
-        )  # fmt: skip
-    return _load_from_hub(cfg, datasets)
+# --- splits and columns ---------------------------------------------------------------------------------------------------------------
 
 
-def _load_files(builder: str, files: dict[str, list[str]], cfg: DatasetConfig, datasets: Any) -> dict[str, Any]:
-    # `datasets` tells files apart by name and time, so old rows could come back for new bytes; the fingerprint tells by content
-    cache = cache_dir() / "datasets" / fingerprint(cfg)[:16]
-    names = ", ".join(file for group in files.values() for file in group)
-    for file in (file for group in files.values() for file in group):
-        _check_utf8(Path(file))
-    try:
-        options = _as_text(files, datasets) if builder == "csv" else {}
-        return dict(datasets.load_dataset(builder, data_files=files, cache_dir=str(cache), **options))
-    except (datasets.exceptions.DatasetGenerationError, ValueError, StopIteration) as error:
-        if all(_is_blank(Path(file)) for group in files.values() for file in group):
-            problem = Problem(where="dataset.data_files", found=f"{names}: no rows", fix="name files that hold rows")
-        else:
-            cause = " ".join(str(error.__cause__ or error).split())[:200]
-            problem = Problem(
-                where="dataset.data_files",
-                found=f"{names} cannot be read as {builder}: {cause}",
-                fix=f"mend the file, or choose the right one of dataset={'|'.join(_FILES)}",
-            )
-        raise DataError(problem) from None
+def _cut(splits: dict[str, Rows], cfg: DatasetConfig) -> dict[str, Rows]:
+    """Shuffle train, then cut validation and test from it where sizes ask for them, in the order of `split_order`.
 
+    Shares are rounded down, and the last of the order takes the rest; a number of rows is exact, and train takes the rest:
 
-def _check_utf8(file: Path) -> None:
-    """The loaders let broken text pass, and it fails far from its file."""
-    if file.suffix not in (".json", ".jsonl", ".csv", ".txt"):
-        return
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    Problem(
-                        where=f"dataset.data_files: {file}, line {number}",
-                        found=f"byte {line[error.start]:#04x} is no UTF-8",
-                        fix="save the file as UTF-8",
-                    )
-                ) from None
-
-
-def _as_text(files: dict[str, list[str]], datasets: Any) -> dict[str, Any]:
-    """Options that read every CSV value as the text that it is: "N/A" stays a word and "007" keeps its zeros."""
-    first = next(file for group in files.values() for file in group)
-    with Path(first).open(encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file))
-    return {"keep_default_na": False, "features": datasets.Features({name: datasets.Value("string") for name in header})}
-
-
-def _is_blank(file: Path) -> bool:
-    """Whether a file holds no row: nothing, `[]`, or one line of CSV header."""
-    text = file.read_bytes()[:100_000].strip()
-    return text in (b"", b"[]") or (file.suffix == ".csv" and b"\n" not in text)
-
-
-def _load_from_hub(cfg: DatasetConfig, datasets: Any) -> dict[str, Any]:
-    reached: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    reason = ""
-    try:
-        latest_commit("dataset", cfg.path, cfg.revision)
-    except NotOnHub as error:
-        raise DataError(error.problem) from None
-    except HubUnreachable as error:
-        reached, reason = offline(), f" and the hub cannot be reached ({error})"
-    try:
-        with reached:
-            return dict(datasets.load_dataset(cfg.path, cfg.name, revision=cfg.revision, data_files=cfg.data_files))
-    except (ConnectionError, OSError, ValueError) as error:
-        found = "is not in the local cache" if reason else " ".join(str(error).split())[:200]
-        raise DataError(
-            Problem(
-                where="dataset.path",
-                found=f"{cfg.path}: {found}{reason}",
-                fix="go online, or dataset=json dataset.data_files=... for local files",
-            )
-        ) from None
-
-
-def _no_split(where: str, wanted: str, known: list[str]) -> Problem:
-    match = nearest(wanted, known) or known[0]
-    return Problem(where=where, found=f"no split {wanted!r}", allowed=", ".join(known), fix=f"dataset.split={match}")
-
-
-def _cut(splits: dict[str, Any], cfg: DatasetConfig) -> dict[str, Any]:
-    """Shuffle, then cut validation and test off the end of train where sizes ask for it: [train ... | validation | test]."""
-    sizes = {"validation": cfg.validation_size, "test": cfg.test_size}
+        1,100 rows, test_size=0.1, validation_size=0.05, split_order=[train,test,validation]:  935 | 110 | 55
+    """
     train = splits["train"]
     if cfg.shuffle_seed is not None:
-        train = train.shuffle(seed=cfg.shuffle_seed)
-    counts = {name: int(len(train) * size + 1e-6) if size < 1 else int(size) for name, size in sizes.items() if size}
-    for name, count in counts.items():
-        if count == 0:
-            raise DataError(
-                Problem(
-                    where=f"dataset.{name}_size",
-                    found=f"{sizes[name]} of {len(train)} rows is less than one",
-                    fix=f"dataset.{name}_size={min(1.0, 1 / len(train)):.2g} or more, or a number of rows",
-                )
-            )
-    for name in counts:
+        table = train.table.shuffle(seed=cfg.shuffle_seed)
+        train = replace(train, table=table, digest=digest(train.digest, f"shuffled {cfg.shuffle_seed}"))
+    asked = {name: size for name in ("validation", "test") if (size := getattr(cfg, f"{name}_size"))}
+    for name in asked:
         if name in splits:
             raise DataError(
                 Problem(
@@ -240,31 +279,63 @@ def _cut(splits: dict[str, Any], cfg: DatasetConfig) -> dict[str, Any]:
                     fix=f"dataset.{name}_size=0 keeps it; dataset.split=train makes all splits from train",
                 )
             )
-    rest = len(train) - sum(counts.values())
-    if rest <= 0:
+    counts = _split_counts(len(train), asked, cfg)
+    start = 0
+    for name, count in counts.items():
+        rows = range(start, start + count)
+        splits = {**splits, name: train.select(rows, f"rows {rows}")}
+        start += count
+    return {name: splits[name] for name in SPLITS if name in splits}
+
+
+def _split_counts(rows: int, asked: Mapping[str, float], cfg: DatasetConfig) -> dict[str, int]:
+    """{split: number of rows} in the order of `split_order`; the numbers add up to `rows`."""
+    order = [name for name in cfg.split_order if name == "train" or name in asked]
+    missing = [name for name in ("train", *asked) if name not in order]
+    if missing or len(set(order)) < len(order) or any(name not in SPLITS for name in cfg.split_order):
+        fix = f"dataset.split_order=[{','.join(['train', *asked])}]"
+        raise DataError(Problem("dataset.split_order", f"{cfg.split_order}", f"each of {', '.join(SPLITS)} once", fix))
+    counts = {name: _floor(rows * size) if size < 1 else int(size) for name, size in asked.items()}
+    for name, count in counts.items():
+        if count == 0:
+            raise DataError(
+                Problem(
+                    where=f"dataset.{name}_size",
+                    found=f"{asked[name]} of {rows} rows is less than one",
+                    fix=f"dataset.{name}_size={min(1.0, 1 / max(1, rows)):.2g} or more, or a number of rows",
+                )
+            )
+    shares = asked and all(size < 1 for size in asked.values())
+    counts["train"] = _floor(rows * (1 - sum(asked.values()))) if shares else rows - sum(counts.values())
+    if counts["train"] <= 0 and asked:
         raise DataError(
             Problem(
                 where="dataset.validation_size + dataset.test_size",
-                found=f"{sum(counts.values())} of {len(train)} rows: nothing is left to train on",
+                found=f"{sum(count for name, count in counts.items() if name != 'train')} of {rows} rows: nothing is left to train on",
                 fix="make them smaller",
             )
         )
-    cut = {"train": train.select(range(rest))}
-    for name, count in counts.items():
-        cut[name] = train.select(range(rest, rest + count))
-        rest += count
-    return {name: (cut | splits | {"train": cut["train"]})[name] for name in SPLITS if name in cut or name in splits}
+    counts[order[-1] if shares else "train"] += rows - sum(counts.values())
+    return {name: counts[name] for name in order}
 
 
-def _rename(rows: Any, split: str, cfg: DatasetConfig) -> Any:
+def _floor(share: float) -> int:
+    return int(share + 1e-6)  # 0.07 * 100 is 7.000000000000001, and 0.29 * 100 is 28.999999999999996
+
+
+def _named(rows: Rows, split: str, cfg: DatasetConfig) -> Rows:
+    """Rows under our column names."""
+    if not cfg.columns:
+        return rows
+    known = rows.column_names
     for ours, theirs in cfg.columns.items():
-        if theirs not in rows.column_names:
-            match = nearest(theirs, rows.column_names)
+        if theirs not in known:
+            match = nearest(theirs, known)
             raise DataError(
                 Problem(
                     where=f"dataset.columns.{ours} ({split})",
                     found=f"the data set has no column {theirs!r}",
-                    allowed=", ".join(rows.column_names),
+                    allowed=", ".join(known),
                     fix=f"dataset.columns.{ours}={match}" if match else f"dataset.columns.{ours}=COLUMN",
                 )
             )
@@ -277,6 +348,4 @@ def _rename(rows: Any, split: str, cfg: DatasetConfig) -> Any:
                 allowed="a column of its own for each name",
             )
         )
-    moved = {theirs: ours for ours, theirs in cfg.columns.items() if theirs != ours}
-    replaced = [name for name in moved.values() if name in rows.column_names and name not in moved]
-    return rows.remove_columns(replaced).rename_columns(moved)
+    return replace(rows, columns=dict(cfg.columns), digest=digest(rows.digest, dict(cfg.columns)))
