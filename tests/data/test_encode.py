@@ -651,7 +651,8 @@ LONG = talk("a a a a", "b", "c c c c", "d", "e", "f", system="S")
                                              (35, LONG.messages[:1] + LONG.messages[3:]), (34, LONG.messages[:1] + LONG.messages[5:]),
                                              (19, LONG.messages[:1] + LONG.messages[5:])])  # fmt: skip
 def test_the_oldest_exchanges_are_cut_and_the_system_turn_stays(tokenizer: Any, limit: int, kept: tuple[Any, ...]) -> None:
-    assert fit(tokenizer, LONG, limit) == encode(tokenizer, Conversation(kept))
+    whole, shorter = encode(tokenizer, LONG), encode(tokenizer, Conversation(kept))
+    assert fit(tokenizer, LONG, limit) == replace(shorter, cut=len(whole.input_ids) - len(shorter.input_ids))
 
 
 @pytest.mark.parametrize(("limit", "text"), [(8, "</s>one two three four⟦ five six</s>⟧"), (6, "</s> three four⟦ five six</s>⟧"),

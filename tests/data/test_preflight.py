@@ -33,13 +33,16 @@ def lost(index: int, reason: str = "empty text", origin: str = "") -> Dropped:
     return Dropped(index, reason, f"train[{index}].text", "an empty string", "text", "mend it", origin)
 
 
-COLUMNS = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32")), "index": Value("int64")})
+COLUMNS = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32")), "index": Value("int64"), "cut": Value("int32")})
 
 
 def part(split: str, *rows: Row, source: str = "", dropped: list[Dropped] | None = None, over_length: int = 0) -> Part:
     """Finished rows, the first at place 0."""
     missing = dropped or []
-    placed = {name: [row[name] for row in rows] for name in ("input_ids", "labels")} | {"index": list(range(len(rows)))}
+    placed = {name: [row[name] for row in rows] for name in ("input_ids", "labels")} | {
+        "index": list(range(len(rows))),
+        "cut": [row.get("cut", 0) for row in rows],
+    }
     table = Dataset.from_dict(placed, features=COLUMNS)
     return Part(split, source, len(rows) + len(missing) + over_length, table, missing, over_length)
 
