@@ -59,12 +59,12 @@ def check(*parts: Part, tokenizer: Any, max_empty_rows: float = 0.01, loss: str 
 
 
 def test_a_split_is_counted(tokenizer: Any) -> None:
-    rows = [row(1, 2, 3, 4, trained=3), row(5, 6), row(7, 8, 9)]
+    rows = [row(1, 2, 3, 4, trained=3), {**row(5, 6), "cut": 2}, row(7, 8, 9)]
     dropped = [lost(3), lost(4, "wrong type"), lost(5)]
     report = check(part("train", *rows, dropped=dropped, over_length=4), tokenizer=tokenizer, max_empty_rows=0.5)
     assert report.splits == [
         SplitReport(split="train", source="", rows=3, tokens=9, trained_tokens=5, length_median=3, length_max=4, over_length_rows=4,
-                    dropped={"empty text": 2, "wrong type": 1})
+                    truncated_rows=1, dropped={"empty text": 2, "wrong type": 1})
     ]  # fmt: skip
     assert report.split("train") is report.splits[0]
     assert report.dropped == dropped
