@@ -91,8 +91,8 @@ def test_version_is_printed_alone(said: Said) -> None:
         (["train", "-m", "recipe=yoda,yodaa"], "recipe=yodaa (command line): no such recipe"),
         (["train", "-m", "recipe=yoda", "seed=1,x"], "seed (command line): 'x' (str)"),
         (["train", "recipe=yoda", "lora.r=4,8"], "use -m for a sweep: sftpipe train -m recipe=yoda lora.r=4,8"),
-        (["bench"], "sftpipe bench: no part\n      allowed: step"),
-        (["bench", "stepp"], "sftpipe bench: stepp\n      allowed: step"),
+        (["bench"], "sftpipe bench: no part\n      allowed: step, data"),
+        (["bench", "stepp"], "sftpipe bench: stepp\n      allowed: step, data"),
     ],
 )
 def test_a_mistake_says_what_to_type_and_exits_with_2(words: list[str], message: str, said: Said, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_preview_prints_rows_as_json_lines(small: list[str], said: Said) -> None
     code, out, err = said("preview", *small, "preflight.show_rows=2", "--json")
 
     rows: list[dict[str, Any]] = [json.loads(line) for line in out.splitlines()]
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "page      outputs/preview.html\n")
     assert [list(row) for row in rows] == [["index", "text", "input_ids", "labels", "position_ids"]] * 2
     for number, row in enumerate(rows):
         assert row["index"] == number
@@ -248,6 +248,14 @@ def test_preview_shows_as_many_rows_as_asked_for(small: list[str], said: Said) -
     assert code == 0
     assert out.startswith("trained  masked\n")
     assert re.findall(r"train\[(\d+)\]  \d+ tokens, \d+ trained", out) == ["0", "1"]
+
+
+def test_preview_writes_a_page_of_every_split_into_the_output_folder(small: list[str], said: Said) -> None:
+    code, _, err = said("preview", *small, "output_dir='there/[it] is'")
+
+    page = Path("there/[it] is/preview.html")
+    assert (code, err) == (0, f"page      {page}\n")
+    assert all(f'"{split}[2]"' in page.read_text() for split in ("train", "validation", "test"))
 
 
 def test_check_prints_a_table_of_the_splits(small: list[str], said: Said) -> None:

@@ -31,7 +31,7 @@ COUNTS = {
     "conf/lora": 4,
     "conf/loss": 4,
     "conf/model": 4,
-    "conf/packing": 1,
+    "conf/packing": 5,
     "conf/preflight": 1,
     "conf/quantization": 4,
     "conf/sft": 1,

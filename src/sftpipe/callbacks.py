@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from sftpipe.data.packing import count
 from sftpipe.errors import Interrupted, Problem
 from sftpipe.storage import write_text
 from sftpipe.terminal import console
@@ -39,10 +40,10 @@ class Counter(TrainerCallback, ExportableState):
 
     def add(self, inputs: Mapping[str, Any], trained: int, loss_sum: float) -> None:
         """Count one micro-batch."""
-        mask = inputs.get("attention_mask")
-        self.tokens += int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
+        tokens, rows = count(inputs)
+        self.tokens += tokens
         self.trained_tokens += trained
-        self.rows += inputs["input_ids"].shape[0]
+        self.rows += rows
         self.loss_sum += loss_sum
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 from sftpipe.catalog import conf_dir, display, find_recipes, groups, read_yaml
 from sftpipe.errors import ConfigError, Problem, nearest
 from sftpipe.fields import accepts, upstream_fields
-from sftpipe.schema import DatasetConfig, EvaluationConfig, FormatConfig, MixtureSource, TrackingConfig, TrainConfig
+from sftpipe.schema import DatasetConfig, EvaluationConfig, FormatConfig, MixtureSource, PackingConfig, TrackingConfig, TrainConfig
 from sftpipe.synonyms import SYNONYMS
 
 UPSTREAM = {"sft": "SFTConfig", "lora": "LoraConfig", "quantization": "BitsAndBytesConfig"}
 _NOT_SET = "not set, and it has no default"
-_DATACLASSES = {"evaluation": EvaluationConfig, "tracking": TrackingConfig}
+_DATACLASSES = {"packing": PackingConfig, "evaluation": EvaluationConfig, "tracking": TrackingConfig}
 OFF = ("quantization", "lora", "packing", "evaluation", "tracking")  # groups whose empty option means off
 
 # fields of upstream classes that another key owns: {group: {field: what to write instead}}
@@ -128,7 +128,7 @@ def check(tree: dict[str, Any], origin: Origin, earlier: Sequence[Problem] = ())
             problems += _check_off(group, tree[group], origin)
             tree[group] = {}
         if not tree.get(group):
-            tree[group] = None if group in ("evaluation", "tracking") else {}
+            tree[group] = None if group in _DATACLASSES else {}
     built = _build(TrainConfig, tree, "", place, problems)
     _build_sources(built.dataset, place, problems)
     for group, class_name in UPSTREAM.items():
@@ -164,9 +164,7 @@ def _check_off(group: str, tree: Mapping[str, Any], origin: Origin) -> list[Prob
         return problems
     options = [option for option in groups().get(group, ()) if option != "none"]
     for key in _leaves(tree, f"{group}."):
-        if not options:
-            problems.append(Problem(origin.of(key), "unknown key", f"no keys; {group}=none is the only option"))
-        elif not origin.switched_off(key):
+        if not origin.switched_off(key):
             found = f"{group}=none is chosen, and nothing would read it"
             problems.append(Problem(origin.of(key), found, ", ".join(options), f"{group}={options[0]} {key}=..."))
     return problems
@@ -322,10 +320,18 @@ def _check_together(cfg: TrainConfig) -> list[Problem]:
         problems += _check_dataset(source, f"dataset.sources[{index}]")
         if source.format is not None:
             problems += _check_format(source.format, f"dataset.sources[{index}].format")
+    if cfg.packing and cfg.packing.strategy != "padding_free" and cfg.sft.get("max_length") is None:
+        found = f"null, and packing={cfg.packing.strategy} fills sequences of that length"
+        problems.append(Problem("sft.max_length", found, fix="sft.max_length=1024"))
+    if cfg.packing and cfg.packing.strategy in ("bfd_split", "wrapped") and cfg.over_length == "truncate":
+        found = f"'truncate', and packing={cfg.packing.strategy} splits long rows"
+        problems.append(Problem("over_length", found, fix="over_length=error, or packing=bfd"))
     if cfg.over_length == "truncate" and cfg.sft.get("max_length") is None:
         problems.append(Problem("over_length", "'truncate', and sft.max_length sets no length", fix="sft.max_length=1024"))
-    if not 0 <= cfg.preflight.max_empty_rows <= 1:
-        problems.append(Problem(where="preflight.max_empty_rows", found=repr(cfg.preflight.max_empty_rows), allowed="0 to 1"))
+    for name in ("max_empty_rows", "max_over_length_rows"):
+        share = getattr(cfg.preflight, name)
+        if not 0 <= share <= 1:
+            problems.append(Problem(where=f"preflight.{name}", found=repr(share), allowed="0 to 1"))
     return problems
 
 
@@ -422,7 +428,7 @@ def _check_format(form: FormatConfig, key: str) -> list[Problem]:
             fix = "put it into the texts, or leave it out" if name == "system" else "leave it out"
             problems.append(Problem(f"{key}.{name}", f"nothing reads it with type: {form.type}", ", ".join(types), fix))
     needed = {"template": ("prompt", "completion"), "function": ("function",)}.get(form.type, ())
-    examples = {"prompt": "'{prompt} ##> '", "completion": "'{completion}'", "function": "my_module.my_function"}
+    examples = {"prompt": "'{prompt} ##>'", "completion": "' {completion}'", "function": "my_module.my_function"}
     for name in needed:
         if getattr(form, name) is None:
             problems.append(Problem(f"{key}.{name}", f"not set, and format={form.type} needs it", fix=f"{key}.{name}={examples[name]}"))

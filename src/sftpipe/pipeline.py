@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftpipe.artifacts import RunPlan, close_run, open_run, plan_run, write_metrics, write_samples
 from sftpipe.catalog import conf_dir
+from sftpipe.data.packing import ISOLATED, Collator, Isolation
 from sftpipe.data.prepare import PreparedData, prepare_data
 from sftpipe.errors import DataError, Problem
 from sftpipe.run import Run, load_run, read_metrics, read_samples
@@ -34,14 +35,11 @@ def prepare(cfg: TrainConfig) -> PreparedData:
 
 
 def _prepare(cfg: TrainConfig, weights: Weights) -> PreparedData:
-    def collate(rows: Any, padding_free: bool = False) -> dict[str, Any]:
-        from sftpipe.trainer import make_collator  # imports trl, which only a batch needs
-
-        return dict(make_collator(tokenizer, cfg.sft.get("pad_to_multiple_of"), padding_free=padding_free)(rows))
-
     markers = cfg.dataset.marker_tokens if cfg.dataset.markers == "special" else ()
     tokenizer = load_tokenizer(cfg.tokenizer, weights, conf_dir() / "chat_template", markers)
-    data = prepare_data(cfg, tokenizer, collate)
+    kept = _keep_apart(cfg, weights)
+    collate = Collator(int(tokenizer.pad_token_id), cfg.sft.get("pad_to_multiple_of"), kept.apart if kept else None)
+    data = prepare_data(cfg, tokenizer, collate, kept)
     if data.validation is None and cfg.sft.get("eval_strategy", "no") != "no":
         raise DataError(
             Problem(
@@ -51,6 +49,17 @@ def _prepare(cfg: TrainConfig, weights: Weights) -> PreparedData:
             )
         )
     return data
+
+
+def _keep_apart(cfg: TrainConfig, weights: Weights) -> Isolation | None:
+    """How this run keeps packed sequences apart; None where none are packed, or where they are joined on purpose (wrapped)."""
+    if cfg.packing is None or cfg.packing.strategy not in ISOLATED:
+        return None
+    if cfg.packing.isolation == "trust":
+        return Isolation("positions")
+    from sftpipe.isolation import small_isolation
+
+    return small_isolation(cfg.model, weights)
 
 
 def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
@@ -69,6 +78,7 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
         return load_run(plan.folder)
     with quiet(), quiet_libraries():
         from sftpipe import model as models
+        from sftpipe.isolation import verify
         from sftpipe.trainer import build_arguments, build_trainer
 
         precision = models.choose_precision(cfg.model, use_cpu=bool(cfg.sft.get("use_cpu", False)))
@@ -77,10 +87,12 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
         console.print(f"weights   {weights.identity}\ndevice    {precision.reason}\nfolder    {plan.folder}")
 
         data = _prepare(cfg, weights)
-        console.print(f"data      {data.preflight.summary()}")
+        console.print(f"data      {data.preflight.summary()}", markup=False)
         with console.status("Loading the model ..."):
             model = models.load_base(cfg.model, cfg.quantization, weights, precision, frozen=bool(cfg.lora))
             models.fit_to_tokenizer(model, data.tokenizer, data.end_ids())
+            if cfg.packing and cfg.packing.isolation == "verify" and data.isolation:
+                verify(model, data.isolation)
         open_run(plan, cfg, weights.identity, precision.reason, data)
 
         adapter = models.lora_config(cfg.lora, weights) if cfg.lora else None

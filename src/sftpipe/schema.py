@@ -100,10 +100,21 @@ class LossConfig:
 
 
 @dataclass
+class PackingConfig:
+    """How rows share a sequence."""
+
+    strategy: str = _choice("bfd", "bfd_split", "wrapped", "padding_free")
+    isolation: str = _choice("verify", "trust")  # measure that packed rows do not see each other, or take it for granted
+    pack_eval: bool = False  # pack validation and test too
+
+
+@dataclass
 class PreflightConfig:
     """Limits that the data must keep before the first step."""
 
     max_empty_rows: float  # share of rows that teach nothing: unreadable, or without a trained token
+    max_over_length_rows: float  # share of rows that are dropped for their length (over_length=drop, truncate)
+    duplicates: str = _choice("error", "warn")  # rows that stand in two splits
     forged_turns: str = _choice("error", "escape")  # texts that hold special tokens of the chat template
     show_rows: int = _at_least(0, default=3)  # rows that `check` and `preview` print
 
@@ -138,7 +149,7 @@ class TrainConfig:
     dataset: DatasetConfig
     format: FormatConfig
     loss: LossConfig
-    packing: dict[str, Any]
+    packing: Optional[PackingConfig]
     sft: dict[str, Any]
     preflight: PreflightConfig
     evaluation: Optional[EvaluationConfig]

@@ -18,7 +18,6 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sftpipe.callbacks import Counter, LogFile
 from sftpipe.data.labels import IGNORED
@@ -58,16 +57,6 @@ def build_arguments(sft: Mapping[str, Any], *, seed: int, folder: Path, precisio
         raise ConfigError(Problem(where="sft", found=f"SFTConfig refuses it: {error}", fix="see SFTConfig in TRL's docs")) from None
 
 
-def make_collator(tokenizer: Any, pad_to_multiple_of: int | None = None, *, padding_free: bool = False) -> DataCollatorForLanguageModeling:
-    """TRL's collator: pads `input_ids` with PAD and `labels` with -100, on the right.
-
-    Padding-free it makes one row of all: `position_ids` restart with each sequence, whose first label is -100.
-    """
-    return DataCollatorForLanguageModeling(
-        pad_token_id=tokenizer.pad_token_id, pad_to_multiple_of=pad_to_multiple_of, padding_free=padding_free
-    )
-
-
 def build_trainer(
     arguments: SFTConfig, model: PreTrainedModel, adapter: PeftConfig | None, data: PreparedData, precision: Precision
 ) -> Trainer:
@@ -83,6 +72,7 @@ def build_trainer(
             args=arguments,
             train_dataset=data.train,
             eval_dataset=data.validation,
+            data_collator=data.collate,
             processing_class=data.tokenizer,
             peft_config=adapter,
         )
@@ -157,7 +147,9 @@ class Trainer(SFTTrainer):
         Returns:
             logits (N, V) in float32, targets (N,), and the model's outputs.
         """
-        labels = inputs["labels"]
+        labels, mask = inputs["labels"], inputs.get("attention_mask")
+        if mask is not None and mask.is_floating_point():  # of packed rows; added to scores in the precision that they have
+            inputs = {**inputs, "attention_mask": mask.to(self.model.dtype)}
         trained = torch.zeros_like(labels, dtype=torch.bool)
         trained[:, :-1] = labels[:, 1:] != IGNORED  # position t predicts token t + 1
         targets = labels[:, 1:][trained[:, :-1]]

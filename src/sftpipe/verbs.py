@@ -175,72 +175,117 @@ def _check(arguments: Arguments) -> int:
         return 0
     from rich.console import Console
 
-    out = Console(highlight=False, soft_wrap=True)
-    out.print(_preflight_table(data.preflight))
+    out = Console(highlight=False, soft_wrap=True, width=100)
+    for table in _preflight_tables(data.preflight):
+        out.print(table, "")
+    for line in _preflight_facts(data.preflight):
+        out.print(line, markup=False)
     for line in _dropped_rows(data.preflight):
         out.print(line, markup=False)
-    for name, (token, number) in data.preflight.special_tokens.items():
-        out.print(f"{name:<10} {_one_line(str(token))} {number if number is not None else ''}")
-    out.print(f"{'answers end':<10} in {_one_line(', '.join(data.preflight.end_tokens))}")
+    for warning in data.preflight.warnings:
+        out.print("\n[yellow]warning[/]")
+        out.print(f"  {warning}".replace("\n", "\n  "), markup=False)
     out.print("\nThe first row; what is trained is green:\n")
     out.print(colored(data.train[0], data.tokenizer))
     out.print("Everything that is checked holds.")
     return 0
 
 
-def _preflight_table(preflight: Any) -> Any:
+def _preflight_tables(preflight: Any) -> Iterator[Any]:
+    """Two tables with a line for each split of each source: sizes, and what was found. Each fits 100 columns."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("split", "rows", "tokens", "trained", "median length", "longest", "too long", "cut", "dropped"):
-        table.add_column(name, justify="left" if name == "split" else "right")
-    for report in preflight.splits:
-        share = f"{report.trained_tokens / report.tokens:.1%}"
-        dropped = sum(report.dropped.values())
-        values = (
+    def table(names: Sequence[str], cells: Callable[[Any], Sequence[Any]]) -> Table:
+        made = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+        made.add_column("split")
+        for name in names:
+            made.add_column(name, justify="right", no_wrap=True)
+        for report in preflight.splits:
+            texts = [f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells(report)]
+            made.add_row(_place(report), *(Text(text, style="dim" if text in ("0", "-") else "") for text in texts))
+        return made
+
+    yield table(
+        ("rows", "tokens", "trained", "p50", "p95", "p99", "longest", "too long", "cut", "answers lost"),
+        lambda report: (
             report.rows,
             report.tokens,
-            share,
-            report.length_median,
+            f"{report.trained_tokens / report.tokens:.1%}" if report.tokens else "-",
+            *(round(length) for length in (report.length_p50, report.length_p95, report.length_p99)),
             report.length_max,
             report.over_length_rows,
             report.truncated_rows,
-            dropped,
-        )
-        table.add_row(f"{report.source} {report.split}".strip(), *(f"{v:,}" if isinstance(v, int) else str(v) for v in values))
-    return table
+            report.lost_answer_tokens,
+        ),
+    )
+    yield table(
+        ("dropped", "end trained", "BOS 0/1/2", "UNK", "PAD", "forged", "repeated", "in 2 splits", "prompt in 2"),
+        lambda report: (
+            sum(report.dropped.values()),
+            f"{report.end_trained_rows / report.rows:.1%}" if report.rows else "-",
+            "/".join(f"{report.bos_rows[count]:,}" for count in "012"),
+            report.unk_rows,
+            report.pad_rows,
+            report.forged_rows,
+            report.repeated_rows,
+            report.shared_rows,
+            report.shared_prompts,
+        ),
+    )
+
+
+def _preflight_facts(preflight: Any) -> Iterator[str]:
+    """What holds for all splits together."""
+    for name, (token, number) in preflight.special_tokens.items():
+        yield f"{name:<10} {_shown(token)} {number if number is not None else ''}"
+    yield f"{'answers end':<10} in {_shown(', '.join(preflight.end_tokens)) or 'no special token'}"
+    compared = sum(report.compared_rows for report in preflight.splits)
+    yield f"compared   {compared} rows with the prompt of generation, and with their text"
+    yield f"padding    {preflight.padding_share:.1%} of the tokens in training batches (an estimate)"
+
+
+def _place(report: Any) -> str:
+    return f"{report.source} {report.split}".strip()
+
+
+def _shown(text: Any) -> str:
+    return " ".join(str(text).split())
 
 
 def _dropped_rows(preflight: Any) -> Iterator[str]:
     """Each reason with its count, and the first rows of it."""
     for report in preflight.splits:
         for reason, count in report.dropped.items():
-            yield f"\n{f'{report.source} {report.split}'.strip()}: {count} dropped, {reason}"
-            place = f"{report.source} {report.split}".strip()
-            same = [one for one in preflight.dropped if one.reason == reason and one.where.startswith(f"{place}[")]
+            yield f"\n{_place(report)}: {count} dropped, {reason}"
+            same = [one for one in preflight.dropped if one.reason == reason and one.where.startswith(f"{_place(report)}[")]
             for one in same[:3]:
                 yield f"  {one.problem()}"
 
 
 def _preview(arguments: Arguments) -> int:
     from sftpipe.config import compose
-    from sftpipe.data.preview import colored, preview_rows
+    from sftpipe.data.preview import colored, preview_rows, write_page
     from sftpipe.pipeline import prepare
+    from sftpipe.terminal import console
 
     cfg = compose(arguments.overrides)
     data = prepare(cfg)
+    count = cfg.preflight.show_rows
     if not arguments.json:
         from rich.console import Console
 
         out = Console(highlight=False, soft_wrap=True)
         out.print("[bold green]trained[/]  [dim]masked[/]")
-    for row in preview_rows(data.train, data.tokenizer, cfg.preflight.show_rows):
+    for row in preview_rows(data.train, data.tokenizer, count):
         if arguments.json:
             print(json.dumps(row, ensure_ascii=False))
         else:
             trained = sum(label != -100 for label in row["labels"])
             out.rule(f"train[{row['index']}]  {len(row['input_ids'])} tokens, {trained} trained", style="dim")
-            out.print(colored(row, data.tokenizer))
+            out.print(colored(data.train[row["index"]], data.tokenizer))
+    page = write_page(Path(cfg.output_dir), data.splits(), data.tokenizer, count, cfg.recipe or "custom")
+    console.print(f"page      {page}", markup=False)
     return 0
 
 
@@ -319,13 +364,14 @@ VERBS: dict[str, Verb] = {
         _check,
         "encode the data and check it, without a model",
         f"sftpipe check {_ANY} [--json]",
-        "Rows, lengths, trained share, special tokens; an error names the row and what to do.",
+        "Lengths, trained share, special tokens, prompts, duplicates; an error names the row and what to do.",
     ),
     "preview": Verb(
         _preview,
         "show rows as the model will see them, the trained part in colour",
         f"sftpipe preview {_ANY} [--json]",
-        "preflight.show_rows=N shows more. --json prints lines {index, text, input_ids, labels, position_ids}.",
+        "preflight.show_rows=N shows more. --json prints lines {index, text, input_ids, labels, position_ids}.\n"
+        "OUTPUT_DIR/preview.html shows every split: each token with its id, its position and why it is masked.",
     ),
     "list": Verb(
         _list,

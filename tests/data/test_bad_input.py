@@ -466,7 +466,8 @@ def test_a_row_that_is_too_long_is_an_error_that_names_the_length_that_would_do(
 
 
 def test_dropped_long_rows_are_counted_and_the_rest_is_untouched(prepared: Prepare, write: Write) -> None:
-    data = prepared(*JSON, write("rows.jsonl", [LONG, GOOD, LONG]), "sft.max_length=150", "over_length=drop")
+    limits = ["sft.max_length=150", "over_length=drop", "preflight.max_over_length_rows=1"]
+    data = prepared(*JSON, write("rows.jsonl", [LONG, GOOD, LONG]), *limits)
     assert data.preflight.split("train").over_length_rows == 2
     assert (len(data.train), trained_of(data)) == (1, f"yo{END}")
 
@@ -514,7 +515,7 @@ def test_a_row_that_cannot_be_cut_is_dropped_counted_and_named(
 ) -> None:
     short = GOOD_SHORT if "messages" in row else dict.fromkeys(row, "a")
     file = write("rows.jsonl", [row, short])
-    data = prepared(*overrides, file, "sft.max_length=45", "over_length=truncate", "preflight.max_empty_rows=1")
+    data = prepared(*overrides, file, "sft.max_length=45", "over_length=truncate", "preflight.max_over_length_rows=1")
     (one,) = data.preflight.dropped
     length = int(one.fix.removeprefix("sft.max_length="))
     assert str(one.problem()) == message(
@@ -976,9 +977,9 @@ UNREAD = "nothing reads it with path: json"
         ),
         pytest.param(
             (*PATTERN[:2], FILE),
-            message("format.prompt", "not set, and format=template needs it", "", "format.prompt='{prompt} ##> '")
+            message("format.prompt", "not set, and format=template needs it", "", "format.prompt='{prompt} ##>'")
             + "\n"
-            + message("format.completion", "not set, and format=template needs it", "", "format.completion='{completion}'"),
+            + message("format.completion", "not set, and format=template needs it", "", "format.completion=' {completion}'"),
             id="no patterns",
         ),
         pytest.param(

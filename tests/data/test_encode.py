@@ -224,10 +224,10 @@ def test_labels_are_the_ids_where_trained_in_one_piece(tokenizer: Any, sample: S
 
 
 def test_padding_is_never_trained(tokenizer: Any) -> None:
-    from sftpipe.trainer import make_collator
+    from sftpipe.data.packing import Collator
 
     rows = [encode(tokenizer, sample) for sample in (talk("Hi.", "A long answer, much longer."), PromptCompletion("a", " b"))]
-    batch = make_collator(tokenizer)([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+    batch = Collator(tokenizer.pad_token_id)([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
     width = len(rows[0].input_ids) - len(rows[1].input_ids)
     assert batch["input_ids"][1, -width:].tolist() == [tokenizer.pad_token_id] * width
     assert batch["labels"][1].tolist() == rows[1].labels + [IGNORED] * width

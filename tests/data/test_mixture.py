@@ -140,7 +140,8 @@ def test_shares_are_of_train_and_the_other_splits_stay_whole(mix: Mix) -> None:
 def test_a_row_in_train_of_one_source_and_validation_of_another_is_found(mix: Mix) -> None:
     with pytest.raises(DataError) as error:
         mix([source("a"), source("a", validation_size=2)])
-    assert str(error.value).startswith("sources[1] json validation[0]: the same row as sources[0] json train[28]: 2 rows of validation")
+    first, other = "sources[1] json validation[0] (a.jsonl, line 29)", "sources[0] json train[28] (a.jsonl, line 29)"
+    assert str(error.value).startswith(f"{first}: the same row as {other}: 2 rows of validation")
 
 
 def test_rows_that_were_dropped_leave_the_share_to_others(mix: Mix, folder: Path) -> None:

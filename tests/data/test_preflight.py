@@ -2,76 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset, Features, List, Value
 
 from sftpipe import compose
-from sftpipe.data.formats import PromptCompletion
+from sftpipe.data.encode import TOO_LONG, Encoder
+from sftpipe.data.formats import Conversation, PromptCompletion, Sample
 from sftpipe.data.labels import IGNORED
-from sftpipe.data.preflight import Dropped, Part, Preflight, SplitReport, inspect
+from sftpipe.data.measure import Dropped, Part, equal_before, padding_share
+from sftpipe.data.preflight import Preflight, SplitReport, inspect
 from sftpipe.data.prepare import PreparedData, prepare_data
-from sftpipe.errors import DataError, RowError
+from sftpipe.errors import DataError, Problem, RowError
 
 Write = Callable[..., str]
-Row = dict[str, list[int]]
+Row = dict[str, Any]
 
 
 # `datasets` forks its processes, which Python 3.12 and later warn of where a thread is running (a native one of torch, say)
 FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
-def row(*ids: int, trained: int = 1) -> Row:
+def row(*ids: int, trained: int = 1, **facts: Any) -> Row:
     """A row whose last `trained` tokens are trained."""
     masked = len(ids) - trained
-    return {"input_ids": list(ids), "labels": [IGNORED] * masked + list(ids[masked:])}
+    return {"input_ids": list(ids), "labels": [IGNORED] * masked + list(ids[masked:]), "cut": 0, "lost": 0, "escaped": False, **facts}
 
 
 def lost(index: int, reason: str = "empty text", origin: str = "") -> Dropped:
     return Dropped(index, reason, f"train[{index}].text", "an empty string", "text", "mend it", origin)
 
 
-COLUMNS = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32")), "index": Value("int64"), "cut": Value("int32")})
+def long(index: int, tokens: int, trained: int = 1) -> Dropped:
+    return Dropped(index, TOO_LONG, f"train[{index}]", f"{tokens} tokens", "", "", f"rows.jsonl, line {index + 1}", tokens, trained)
 
 
-def part(split: str, *rows: Row, source: str = "", dropped: list[Dropped] | None = None, over_length: int = 0) -> Part:
-    """Finished rows, the first at place 0."""
-    missing = dropped or []
-    placed = {name: [row[name] for row in rows] for name in ("input_ids", "labels")} | {
-        "index": list(range(len(rows))),
-        "cut": [row.get("cut", 0) for row in rows],
-    }
+COLUMNS = Features({"input_ids": List(Value("int32")), "labels": List(Value("int32")), "index": Value("int64"), "cut": Value("int32"),
+                    "lost": Value("int32"), "escaped": Value("bool")})  # fmt: skip
+
+
+def part(split: str, *rows: Row, source: str = "", dropped: Sequence[Dropped] = (), samples: Sequence[Sample] = ()) -> Part:
+    """Finished rows, the first at place 0; without samples nothing is compared."""
+    placed = {name: [row[name] for row in rows] for name in COLUMNS if name != "index"} | {"index": list(range(len(rows)))}
     table = Dataset.from_dict(placed, features=COLUMNS)
-    return Part(split, source, len(rows) + len(missing) + over_length, table, missing, over_length)
+    return Part(split, source, len(rows) + len(dropped), table, dropped, lambda index: samples[index : index + 1], lambda index: "")
 
 
-def check(*parts: Part, tokenizer: Any, max_empty_rows: float = 0.01, loss: str = "completion_only") -> Preflight:
-    cfg = compose([f"preflight.max_empty_rows={max_empty_rows}", f"loss={loss}"])
+def check(*parts: Part, tokenizer: Any, **overrides: Any) -> Preflight:
+    cfg = compose([f"{key if key == 'loss' else f'preflight.{key}'}={value}" for key, value in overrides.items()])
     grouped: dict[str, list[Part]] = {}
     for one in parts:
         grouped.setdefault(one.split, []).append(one)
-    return inspect(grouped, tokenizer, cfg)
+    return inspect(grouped, Encoder(tokenizer, cfg.loss), cfg)
 
 
-# --- inspect --------------------------------------------------------------------------------------------------------------------------
+def problems_of(*parts: Part, tokenizer: Any, **overrides: Any) -> str:
+    with pytest.raises(DataError) as error:
+        check(*parts, tokenizer=tokenizer, **overrides)
+    return str(error.value)
+
+
+# --- counting (SmolLM2: 0 is PAD and UNK, 1 is BOS, 2 is EOS; 17 and up are no special tokens) ------------------------------------------
 
 
 def test_a_split_is_counted(tokenizer: Any) -> None:
-    rows = [row(1, 2, 3, 4, trained=3), {**row(5, 6), "cut": 2}, row(7, 8, 9)]
-    dropped = [lost(3), lost(4, "wrong type"), lost(5)]
-    report = check(part("train", *rows, dropped=dropped, over_length=4), tokenizer=tokenizer, max_empty_rows=0.5)
+    rows = [row(1, 20, 21, 2, trained=3), row(20, 2, cut=2, lost=5), row(22, 23, 24, escaped=True), row(20, 2), row(25, 0, 26, 2)]
+    dropped = [lost(5), long(6, 40, trained=7), lost(7, "forged turn"), lost(8)]
+    report = check(part("train", *rows, dropped=dropped), tokenizer=tokenizer, max_empty_rows=0.5, max_over_length_rows=0.5)
     assert report.splits == [
-        SplitReport(split="train", source="", rows=3, tokens=9, trained_tokens=5, length_median=3, length_max=4, over_length_rows=4,
-                    truncated_rows=1, dropped={"empty text": 2, "wrong type": 1})
+        SplitReport(
+            split="train", source="", rows=5, tokens=15, trained_tokens=7, length_p50=3, length_p95=4, length_p99=4, length_max=4,
+            over_length_rows=1, truncated_rows=1, lost_answer_tokens=12, dropped={"empty text": 2, TOO_LONG: 1, "forged turn": 1},
+            end_trained_rows=4, bos_rows={"0": 4, "1": 1, "2": 0}, unk_rows=1, pad_rows=1, repeated_rows=1, shared_rows=0,
+            shared_prompts=0, forged_rows=2, compared_rows=0,
+        )
     ]  # fmt: skip
     assert report.split("train") is report.splits[0]
     assert report.dropped == dropped
+    assert report.end_tokens == {"<|im_end|>": 4}
 
 
 def test_each_split_of_each_source_has_a_report_and_the_special_tokens_are_named(tokenizer: Any) -> None:
-    parts = [part("train", row(1, 2), source="a"), part("train", row(6, 7, 8, 9), source="b"), part("test", row(3, 4, 5), source="a")]
+    parts = [part("train", row(1, 2), source="a"), part("train", row(6, 7, 8, 2), source="b"), part("test", row(3, 4, 2), source="a")]
     report = check(*parts, tokenizer=tokenizer).as_dict()
     assert [(one["split"], one["source"], one["tokens"]) for one in report["splits"]] == [
         ("train", "a", 2),
@@ -84,24 +99,44 @@ def test_each_split_of_each_source_has_a_report_and_the_special_tokens_are_named
         "bos_token": ["<|im_start|>", 1],
         "unk_token": ["<|endoftext|>", 0],
     }
+    assert (report["warnings"], report["packing"]) == ([], None)
 
 
-def test_the_last_trained_tokens_are_counted(tokenizer: Any) -> None:
-    report = check(part("train", row(5, 2), row(6, 2), row(7, 1)), tokenizer=tokenizer)
-    assert report.end_tokens == {"<|im_end|>": 2, "<|im_start|>": 1}
+def test_white_space_behind_the_end_token_is_passed_over(tokenizer: Any) -> None:
+    (newline,) = tokenizer("\n", add_special_tokens=False).input_ids
+    report = check(part("train", row(20, 21, 2, newline, trained=3), row(20, 22, 2)), tokenizer=tokenizer)
+    assert (report.end_tokens, report.split("train").end_trained_rows, report.warnings) == ({"<|im_end|>": 2}, 2, [])
 
 
-def test_a_summary_counts_the_rows_and_what_was_dropped(tokenizer: Any) -> None:
-    parts = [part("train", *(row(at, 7) for at in range(1200)), dropped=[lost(at) for at in range(2)], over_length=3),
-             part("test", row(3, 4, 5))]  # fmt: skip
-    assert check(*parts, tokenizer=tokenizer).summary() == (
-        "1,200 train, 1 test rows\ndropped   of train: 3 x too long, 2 x empty text; `sftpipe check` lists them"
-    )
+@pytest.mark.parametrize(
+    ("digests", "first", "previous"),
+    [("abaab", [0, 1, 0, 0, 1], [-1, -1, 0, 2, 1]), ("abc", [0, 1, 2], [-1, -1, -1]), ("", [], []), ("aa", [0, 0], [-1, 0])],
+)
+def test_equal_rows_are_found(digests: str, first: list[int], previous: list[int]) -> None:
+    found = equal_before(np.array([[ord(letter), 7] for letter in digests], dtype=np.int64).reshape(-1, 2))
+    assert [values.tolist() for values in found] == [first, previous]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "strategy", "multiple", "share"),
+    [([2, 8, 2, 8], "sequential", 1, 12 / 32), ([2, 8, 2, 8], "sequential", 10, 20 / 40), ([8, 8, 8, 8], "random", 1, 0),
+     ([3, 5, 7], "sequential", 1, 2 / 17), ([], "random", 1, 0)],
+)  # fmt: skip
+def test_padding_is_what_the_longest_row_of_each_batch_adds(lengths: list[int], strategy: str, multiple: int, share: float) -> None:
+    assert padding_share(np.array(lengths, dtype=np.int64), 2, strategy, multiple) == pytest.approx(share)
+
+
+def test_grouping_by_length_takes_most_of_the_padding() -> None:
+    lengths = np.array([2, 8] * 100)
+    assert padding_share(lengths, 2, "group_by_length", 1) < 0.05 < 0.2 < padding_share(lengths, 2, "random", 1)
+
+
+# --- limits ---------------------------------------------------------------------------------------------------------------------------
 
 
 def with_dropped(dropped: int, rows: int = 100, split: str = "train") -> Part:
     """So many rows, of which the last ones teach nothing."""
-    return part(split, *(row(at, 7) for at in range(rows - dropped)), dropped=[lost(at) for at in range(rows - dropped, rows)])
+    return part(split, *(row(at, 2) for at in range(20, 20 + rows - dropped)), dropped=[lost(at) for at in range(rows - dropped, rows)])
 
 
 def test_as_many_dropped_rows_as_the_limit_pass(tokenizer: Any) -> None:
@@ -112,7 +147,7 @@ def test_as_many_dropped_rows_as_the_limit_pass(tokenizer: Any) -> None:
 def test_more_dropped_rows_than_the_limit_fail_with_a_summary_and_the_first_three_of_each_reason(tokenizer: Any) -> None:
     dropped = [lost(at, "empty text" if at % 2 else "wrong type", f"rows.jsonl, line {at + 1}") for at in range(90, 99)]
     with pytest.raises(DataError) as error:
-        check(part("train", *(row(at, 7) for at in range(90)), dropped=dropped), tokenizer=tokenizer, max_empty_rows=0.02)
+        check(part("train", *(row(at, 2) for at in range(20, 110)), dropped=dropped), tokenizer=tokenizer, max_empty_rows=0.02)
     summary, *rows = error.value.problems
     assert str(summary) == (
         "train: 9 of 99 rows teach nothing: 5 x wrong type, 4 x empty text\n"
@@ -125,55 +160,176 @@ def test_more_dropped_rows_than_the_limit_fail_with_a_summary_and_the_first_thre
 
 def test_no_dropped_row_passes_when_none_is_allowed(tokenizer: Any) -> None:
     assert check(with_dropped(0), tokenizer=tokenizer, max_empty_rows=0).split("train").dropped == {}
-    with pytest.raises(DataError, match="1 of 100 rows teach nothing: 1 x empty text"):
-        check(with_dropped(1), tokenizer=tokenizer, max_empty_rows=0)
+    assert "1 of 100 rows teach nothing: 1 x empty text" in problems_of(with_dropped(1), tokenizer=tokenizer, max_empty_rows=0)
 
 
 def test_a_split_without_a_row_left_fails_whatever_is_allowed(tokenizer: Any) -> None:
-    with pytest.raises(DataError, match="2 of 2 rows teach nothing"):
-        check(with_dropped(2, rows=2), tokenizer=tokenizer, max_empty_rows=1)
+    assert "2 of 2 rows teach nothing" in problems_of(with_dropped(2, rows=2), tokenizer=tokenizer, max_empty_rows=1)
+
+
+def test_rows_dropped_for_their_length_have_a_limit_of_their_own(tokenizer: Any) -> None:
+    rows = part("train", *(row(at, 2) for at in range(20, 38)), dropped=[long(3, 40), long(7, 60)])
+    report = check(rows, tokenizer=tokenizer, max_empty_rows=0, max_over_length_rows=0.1).split("train")
+    assert (report.over_length_rows, report.lost_answer_tokens) == (2, 2)
+    assert problems_of(rows, tokenizer=tokenizer, max_over_length_rows=0.09) == (
+        "train[3] (rows.jsonl, line 4): 2 of 20 rows of train are dropped because they are longer than sft.max_length; "
+        "this one has 40 tokens, the longest 60\n"
+        "    allowed: preflight.max_over_length_rows=0.09 of the rows\n"
+        "    sft.max_length=60"
+    )
 
 
 def test_a_loss_that_masks_nothing_fails_unless_it_is_full(tokenizer: Any) -> None:
-    whole = part("train", row(1, 2, trained=2), row(3, 4, trained=2))
-    with pytest.raises(DataError) as error:
-        check(whole, tokenizer=tokenizer)
-    assert str(error.value) == (
+    whole = part("train", row(20, 2, trained=2), row(21, 2, trained=2))
+    assert problems_of(whole, tokenizer=tokenizer) == (
         "train, loss=completion_only: every token of every row is trained: no prompt is masked\n"
         "    allowed: a prompt in front of what is trained\n"
         "    loss=full if that is meant; else look at sftpipe preview"
     )
     assert check(whole, tokenizer=tokenizer, loss="full").split("train").trained_tokens == 4
-    assert check(part("train", row(1, 2, trained=2), row(3, 4)), tokenizer=tokenizer).split("train").trained_tokens == 3
+    assert check(part("train", row(20, 2, trained=2), row(21, 2)), tokenizer=tokenizer).split("train").trained_tokens == 3
+
+
+def test_two_bos_fail(tokenizer: Any) -> None:
+    assert problems_of(part("train", row(1, 20, 2), row(1, 1, 20, 2), row(1, 1, 21, 2)), tokenizer=tokenizer) == (
+        f"train[1]: 2 of 3 rows begin with '<|im_start|>' twice\n    <|im_start|><|im_start|>{tokenizer.decode([20])}⟦<|im_end|>⟧\n"
+        "    allowed: one\n    take '<|im_start|>' out of the texts, or out of the chat template"
+    )
+
+
+def test_all_problems_of_all_splits_are_reported_together(tokenizer: Any) -> None:
+    parts = [part("train", row(20, 2), dropped=[lost(1)]), part("validation", row(20, 2), dropped=[lost(1)])]
+    with pytest.raises(DataError) as error:
+        check(*parts, tokenizer=tokenizer)
+    assert [problem.where for problem in error.value.problems] == ["train", "train[1].text", "validation", "train[1].text", "validation[0]"]
+
+
+# --- rows that are there twice --------------------------------------------------------------------------------------------------------
+
+TWICE = (row(20, 2), row(21, 2))
 
 
 def test_a_row_in_two_splits_fails_and_names_both_places(tokenizer: Any) -> None:
-    parts = [part("train", row(1, 2), row(3, 4)), part("validation", row(5, 6)), part("test", row(7, 8), row(3, 4), row(1, 2))]
-    with pytest.raises(DataError) as error:
-        check(*parts, tokenizer=tokenizer)
-    assert str(error.value) == (
+    parts = [part("train", *TWICE), part("validation", row(22, 2)), part("test", row(23, 2), row(21, 2), row(20, 2))]
+    assert problems_of(*parts, tokenizer=tokenizer) == (
         "test[1]: the same row as train[1]: 2 rows of test were seen in another split\n"
+        f"    {tokenizer.decode([21])}⟦<|im_end|>⟧\n"
         "    allowed: no row in two splits; the loss on it would measure memory\n"
-        "    remove the duplicates from the data set"
+        "    remove the duplicates from the data set, or preflight.duplicates=warn"
     )
 
 
 def test_a_row_in_two_splits_is_found_across_sources(tokenizer: Any) -> None:
-    parts = [part("train", row(1, 2), source="a"), part("train", row(3, 4), source="b"), part("test", row(3, 4), source="a")]
-    with pytest.raises(DataError, match=r"^a test\[0\]: the same row as b train\[0\]: 1 rows of test"):
-        check(*parts, tokenizer=tokenizer)
+    parts = [part("train", row(20, 2), source="a"), part("train", row(21, 2), source="b"), part("test", row(21, 2), source="a")]
+    assert problems_of(*parts, tokenizer=tokenizer).startswith("a test[0]: the same row as b train[0]: 1 row of test")
 
 
-def test_a_row_twice_in_one_split_passes(tokenizer: Any) -> None:
-    report = check(part("train", row(1, 2), row(1, 2)), part("test", row(1, 3)), tokenizer=tokenizer)
-    assert report.duplicates_across_splits == 0
+def test_a_row_in_two_splits_is_a_warning_where_that_is_asked_for(tokenizer: Any) -> None:
+    report = check(part("train", *TWICE), part("test", *TWICE), tokenizer=tokenizer, duplicates="warn")
+    assert [one.where for one in report.warnings] == ["test[0]"]
+    assert [(one.shared_rows, one.shared_prompts) for one in report.splits] == [(0, 0), (2, 0)]
 
 
-def test_all_problems_of_all_splits_are_reported_together(tokenizer: Any) -> None:
-    parts = [part("train", row(1, 2), dropped=[lost(1)]), part("validation", row(1, 2), dropped=[lost(1)])]
-    with pytest.raises(DataError) as error:
-        check(*parts, tokenizer=tokenizer)
-    assert [problem.where for problem in error.value.problems] == ["train", "train[1].text", "validation", "train[1].text", "validation[0]"]
+def test_a_row_twice_in_one_split_is_counted(tokenizer: Any) -> None:
+    parts = [part("train", row(20, 2), row(21, 2), row(20, 2), source="a"), part("train", row(21, 2), source="b"), part("test", row(22, 2))]
+    report = check(*parts, tokenizer=tokenizer)
+    assert [(one.repeated_rows, one.shared_rows) for one in report.splits] == [(1, 0), (1, 0), (0, 0)]
+
+
+def test_a_prompt_in_two_splits_is_a_warning(tokenizer: Any) -> None:
+    report = check(part("train", row(20, 21, 2, trained=2), row(22, 2)), part("test", row(20, 23, 2, trained=2)), tokenizer=tokenizer)
+    assert report.split("test").shared_prompts == 1
+    assert report.warnings == [
+        Problem(
+            "test[0]",
+            "the same prompt as train[0], with another answer: 1 row of test have a prompt of another split\n"
+            f"    {tokenizer.decode([20])}⟦{tokenizer.decode([23])}<|im_end|>⟧",
+            fix="remove them where the loss on them is to measure what the model does with new prompts",
+        )
+    ]
+
+
+# --- warnings -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_without_an_end_token_is_a_warning(tokenizer: Any) -> None:
+    report = check(part("train", row(20, 2), row(20, 21), row(20, 22)), tokenizer=tokenizer)
+    assert (report.end_tokens, report.split("train").end_trained_rows) == ({"<|im_end|>": 1}, 1)
+    assert [str(one) for one in report.warnings] == [
+        "train[1]: 2 of 3 rows end their trained part in no special token: the model does not learn to stop there\n"
+        f"    {tokenizer.decode([20])}⟦{tokenizer.decode([21])}⟧\n    allowed: EOS, or the end of a turn\n"
+        "    a format or a chat template that writes one; sftpipe preview shows the rows"
+    ]
+
+
+def test_unk_and_pad_in_a_row_are_warnings(phi3: Any) -> None:
+    unk, pad = phi3.unk_token_id, phi3.pad_token_id
+    rows = part("train", row(500, 501, phi3.eos_token_id), row(500, pad, phi3.eos_token_id), row(500, unk, phi3.eos_token_id))
+    report = check(rows, tokenizer=phi3)
+    assert (report.split("train").unk_rows, report.split("train").pad_rows) == (1, 1) if unk != pad else (2, 2)
+    assert f"hold {phi3.unk_token!r}, which stands for what the tokenizer does not know" in report.warnings[0].found
+
+
+def test_a_token_that_is_also_eos_says_nothing_as_unk(opt: Any) -> None:
+    report = check(part("train", row(2, 500, 501, 2)), tokenizer=opt)
+    assert (opt.bos_token_id, report.split("train").bos_rows, report.warnings) == (2, {"0": 0, "1": 1, "2": 0}, [])
+
+
+def test_a_summary_counts_the_rows_what_was_dropped_and_the_warnings(tokenizer: Any) -> None:
+    dropped = [*(lost(at) for at in range(2)), *(long(at, 50) for at in range(2, 5))]
+    parts = [part("train", *(row(at, 2) for at in range(20, 1219)), row(20, 21), dropped=dropped), part("test", row(3, 4, 2))]
+    assert check(*parts, tokenizer=tokenizer).summary() == (
+        "1,200 train, 1 test rows\n"
+        "dropped   of train: 3 x longer than sft.max_length, 2 x empty text; `sftpipe check` lists them\n"
+        "warning   train[1199]: 1 of 1200 rows end their trained part in no special token: the model does not learn to stop there; "
+        "`sftpipe check` says what to do"
+    )
+
+
+# --- compared with generation ---------------------------------------------------------------------------------------------------------
+
+
+def encoded(tokenizer: Any, sample: Sample) -> Row:
+    (made,) = Encoder(tokenizer, compose([]).loss).encode([sample], ["train[0]"])
+    assert not isinstance(made, RowError)
+    return {**row(), "input_ids": made.input_ids, "labels": made.labels}
+
+
+SAMPLES = [PromptCompletion("Is it?", " It is."), PromptCompletion("Really? Yes?", " No.")]
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "phi3", "opt"])
+def test_rows_that_go_on_from_their_prompts_and_read_back_pass(name: str, request: pytest.FixtureRequest) -> None:
+    chosen = request.getfixturevalue(name)
+    chat = Conversation(({"role": "user", "content": "Is  it?\n"}, {"role": "assistant", "content": "It  is."}))
+    samples = [*SAMPLES, chat]
+    report = check(part("train", *(encoded(chosen, one) for one in samples), samples=samples), tokenizer=chosen)
+    assert (report.split("train").compared_rows, report.warnings) == (3, [])
+
+
+def test_a_row_with_another_prompt_than_generation_fails(tokenizer: Any) -> None:
+    rows = part("train", *(encoded(tokenizer, one) for one in SAMPLES), samples=[SAMPLES[0], PromptCompletion("Really! Yes?", " No.")])
+    assert problems_of(rows, tokenizer=tokenizer) == (
+        "train[1]: 1 of 2 rows that were compared do not go on from the prompt of generation: "
+        "token 2 is '?' in the row and '!' in generation\n    Really? Yes?⟦ No.<|im_end|>⟧\n"
+        "    allowed: the ids of the prompt, and then what is trained\n"
+        "    another tokenizer.chat_template\n"
+        "train[1]: 1 of 2 rows that were compared do not read back as their text\n    Really? Yes?⟦ No.<|im_end|>⟧\n"
+        "    allowed: ids that decode to what was encoded\n    another tokenizer, or mend the characters that it loses"
+    )
+
+
+def test_an_answer_whose_first_token_is_masked_fails(tokenizer: Any) -> None:
+    late = encoded(tokenizer, SAMPLES[0])
+    late["labels"][late["labels"].index(next(label for label in late["labels"] if label != IGNORED))] = IGNORED
+    assert "the token behind it, ' It', is not trained\n    Is it? It⟦ is.<|im_end|>⟧" in problems_of(
+        part("train", late, samples=SAMPLES[:1]), tokenizer=tokenizer
+    )
+
+
+def test_rows_that_were_cut_are_not_compared(tokenizer: Any) -> None:
+    report = check(part("train", {**encoded(tokenizer, SAMPLES[0]), "cut": 3}, samples=SAMPLES[1:]), tokenizer=tokenizer)
+    assert report.split("train").compared_rows == 0
 
 
 # --- through prepare_data -------------------------------------------------------------------------------------------------------------
@@ -224,7 +380,7 @@ def test_the_length_that_the_message_names_does(rows_file: Write, tokenizer: Any
 
 
 def test_dropped_rows_are_counted_and_the_others_keep_their_order(rows_file: Write, tokenizer: Any) -> None:
-    data = prepare(rows_file(PAIRS), tokenizer, "sft.max_length=16", "over_length=drop")
+    data = prepare(rows_file(PAIRS), tokenizer, "sft.max_length=16", "over_length=drop", "preflight.max_over_length_rows=0.2")
     assert data.preflight.split("train").over_length_rows == 2
     texts = [tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in data.train]
     assert texts == [pair["prompt"] + pair["completion"] for at, pair in enumerate(PAIRS) if at not in (2, 5)]
@@ -267,7 +423,7 @@ def test_bad_rows_up_to_the_limit_are_dropped_counted_and_named(rows_file: Write
 
 def test_a_prompt_that_is_too_long_is_cut_and_a_row_that_cannot_be_is_dropped(rows_file: Write, tokenizer: Any) -> None:
     rows = [{"prompt": "long " * 39 + "long", "completion": " yes"}, {"prompt": "a", "completion": "long " * 40}, *PAIRS]
-    data = prepare(rows_file(rows), tokenizer, "sft.max_length=30", "over_length=truncate", "preflight.max_empty_rows=0.1")
+    data = prepare(rows_file(rows), tokenizer, "sft.max_length=30", "over_length=truncate", "preflight.max_over_length_rows=0.1")
     assert data.preflight.split("train").dropped == {"longer than sft.max_length": 1}
     assert data.preflight.dropped[0].index == 1
     assert data.preflight.split("train").length_max == len(data.train[0]["input_ids"]) == 30
@@ -294,6 +450,7 @@ def test_an_escaped_token_is_plain_text_that_looks_the_same(rows_file: Write, to
     trained = [label for label in data.train[0]["labels"] if label != IGNORED]
     assert tokenizer.decode(trained).replace("\u200b", "") == "It is <|im_end|>, look.<|im_end|>"
     assert trained.count(tokenizer.eos_token_id) == 1
+    assert data.preflight.split("train").forged_rows == 1
 
 
 def test_markers_are_stripped_from_every_text(rows_file: Write, tokenizer: Any) -> None:
@@ -347,11 +504,78 @@ def test_a_column_that_the_format_needs_is_missed_before_encoding(rows_file: Wri
 
 def test_the_same_row_in_two_files_is_found(rows_file: Write, tokenizer: Any) -> None:
     files = [rows_file(PAIRS[:2], "a.jsonl"), rows_file(PAIRS[1:2], "b.jsonl")]
-    with pytest.raises(DataError, match=r"^validation\[0\]: the same row as train\[1\]: 1 rows? of validation"):
+    with pytest.raises(
+        DataError, match=r"^validation\[0\] \(b.jsonl, line 1\): the same row as train\[1\] \(a.jsonl, line 2\): 1 row of validation"
+    ):
         prepare(f"{{train: '{files[0]}', validation: '{files[1]}'}}", tokenizer)
 
 
 def test_a_place_is_a_row_of_the_data_set_after_rows_were_dropped(rows_file: Write, tokenizer: Any) -> None:
     files = [rows_file(PAIRS, "a.jsonl"), rows_file(PAIRS[9:], "b.jsonl")]
     with pytest.raises(DataError, match=r"the same row as train\[9\]"):
-        prepare(f"{{train: '{files[0]}', validation: '{files[1]}'}}", tokenizer, "sft.max_length=16", "over_length=drop")
+        prepare(
+            f"{{train: '{files[0]}', validation: '{files[1]}'}}",
+            tokenizer,
+            "sft.max_length=16",
+            "over_length=drop",
+            "preflight.max_over_length_rows=0.2",
+        )
+
+
+# --- length and white space, through prepare_data -------------------------------------------------------------------------------------
+
+
+def test_more_rows_dropped_for_length_than_the_limit_fail_and_the_first_is_shown(rows_file: Write, tokenizer: Any) -> None:
+    with pytest.raises(DataError) as error:
+        prepare(rows_file(PAIRS), tokenizer, "sft.max_length=16", "over_length=drop")
+    assert str(error.value) == (
+        "train[2] (rows.jsonl, line 3): 2 of 10 rows of train are dropped because they are longer than sft.max_length; "
+        "this one has 25 tokens, the longest 25\n"
+        "    Row 2⟦long long long long long long long long long long long long long long long long long long long long <|im_end|>⟧\n"
+        "    allowed: preflight.max_over_length_rows=0.05 of the rows\n"
+        "    sft.max_length=25, or over_length=truncate"
+    )
+
+
+def test_answers_that_went_with_cut_exchanges_are_counted(rows_file: Write, tokenizer: Any) -> None:
+    turns = [
+        {"role": role, "content": text}
+        for role, text in (("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    ]
+    data = prepare(
+        rows_file([{"messages": turns}]), tokenizer, "format=messages", "loss=assistant_only", "sft.max_length=25", "over_length=truncate"
+    )
+    report = data.preflight.split("train")
+    assert (report.truncated_rows, report.lost_answer_tokens, report.trained_tokens) == (1, 2, 2)  # "b" and its <|im_end|> went
+
+
+SPACED = [{"q": f"Question {at}", "a": f"yes {at}"} for at in range(3)]
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "phi3", "opt"])
+def test_a_pattern_that_ends_in_a_space_is_a_warning_with_the_patterns_to_type(
+    name: str, rows_file: Write, request: pytest.FixtureRequest
+) -> None:
+    def warned(prompt: str, completion: str) -> list[Problem]:
+        words = ["dataset=json", f"dataset.data_files={rows_file(SPACED)}", "format=template"]
+        cfg = compose([*words, f"format.prompt='{prompt}'", f"format.completion='{completion}'"])
+        return prepare_data(cfg, request.getfixturevalue(name), dict).preflight.warnings
+
+    (warning,) = warned("{q} ##> ", "{a}")
+    assert warning.found.splitlines()[0] == (
+        "the prompt ends in a space, as in 3 of 3 rows that were compared: the model begins its answer behind a space that stands by "
+        "itself, which it never saw in running text"
+    )
+    assert (warning.where, warning.fix) == (
+        "train[0] (rows.jsonl, line 1)", "format.prompt='{q} ##>' format.completion=' {a}'",
+    )  # fmt: skip
+    assert warned("{q} ##>", " {a}") == []
+    assert warned("{q}\n", "{a}") == []
+
+
+def test_a_joint_boundary_that_hides_the_first_character_is_a_warning(rows_file: Write, tokenizer: Any) -> None:
+    file = rows_file([{"prompt": "Answer:", "completion": "-) yes"}])
+    (warning,) = prepare(file, tokenizer, "loss.boundary=joint").preflight.warnings
+    assert "do not go on from the prompt of generation" in warning.found
+    assert warning.fix == "loss.boundary=split"
+    assert prepare(file, tokenizer).preflight.warnings == []

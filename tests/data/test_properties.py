@@ -22,10 +22,10 @@ from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.formats import Conversation, PromptCompletion, Sample, Text
 from sftpipe.data.guard import Guard, control_tokens
 from sftpipe.data.labels import IGNORED
+from sftpipe.data.packing import Collator
 from sftpipe.data.source import SPLITS, load_splits
 from sftpipe.errors import DataError, RowError
 from sftpipe.schema import DatasetConfig, LossConfig, PreflightConfig
-from sftpipe.trainer import make_collator
 
 QUICK = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 EACH_KIND = settings(QUICK, max_examples=20)  # of 13 kinds
@@ -358,7 +358,7 @@ def finished(tokenizer: Any, samples: Sequence[Sample]) -> list[dict[str, list[i
 def test_a_padded_batch_gives_back_every_id_and_label(tokenizer: Any, samples: list[Sample], multiple: int | None) -> None:
     rows = finished(tokenizer, samples)
     assume(rows)
-    batch = make_collator(tokenizer, multiple)(rows)
+    batch = Collator(tokenizer.pad_token_id, multiple)(rows)
     width = batch["input_ids"].shape[1]
     longest = max(len(row["input_ids"]) for row in rows)
     assert width == (longest if multiple is None else -(-longest // multiple) * multiple)
@@ -374,7 +374,7 @@ def test_a_padded_batch_gives_back_every_id_and_label(tokenizer: Any, samples: l
 def test_a_padding_free_batch_gives_back_every_id_and_label_but_the_first_of_each_row(tokenizer: Any, samples: list[Sample]) -> None:
     rows = finished(tokenizer, samples)
     assume(rows)
-    batch = make_collator(tokenizer, padding_free=True)(rows)
+    batch = Collator(tokenizer.pad_token_id)(rows, padding_free=True)
     assert batch["input_ids"].tolist() == [[token for row in rows for token in row["input_ids"]]]
     assert batch["labels"].tolist() == [[label for row in rows for label in [IGNORED, *row["labels"][1:]]]]
     assert batch["position_ids"].tolist() == [[at for row in rows for at in range(len(row["input_ids"]))]]
@@ -429,7 +429,7 @@ def test_splits_take_every_row_once(rows: int, validation: float, test: float, o
 
 
 def guard(tokenizer: Any, forged: str = "escape") -> Guard:
-    preflight = PreflightConfig(max_empty_rows=0.0)
+    preflight = PreflightConfig(max_empty_rows=0.0, max_over_length_rows=0.0)
     preflight.forged_turns = forged
     return Guard(tokenizer, DatasetConfig(path="embedded"), preflight)
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from sftpipe.data.packing import Collator
 from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import ConfigError
 from sftpipe.storage import is_whole
-from sftpipe.trainer import Trainer, build_arguments, make_collator
+from sftpipe.trainer import Trainer, build_arguments
 from trainers import CPU, batch_of, tiny, trainer_of, wake_adapter
 
 # --- a tiny model ---------------------------------------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ def test_trl_casts_four_bit_adapters_to_bfloat16_unless_undone() -> None:
 
 def test_the_collator_pads_right_with_pad_and_ignores_padding(data: PreparedData) -> None:
     rows = [data.train[0], data.train[1]]
-    batch = make_collator(data.tokenizer)(rows)
+    batch = Collator(data.tokenizer.pad_token_id)(rows)
     short, width = len(rows[0]["input_ids"]), batch["input_ids"].shape[1]
     assert batch["input_ids"][0].tolist() == rows[0]["input_ids"] + [data.tokenizer.pad_token_id] * (width - short)
     assert batch["labels"][0].tolist() == rows[0]["labels"] + [-100] * (width - short)

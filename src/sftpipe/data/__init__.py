@@ -8,5 +8,6 @@ chat.py       conversation -> text, and where the answers lie in it
 encode.py     sample -> text -> ids and labels (knows the tokenizer, not the data set)
 labels.py     ids and spans -> labels (-100 where not trained)
 cache.py      finished rows by content
+measure.py    finished rows in numbers; compare.py holds a sample of them against the prompts of generation
 preflight.py  what must hold before the first step; preview.py shows it
 """

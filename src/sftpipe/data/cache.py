@@ -19,7 +19,7 @@ from sftpipe.storage import cache_dir, publish_folder
 from sftpipe.terminal import console
 
 CAP_BYTES = 20 * 2**30  # of all entries together; the ones that were not used for longest go first
-KINDS = ("rows", "encoded")
+KINDS = ("rows", "encoded", "packed")
 
 Loaded = TypeVar("Loaded")
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2.exceptions import TemplateSyntaxError
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from sftpipe.data.formats import Conversation, Message
 from sftpipe.errors import DataError, Problem, RowError
@@ -76,6 +76,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._special_tokens = dict(tokenizer.special_tokens_map)
         self._skeletons: dict[Any, _Skeleton | None] = {}
         self._offsets: dict[Any, dict[int, tuple[int, int]]] = {}
         self._late: dict[Any, int | None] = {}
@@ -112,14 +113,22 @@ class ChatTemplate:
 
     def _render(self, chat: Conversation, where: str, *, prompt: bool, blocks: bool = False) -> tuple[str, list[tuple[int, int]]]:
         source = self.source(chat.tools)
+        messages = [{name: value for name, value in message.items() if value is not None} for message in chat.messages]
+        variables = {**self._special_tokens, **chat.template_kwargs}
         try:
+            if not blocks and all(len(message) == 2 for message in messages) and not chat.tools and not chat.template_kwargs:
+                # what `render_jinja_template` does, without its copies of what is plain already
+                text = _compile_jinja_template(source).render(
+                    messages=messages, tools=None, documents=None, add_generation_prompt=prompt, **variables
+                )
+                return str(text), []
             texts, indices = render_jinja_template(
-                conversations=[[{name: value for name, value in message.items() if value is not None} for message in chat.messages]],
+                conversations=[messages],
                 tools=[dict(tool) for tool in chat.tools] or None,
                 chat_template=source,
                 add_generation_prompt=prompt,
                 return_assistant_tokens_mask=blocks,
-                **{**self._tokenizer.special_tokens_map, **chat.template_kwargs},
+                **variables,
             )
         except TemplateSyntaxError as error:
             problem = Problem(where="tokenizer.chat_template", found=f"no valid Jinja: {error} (line {error.lineno})", fix="mend it")

@@ -7,7 +7,8 @@ exactly those that generation would feed (DESIGN rule L1). T is the number of to
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import Any
@@ -17,6 +18,11 @@ from sftpipe.data.formats import Conversation, Prompt, PromptCompletion, Sample,
 from sftpipe.data.labels import IGNORED, Span, labels_from_spans, response_spans
 from sftpipe.errors import DataError, Problem, RowError
 from sftpipe.schema import LossConfig
+
+TOO_LONG = "longer than sft.max_length"  # the reason of rows that are dropped for their length
+
+
+Tokens = tuple[list[int], Any, int]  # ids of a part, its `tokenizers.Encoding`, characters that were moved off its front
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.loss = loss
         self.template = ChatTemplate(tokenizer)
-        self._special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        self.special_ids = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         self._bos = self._added_bos()
         self._adds_space = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids)[0] == "\u2581a"
         self._swallowing = tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.rstrip)
@@ -133,23 +139,49 @@ class Encoder:
             found=f"{len(row.input_ids)} tokens, and no prompt that could be cut to fit sft.max_length={limit}",
             fix=f"sft.max_length={len(row.input_ids)}",
         )
-        return RowError("longer than sft.max_length", problem)
+        return RowError(TOO_LONG, problem)
 
     def answer_apart(self, sample: Sample) -> tuple[Prompt, str]:
         """What generation is given for a sample, and the answer that the data set holds."""
         response = self.loss.response_template
-        if self.loss.type == "response_template" and isinstance(sample, Text) and isinstance(response, str):
-            prompt, found, answer = sample.text.rpartition(response)
-            return prompt + found, answer
+        if self.loss.type == "response_template" and isinstance(response, str) and not isinstance(sample, Conversation):
+            text = sample.text if isinstance(sample, Text) else sample.prompt + sample.completion
+            prompt, found, answer = text.rpartition(response)
+            if found:
+                return prompt + found, answer
         return split_prompt(sample)
+
+    def trained_prompt(self, sample: Sample) -> Prompt | None:
+        """What generation is given in place of the last trained answer; None of a text that has no prompt."""
+        if isinstance(sample, Conversation):
+            by_turn = self.loss.type in ("completion_only", "assistant_only")
+            last = trained_turns(sample, self.loss.type)[-1] if by_turn else len(sample.messages) - 1
+            return replace(sample, messages=sample.messages[:last], train=())
+        if isinstance(sample, Text) and not isinstance(self.loss.response_template, str):
+            return None
+        return self.answer_apart(sample)[0]
+
+    def text(self, sample: Sample) -> str:
+        """What is tokenised of a sample: BOS and EOS of plain strings are put around it later."""
+        return "".join(self._plan(sample, "the row").parts)
+
+    @property
+    def cuts_at_answers(self) -> bool:
+        """Whether tokenisation starts anew at each answer, as in generation; not with boundary=joint or a template of ids."""
+        return self.loss.boundary == "split" and not isinstance(self.loss.response_template, list)
+
+    @property
+    def keeps_space(self) -> bool:
+        """Whether white space is read back as it was written."""
+        return not self._adds_space and not self._swallowing
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids that generation is fed: of a string with the tokenizer's own BOS, or of turns through the chat template."""
         if isinstance(prompt, str):
-            ids = [token for part, _ in self._tokenize([prompt]) for token in part]
+            ids = [token for part, _, _ in self._tokenize([prompt]) for token in part]
             return ids if ids[: len(self._bos)] == self._bos else [*self._bos, *ids]
         rendered = self.template.prompt(prompt, "prompt")
-        return [token for ids, _ in self._tokenize(_split(rendered.text, rendered.cuts)) for token in ids]
+        return [token for ids, _, _ in self._tokenize(_split(rendered.text, rendered.cuts)) for token in ids]
 
     # --- text ---------------------------------------------------------------------------------------------------------------------
 
@@ -234,38 +266,37 @@ class Encoder:
 
     # --- ids ----------------------------------------------------------------------------------------------------------------------
 
-    def _tokenize(self, parts: Sequence[str]) -> Any:
-        """(ids, ends) of each part; ends are characters of the part.
+    def _tokenize(self, parts: Sequence[str]) -> Iterator[Tokens]:
+        """The tokens of each part, from one call of the Rust tokenizer, whose results are asked for no more than is needed.
 
         SentencePiece puts a space in front of whatever it is given; a part that brings its own must not get two.
         """
-        if not parts:
-            return iter(())
         moved = [part[1:] if self._adds_space and len(part) > 1 and part[0] == " " else part for part in parts]
-        encoded = self.tokenizer(moved, add_special_tokens=False, return_offsets_mapping=True)
-        return (
-            (ids, [(start + len(part) - len(cut), end + len(part) - len(cut)) for start, end in offsets])
-            for part, cut, ids, offsets in zip(parts, moved, encoded.input_ids, encoded.offset_mapping, strict=True)
-        )
+        backend = self.tokenizer.backend_tokenizer
+        if backend.padding is not None or backend.truncation is not None:  # what an earlier call asked for
+            backend.no_padding()
+            backend.no_truncation()
+        encoded = backend.encode_batch(moved, add_special_tokens=False) if parts else ()
+        for part, cut, encoding in zip(parts, moved, encoded, strict=True):
+            yield encoding.ids, encoding, len(part) - len(cut)
 
-    def _finish(self, plan: _Plan, tokens: Sequence[tuple[list[int], list[Span]]], where: str) -> Encoded:
+    def _finish(self, plan: _Plan, tokens: Sequence[Tokens], where: str) -> Encoded:
         """Join the parts and find the trained tokens."""
         ids: list[int] = []
-        offsets: list[Span] = []  # characters of the whole text
+        offsets = _Offsets()
         firsts: dict[int, int] = {}  # where a part begins: character -> token
         at = 0
-        for part, (part_ids, part_offsets) in zip(plan.parts, tokens, strict=True):
-            firsts[at] = len(ids)
+        if not plan.chat and tokens[0][0][: len(self._bos)] != self._bos:
+            ids += self._bos
+            offsets.add(len(ids), 0, None)
+        for part, (part_ids, encoding, moved) in zip(plan.parts, tokens, strict=True):
+            firsts[at] = len(ids) if at or plan.chat else 0
             ids += part_ids
-            offsets += [(start + at, end + at) for start, end in part_offsets] if at else part_offsets
+            offsets.add(len(ids), at + moved, encoding)
             at += len(part)
-        if not plan.chat:
-            front = [] if ids[: len(self._bos)] == self._bos else self._bos
-            ids, offsets = [*front, *ids], [*((0, 0) for _ in front), *offsets]
-            firsts = {character: token + len(front) for character, token in firsts.items() if character} | {0: 0}
-            if ids[-1] != self.tokenizer.eos_token_id:
-                ids.append(self.tokenizer.eos_token_id)
-                offsets.append((at, at))
+        if not plan.chat and ids[-1] != self.tokenizer.eos_token_id:
+            ids.append(self.tokenizer.eos_token_id)
+            offsets.add(len(ids), at, None)
         by_ids = self.loss.type == "response_template" and not isinstance(self.loss.response_template, str)
         if not plan.answers and not by_ids:
             problem = Problem(where, "no turn of it is to be trained", fix="remove the row, or its train: false")
@@ -281,12 +312,12 @@ class Encoder:
         if plan.chat and spans and self.loss.type != "response_template" and plan.answers[-1].closed:
             self._check_block(ids[slice(*spans[-1])], where)
         labels = labels_from_spans(ids, spans)
-        if all(label == IGNORED for label in labels):
+        if labels.count(IGNORED) == len(labels):
             problem = Problem(where, "no token of it is trained", fix="look at it with sftpipe preview loss=full")
             raise RowError("no trained token", problem)
         return Encoded(ids, labels)
 
-    def _span(self, answer: Answer, ids: list[int], offsets: list[Span], firsts: dict[int, int], length: int, where: str) -> Span:
+    def _span(self, answer: Answer, ids: list[int], offsets: Sequence[Span], firsts: dict[int, int], length: int, where: str) -> Span:
         """Tokens of an answer: from the first that reaches into it to the last that does, or to the token that ends the turn."""
         first = firsts.get(answer.start)
         if first is None:
@@ -297,14 +328,14 @@ class Encoder:
             return first, next((at for at in range(first, len(ids)) if offsets[at][0] >= answer.stop), len(ids))
         return first, self._turn_end(answer, first, ids, offsets, where)
 
-    def _turn_end(self, answer: Answer, first: int, ids: list[int], offsets: list[Span], where: str) -> int:
+    def _turn_end(self, answer: Answer, first: int, ids: list[int], offsets: Sequence[Span], where: str) -> int:
         """Behind the special token that ends the turn; white space after it stays masked.
 
         Added tokens may stand inside a tool call, so its end is one of the tokens that end plain answers, or else the last special token
         of the turn. Where EOS follows the first special token at once, it ends the turn.
         """
-        own = range(first, next((at for at in range(first, len(ids)) if offsets[at][1] > answer.limit), len(ids)))
-        behind = [at for at in own if offsets[at][1] > answer.stop and ids[at] in self._special]
+        special = [at for at in range(first, len(ids)) if ids[at] in self.special_ids]
+        behind = [at for at in special if answer.stop < offsets[at][1] <= answer.limit]
         if answer.called:
             ends = self._plain_ends(where)
             behind = [at for at in behind if ids[at] in ends][:1] or behind[-1:]
@@ -313,15 +344,16 @@ class Encoder:
             while ids[end] != self.tokenizer.eos_token_id and end + 1 in behind and self._is_bare(ids[end], offsets[end]):
                 end += 1
             return (end if ids[end] == self.tokenizer.eos_token_id else behind[0]) + 1
-        if own.stop < len(ids) and self._plain_ends(where):
-            text = self.tokenizer.decode(ids[first : own.stop][-20:])
+        stop = next((at for at in range(first, len(ids)) if offsets[at][1] > answer.limit), len(ids))
+        if stop < len(ids) and self._plain_ends(where):
+            text = self.tokenizer.decode(ids[first:stop][-20:])
             raise rewritten(where, f"no special token ends {text!r} there")
         raise self._no_end(where)
 
     def _check_block(self, trained: Sequence[int], where: str) -> None:
         """Refuse a generation block that ends in front of the token that ends the turn."""
         last = next((token for token in reversed(trained) if self.tokenizer.decode([token]).strip()), None)
-        if last not in self._special:
+        if last not in self.special_ids:
             raise DataError(
                 Problem(
                     where=f"{where}, tokenizer.chat_template",
@@ -348,16 +380,16 @@ class Encoder:
         if self._turn_ends is None:
             chat = Conversation(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}))
             rendered = self.template.render(chat, (1,), where)
-            ((ids, offsets),) = self._tokenize([rendered.text])
+            ((ids, encoding, _),) = self._tokenize([rendered.text])
             answer = rendered.answers[-1]
             stop = answer.stop if not answer.closed else rendered.text.rindex("b") + 1
-            ends = (token for token, (_, end) in zip(ids, offsets, strict=True) if end > stop and token in self._special)
+            ends = (token for token, (_, end) in zip(ids, encoding.offsets, strict=True) if end > stop and token in self.special_ids)
             self._turn_ends = set(islice(ends, 1))
         if not self._turn_ends:
             raise self._no_end(where)
         return self._turn_ends
 
-    def _joint_span(self, plan: _Plan, ids: list[int], offsets: list[Span], where: str) -> Span:
+    def _joint_span(self, plan: _Plan, ids: list[int], offsets: Sequence[Span], where: str) -> Span:
         """Alpaca's length mask: as many tokens as the prompt has by itself, whatever the answer's first token took from it."""
         answer = plan.answers[0]
         prompt = "".join(plan.parts)[: answer.start]
@@ -365,6 +397,31 @@ class Encoder:
         bos = len(self._bos) if not plan.chat and alone[: len(self._bos)] != self._bos else 0
         first = len(alone) + bos
         return first, len(ids) if answer.closed else self._turn_end(answer, first, ids, offsets, where)
+
+
+class _Offsets(Sequence[Span]):
+    """(start, end) of each token, in characters of the whole text; asked of the Rust tokenizer one by one, because few are needed."""
+
+    def __init__(self) -> None:
+        self._stops: list[int] = []  # behind the last token of each part
+        self._parts: list[tuple[int, int, Any]] = []  # first token, first character, encoding (None: a token that no text gave)
+
+    def add(self, stop: int, character: int, encoding: Any) -> None:
+        """A part that ends in front of token `stop`."""
+        self._parts.append((len(self), character, encoding))
+        self._stops.append(stop)
+
+    def __len__(self) -> int:
+        return self._stops[-1] if self._stops else 0
+
+    def __getitem__(self, token: Any) -> Any:
+        if not 0 <= token < len(self):
+            raise IndexError(token)
+        first, character, encoding = self._parts[bisect_right(self._stops, token)]
+        if encoding is None:
+            return character, character
+        start, end = encoding.token_to_chars(token - first)
+        return start + character, end + character
 
 
 def _split(text: str, cuts: Sequence[int]) -> list[str]:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sftpipe.data.formats import Conversation, PromptCompletion, Row
+from sftpipe.data.formats import Conversation, PromptCompletion, Row, Sample
 from sftpipe.errors import Problem, RowError
 from sftpipe.schema import DatasetConfig, FormatConfig, PreflightConfig
 
+FORGED = "forged turn"  # the reason of rows that are dropped for it
 _BREAK = "\u200b"  # zero width space: put into a special token, it makes plain text of it that looks the same
 
 
@@ -24,6 +25,7 @@ class Guard:
     def __init__(self, tokenizer: Any, dataset: DatasetConfig, preflight: PreflightConfig) -> None:
         self._escapes = preflight.forged_turns == "escape"
         self._tokens = _alternatives(control_tokens(tokenizer))
+        self._broken = _alternatives(_broken(token) for token in control_tokens(tokenizer) if len(token) > 1)
         self._strips = dataset.markers == "strip"
         self._markers = _alternatives(dataset.marker_tokens)
 
@@ -51,11 +53,13 @@ class Guard:
             return sample
         problem = Problem(where, f"the columns together make the special token {found[0]!r}", "text that neither opens nor ends a turn",
                           "mend or remove the row, or put text between the columns in the pattern")  # fmt: skip
-        raise RowError("forged turn", problem)
+        raise RowError(FORGED, problem)
 
     def conversation(self, chat: Conversation, where: str) -> Conversation:
         """Turns that a chat template takes in; see `row`."""
-        if not any(self._tokens.search(text) for text in _strings((chat.messages, chat.tools, chat.template_kwargs))):
+        plain = not chat.tools and not chat.template_kwargs and all(len(message) == 2 for message in chat.messages)
+        texts = [message["content"] for message in chat.messages] if plain else _strings((chat.messages, chat.tools, chat.template_kwargs))
+        if not self._tokens.search("\0".join(texts)):
             return chat
         return replace(
             chat,
@@ -64,14 +68,18 @@ class Guard:
             template_kwargs=_map_strings(chat.template_kwargs, self._check, f"{where}.chat_template_kwargs"),
         )
 
+    def has_escaped(self, sample: Sample) -> bool:
+        """Whether special tokens in the texts of a sample were made plain text."""
+        return self._escapes and any(self._broken.search(text) for text in _strings(list(vars(sample).values())))
+
     def _check(self, text: str, where: str) -> str:
         found = self._tokens.search(text)
         if found is None:
             return text
         if self._escapes and len(found[0]) > 1:  # again: a broken token may have hidden another that overlaps it
-            return self._check(self._tokens.sub(lambda match: f"{match[0][0]}{_BREAK}{match[0][1:]}", text), where)
+            return self._check(self._tokens.sub(lambda match: _broken(match[0]), text), where)
         raise RowError(
-            "forged turn",
+            FORGED,
             Problem(
                 where=where,
                 found=f"the special token {found[0]!r} in {text[max(0, found.start() - 20) : found.end() + 20]!r}",
@@ -87,6 +95,10 @@ def control_tokens(tokenizer: Any) -> list[str]:
     source = " ".join(template.values()) if isinstance(template, dict) else template or ""
     added = tokenizer.added_tokens_decoder.values()
     return sorted({str(token) for token in added if token.special or str(token) in source} | set(tokenizer.all_special_tokens))
+
+
+def _broken(token: str) -> str:
+    return f"{token[0]}{_BREAK}{token[1:]}"
 
 
 def _alternatives(words: Iterable[str]) -> re.Pattern[str]:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sftpipe.data.cache import cached, code_digest, digest
 from sftpipe.data.chat import unrolled
-from sftpipe.data.encode import Encoded, Encoder
+from sftpipe.data.encode import TOO_LONG, Encoded, Encoder
 from sftpipe.data.formats import Conversation, PromptCompletion, Row, RowFunction, Sample, check_columns, guarded_columns, to_samples
 from sftpipe.data.guard import Guard
-from sftpipe.data.preflight import Dropped, Part, Preflight, inspect
+from sftpipe.data.labels import IGNORED
+from sftpipe.data.measure import Dropped, Part
+from sftpipe.data.packing import SPLITTING, Collator, Isolation, pack
+from sftpipe.data.preflight import Preflight, inspect
 from sftpipe.data.read import load_function
 from sftpipe.data.source import SPLITS, Rows, Source, load_sources
 from sftpipe.errors import DataError, Problem, RowError
 from sftpipe.schema import FormatConfig, TrainConfig
 
-Collate = Callable[..., dict[str, Any]]
 _BATCH = 1000  # rows that are formatted and tokenised together
 
 
@@ -34,6 +37,7 @@ class PreparedData:
     preflight: the report on the rows.
     collate: (rows, padding_free=False) -> batch of (B, T) tensors, padded on the right; padding-free as one row (1, sum of T) whose
         positions restart with each sequence and whose first labels are masked.
+    isolation: how packed sequences are kept apart; None where none are.
     encoder: renders and tokenises further samples in the same way.
     reader: reads samples of the data set.
     """
@@ -43,7 +47,8 @@ class PreparedData:
     test: Any
     tokenizer: Any
     preflight: Preflight
-    collate: Collate
+    collate: Collator
+    isolation: Isolation | None
     encoder: Encoder
     reader: Reader
 
@@ -101,8 +106,8 @@ class Reader:
             return error
 
 
-def prepare_data(cfg: TrainConfig, tokenizer: Any, collate: Collate) -> PreparedData:
-    """Load, format and encode every split, and check the result.
+def prepare_data(cfg: TrainConfig, tokenizer: Any, collate: Collator, isolation: Isolation | None = None) -> PreparedData:
+    """Load, format, encode and pack every split, and check the result.
 
     Raises:
         DataError: the data set, a row or the preflight; see the modules of each step.
@@ -118,8 +123,10 @@ def prepare_data(cfg: TrainConfig, tokenizer: Any, collate: Collate) -> Prepared
         encoded = [_limit_length(_encode(source, split, cfg, encoder, reader), cfg) for source in here]
         if here:
             parts[split] = _shares(here, encoded) if split == "train" and len(sources) > 1 else encoded
-    report = inspect(parts, tokenizer, cfg)
+    report = inspect(parts, encoder, cfg)
     finished = {split: _joined(group).select_columns(["input_ids", "labels"]) for split, group in parts.items()}
+    if cfg.packing:
+        finished = {split: _packed(rows, split, cfg) for split, rows in finished.items()}
     return PreparedData(
         train=finished["train"],
         validation=finished.get("validation"),
@@ -127,6 +134,7 @@ def prepare_data(cfg: TrainConfig, tokenizer: Any, collate: Collate) -> Prepared
         tokenizer=tokenizer,
         preflight=report,
         collate=collate,
+        isolation=isolation,
         encoder=encoder,
         reader=reader,
     )
@@ -163,7 +171,8 @@ def _encode(source: Source, split: str, cfg: TrainConfig, encoder: Encoder, read
             remove_columns=rows.table.column_names,
             features=datasets.Features(
                 {"input_ids": datasets.List(datasets.Value("int32")), "labels": datasets.List(datasets.Value("int32")),
-                 "index": datasets.Value("int64"), "cut": datasets.Value("int32")}
+                 "index": datasets.Value("int64"), "cut": datasets.Value("int32"), "lost": datasets.Value("int32"),
+                 "escaped": datasets.Value("bool")}
             ),
             load_from_cache_file=False,
             cache_file_name=str(folder / "rows.arrow"),
@@ -175,11 +184,18 @@ def _encode(source: Source, split: str, cfg: TrainConfig, encoder: Encoder, read
         tables = [datasets.Dataset.from_file(str(file)) for file in sorted(folder.glob("rows*.arrow"))]
         lines = (line for file in folder.glob("dropped-*.jsonl") for line in file.read_text(encoding="utf-8").splitlines())
         dropped = sorted((Dropped(**json.loads(line)) for line in lines), key=lambda one: one.index)
-        return Part(split, source.name, len(rows), datasets.concatenate_datasets(tables), dropped)
+        samples = partial(_samples_of, rows, source.format, reader, cfg)
+        return Part(split, source.name, len(rows), datasets.concatenate_datasets(tables), dropped, samples, rows.origin)
 
     key = _key(rows, source, place, cfg, encoder, reader)
     part = cached("encoded", key, build, load)
     return replace(part, dropped=[replace(one, origin=rows.origin(one.index)) for one in part.dropped])
+
+
+def _samples_of(rows: Rows, form: FormatConfig, reader: Reader, cfg: TrainConfig, index: int) -> list[Sample]:
+    """What the format makes of one row."""
+    (whole,) = reader.samples(rows[index : index + 1], form, [f"[{index}]"])
+    return [sample for sample in _rows_of(whole, cfg) if not isinstance(sample, RowError)]
 
 
 def _key(rows: Rows, source: Source, place: str, cfg: TrainConfig, encoder: Encoder, reader: Reader) -> str:
@@ -230,23 +246,31 @@ def _encode_batch(
     work = [(index, where, sample) for index, where, whole in zip(indices, places, samples, strict=True) for sample in _rows_of(whole, cfg)]
     good = [(where, sample) for _, where, sample in work if not isinstance(sample, RowError)]
     encoded = iter(encoder.encode([sample for _, sample in good], [where for where, _ in good]))
-    finished: dict[str, list[Any]] = {"input_ids": [], "labels": [], "index": [], "cut": []}
+    finished: dict[str, list[Any]] = {name: [] for name in ("input_ids", "labels", "index", "cut", "lost", "escaped")}
     lost = []
     for index, where, sample in work:
-        row = sample if isinstance(sample, RowError) else next(encoded)
+        row = whole = sample if isinstance(sample, RowError) else next(encoded)
         if cfg.over_length == "truncate" and isinstance(row, Encoded) and not isinstance(sample, RowError):
             row = encoder.fit(sample, row, cfg.sft["max_length"], where)
         if isinstance(row, RowError):
-            lost.append(Dropped(index, row.reason, *astuple(row.problem)))
+            tokens = len(whole.input_ids) if isinstance(whole, Encoded) else 0
+            told = Dropped(index, row.reason, *astuple(row.problem))
+            lost.append(replace(told, tokens=tokens, trained_tokens=_trained(whole)))
             continue
         finished["input_ids"].append(row.input_ids)
         finished["labels"].append(row.labels)
         finished["index"].append(index)
         finished["cut"].append(row.cut)
+        finished["lost"].append(_trained(whole) - _trained(row))
+        finished["escaped"].append(not isinstance(sample, RowError) and reader.guard.has_escaped(sample))
     if lost:
         with (dropped / f"dropped-{os.getpid()}.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(one)) + "\n" for one in lost)
     return finished
+
+
+def _trained(row: Encoded | RowError) -> int:
+    return len(row.labels) - row.labels.count(IGNORED) if isinstance(row, Encoded) else 0
 
 
 def _rows_of(sample: Sample | RowError, cfg: TrainConfig) -> Sequence[Sample | RowError]:
@@ -259,6 +283,8 @@ def _rows_of(sample: Sample | RowError, cfg: TrainConfig) -> Sequence[Sample | R
 def _limit_length(part: Part, cfg: TrainConfig) -> Part:
     """Rows of at most `sft.max_length` tokens; longer ones are an error or dropped (`over_length`)."""
     limit = cfg.sft.get("max_length")
+    if cfg.packing and cfg.packing.strategy in SPLITTING:
+        return part
     lengths = part.lengths()
     if limit is None or not len(lengths) or lengths.max() <= limit:
         return part
@@ -274,7 +300,30 @@ def _limit_length(part: Part, cfg: TrainConfig) -> Part:
                 fix=f"sft.max_length={lengths.max()}" + others,
             )
         )
-    return replace(part, rows=part.rows.select((lengths <= limit).nonzero()[0]), over_length=len(longer))
+    dropped = [
+        Dropped(
+            index=row["index"],
+            reason=TOO_LONG,
+            where=f"{part.place}[{row['index']}]",
+            found=f"{len(row['labels'])} tokens, more than sft.max_length={limit}",
+            allowed="",
+            fix=f"sft.max_length={len(row['labels'])}, or over_length=truncate",
+            origin=part.origin(row["index"]),
+            tokens=len(row["labels"]),
+            trained_tokens=len(row["labels"]) - row["labels"].count(IGNORED),
+        )
+        for row in part.rows.select(longer)
+    ]
+    kept = part.rows.select((lengths <= limit).nonzero()[0])
+    return replace(part, rows=kept, dropped=sorted([*part.dropped, *dropped], key=lambda one: one.index))
+
+
+def _packed(rows: Any, split: str, cfg: TrainConfig) -> Any:
+    """Rows packed as the config says; validation and test only when asked."""
+    assert cfg.packing
+    if split != "train" and not cfg.packing.pack_eval:
+        return rows
+    return pack(rows, cfg.packing.strategy, cfg.sft.get("max_length"), split)
 
 
 # --- mixtures -------------------------------------------------------------------------------------------------------------------------

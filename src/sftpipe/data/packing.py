@@ -1,0 +1,136 @@
+"""Rows that share a sequence: packing before training, and the batches that keep packed rows apart.
+
+B rows of a batch, T tokens of its longest row. A packed row carries `seq_lengths`, the tokens of each row that it holds:
+
+    rows                      [5 6 7] [8 9] [4]
+    packed to 6 tokens        [5 6 7 8 9 4]      seq_lengths [3 2 1]      position_ids [0 1 2 0 1 0]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sftpipe.data.cache import cached, code_digest, digest
+
+SPLITTING = ("bfd_split", "wrapped")  # strategies that split rows; for the others `over_length` acts on long rows before
+ISOLATED = ("bfd", "bfd_split", "padding_free")  # strategies whose rows must not see each other
+_AT_ONCE = 20_000  # rows that are packed together: enough to fill, and few enough for memory
+
+
+def pack(rows: Any, strategy: str, max_length: int | None, name: str) -> Any:
+    """Rows packed to `max_length` tokens by TRL's packer; no token and no label is lost.
+
+    Args:
+        rows: `datasets.Dataset` with `input_ids` and `labels`.
+        strategy: bfd, bfd_split or wrapped; rows of padding_free are joined batch by batch, not here.
+        max_length: tokens of a packed row.
+        name: the split, for the progress bar.
+    """
+    if strategy == "padding_free":
+        return rows
+    assert max_length is not None
+    import datasets
+
+    def build(folder: Path) -> None:
+        from trl import pack_dataset
+
+        options = {"batch_size": _AT_ONCE, "cache_file_name": str(folder / "rows.arrow"), "desc": f"Packing {name}"}
+        pack_dataset(rows, max_length, strategy, options)
+
+    key = digest(code_digest(), rows._fingerprint, strategy, max_length)
+    return cached("packed", key, build, lambda folder: datasets.Dataset.from_file(str(folder / "rows.arrow")))
+
+
+def sequence_lengths(row: Mapping[str, Any]) -> list[int]:
+    """Tokens of each sequence of a row: `seq_lengths`, or all of an unpacked row."""
+    lengths = row.get("seq_lengths")
+    return list(lengths) if lengths is not None else [len(row["input_ids"])]
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """How the sequences of a row are kept apart, and how well.
+
+    apart: "positions" or "mask", see `Collator`.
+    figure: largest difference that packing, or other tokens in a neighbour, make to a logit, in standard deviations of the logits; None
+        when it was not measured.
+    positions_figure: the same for positions alone, where they leak and a mask had to be given.
+    """
+
+    apart: str
+    figure: float | None = None
+    positions_figure: float | None = None
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Rows to a batch of tensors.
+
+    pad_token_id: PAD.
+    pad_to_multiple_of: T is rounded up to it.
+    apart: how the sequences of packed rows are kept apart. None: rows are not packed, and padded on the right. "positions": all rows of the
+        batch make one, (1, sum of T), whose positions restart with each sequence, which the model's own mask follows. "mask": rows stay
+        rows, with a block-diagonal mask (B, 1, T, T), for models whose own mask does not follow positions.
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int | None = None
+    apart: str | None = None
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]], padding_free: bool = False) -> dict[str, Any]:
+        """`input_ids`, `labels` (the first of each packed sequence is -100) and what keeps sequences apart.
+
+        Args:
+            rows: B rows with `input_ids` and `labels`, and `seq_lengths` where packed.
+            padding_free: make one row of them, however this run packs.
+        """
+        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+        flat = padding_free or self.apart == "positions"
+        collate = DataCollatorForLanguageModeling(
+            pad_token_id=self.pad_token_id,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+            padding_free=flat,
+            return_position_ids=self.apart == "mask",
+        )
+        batch = dict(collate([dict(row) for row in rows]))
+        if self.apart == "mask" and not flat:
+            batch["labels"][batch["position_ids"] == 0] = -100
+            batch["attention_mask"] = _block_diagonal([sequence_lengths(row) for row in rows], batch["input_ids"].shape[1])
+        return batch
+
+
+def _block_diagonal(lengths: Sequence[Sequence[int]], width: int) -> Any:
+    """What may be attended to, as 0, and the rest as the lowest float16, which rounds to nothing in any precision: (B, 1, T, T).
+
+    Two sequences of 2 and 1 tokens, and one token of padding:
+
+        0 . . .
+        0 0 . .
+        . . 0 .
+        . . . .
+    """
+    import torch
+
+    mask = torch.full((len(lengths), 1, width, width), torch.finfo(torch.float16).min)
+    for row, parts in enumerate(lengths):
+        start = 0
+        for length in parts:
+            block = torch.ones(length, length, dtype=torch.bool).tril()
+            mask[row, 0, start : start + length, start : start + length][block] = 0.0
+            start += length
+    return mask
+
+
+def count(batch: Mapping[str, Any]) -> tuple[int, int]:
+    """(tokens without padding, sequences) of a batch of `Collator`."""
+    if "cu_seq_lens_q" in batch:
+        return int(batch["cu_seq_lens_q"][-1]), len(batch["cu_seq_lens_q"]) - 1
+    mask = batch["attention_mask"]
+    if mask.dim() == 2:
+        return int(mask.sum()), mask.shape[0]
+    real = mask[:, 0].diagonal(dim1=-2, dim2=-1) == 0
+    return int(real.sum()), int((real & (batch["position_ids"] == 0)).sum())

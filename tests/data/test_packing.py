@@ -1,0 +1,205 @@
+"""Packed rows and their batches: nothing is lost, and sequences are kept apart."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sftpipe
+from sftpipe.data.labels import IGNORED
+from sftpipe.data.packing import Collator, count, pack, sequence_lengths
+from sftpipe.errors import ConfigError, DataError
+
+Row = dict[str, list[int]]
+TRAINED = st.lists(st.tuples(st.integers(3, 90), st.booleans()), min_size=1, max_size=12)
+
+
+def rows_of(drawn: Sequence[Sequence[tuple[int, bool]]]) -> list[Row]:
+    return [{"input_ids": [i for i, _ in row], "labels": [i if trained else IGNORED for i, trained in row]} for row in drawn]
+
+
+def packed(rows: list[Row], strategy: str, length: int = 12) -> list[dict[str, Any]]:
+    return list(pack(Dataset.from_list(rows), strategy, length, "train"))
+
+
+def sequences(row: dict[str, Any]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(ids, labels) of each sequence of a packed row."""
+    cut, start = [], 0
+    for length in sequence_lengths(row):
+        cut.append((tuple(row["input_ids"][start : start + length]), tuple(row["labels"][start : start + length])))
+        start += length
+    assert start == len(row["input_ids"]) == len(row["labels"])
+    return cut
+
+
+# --- pack -----------------------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(drawn=st.lists(TRAINED, min_size=1, max_size=30))
+def test_bfd_keeps_every_row_whole_and_loses_none(drawn: list[list[tuple[int, bool]]]) -> None:
+    rows = rows_of(drawn)
+    result = packed(rows, "bfd")
+    assert all(len(row["input_ids"]) <= 12 for row in result)
+    found = Counter(sequence for row in result for sequence in sequences(row))
+    assert found == Counter((tuple(row["input_ids"]), tuple(row["labels"])) for row in rows)
+
+
+@settings(max_examples=40, deadline=None)
+@given(drawn=st.lists(TRAINED, min_size=1, max_size=30), strategy=st.sampled_from(["bfd", "bfd_split", "wrapped"]))
+def test_no_token_and_no_label_is_lost(drawn: list[list[tuple[int, bool]]], strategy: str) -> None:
+    rows = rows_of(drawn)
+    result = packed(rows, strategy, 12 if strategy == "bfd" else 5)
+    pairs = Counter(pair for row in result for pair in zip(row["input_ids"], row["labels"], strict=True))
+    assert pairs == Counter(pair for row in rows for pair in zip(row["input_ids"], row["labels"], strict=True))
+
+
+@settings(max_examples=20, deadline=None)
+@given(drawn=st.lists(TRAINED, min_size=1, max_size=30))
+def test_wrapped_rows_are_one_stream_in_order(drawn: list[list[tuple[int, bool]]]) -> None:
+    rows = rows_of(drawn)
+    result = packed(rows, "wrapped", 7)
+    for name in ("input_ids", "labels"):
+        assert [token for row in result for token in row[name]] == [token for row in rows for token in row[name]]
+    assert all(len(row["input_ids"]) == 7 for row in result[:-1])
+
+
+def test_padding_free_rows_stay_rows() -> None:
+    rows = Dataset.from_list(rows_of([[(5, True)], [(6, True), (7, False)]]))
+    assert pack(rows, "padding_free", None, "train") is rows
+
+
+# --- batches --------------------------------------------------------------------------------------------------------------------------
+
+PAIR: list[dict[str, Any]] = [
+    {"input_ids": [5, 6, 7, 8], "labels": [5, IGNORED, 7, 8], "seq_lengths": [2, 2]},
+    {"input_ids": [9, 10, 11], "labels": [9, 10, 11], "seq_lengths": [3]},
+]
+
+
+def test_positions_restart_and_the_first_label_of_each_sequence_is_masked() -> None:
+    batch = Collator(0, apart="positions")(PAIR)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 10, 11]]
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 0, 1, 2]]
+    assert batch["labels"].tolist() == [[IGNORED, IGNORED, IGNORED, 8, IGNORED, 10, 11]]
+    assert "attention_mask" not in batch
+    assert count(batch) == (7, 3)
+
+
+def test_a_mask_lets_each_token_see_its_own_sequence_up_to_itself() -> None:
+    batch = Collator(0, apart="mask")(PAIR)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 10, 11, 0]]
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1], [0, 1, 2, 0]]
+    assert batch["labels"].tolist() == [[IGNORED, IGNORED, IGNORED, 8], [IGNORED, 10, 11, IGNORED]]
+    assert (batch["attention_mask"][:, 0] == 0).int().tolist() == [
+        [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]],
+        [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]],
+    ]
+    assert count(batch) == (7, 3)
+
+
+def test_rows_that_are_not_packed_are_padded() -> None:
+    rows = [{name: row[name] for name in ("input_ids", "labels")} for row in PAIR]
+    batch = Collator(0)(rows)
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    assert batch["labels"].tolist() == [[5, IGNORED, 7, 8], [9, 10, 11, IGNORED]]
+    assert count(batch) == (7, 2)
+
+
+@pytest.mark.parametrize("apart", [None, "positions", "mask"])
+def test_widths_are_rounded_up(apart: str | None) -> None:
+    batch = Collator(0, 8, apart)(PAIR)
+    assert batch["input_ids"].shape[1] == 8
+    assert isinstance(batch["input_ids"], torch.Tensor)
+
+
+# --- a run's data ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def yoda_texts(golden: Path, tmp_path: Path) -> list[str]:
+    """The notebook's 720 rows as its Phi-3 template writes them, for the command line."""
+    with (golden / "data" / "yoda" / "sentences.csv").open(encoding="utf-8", newline="") as file:
+        texts = [
+            f"<|user|>\n{row['sentence']}<|end|>\n<|assistant|>\n{row['translation_extra']}<|end|>\n<|endoftext|>"
+            for row in csv.DictReader(file)
+        ]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    tokenizer = golden / "tokenizers" / "phi-3-mini-4k-instruct"
+    return [
+        "dataset=json",
+        f"dataset.data_files={path}",
+        f"tokenizer.name_or_path={tokenizer}",
+        "format=text",
+        "loss=full",
+        "sft.max_length=64",
+    ]
+
+
+def test_the_notebooks_rows_wrapped_to_64_tokens_are_341(golden: Path, yoda_texts: list[str]) -> None:
+    cases = {case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))}
+    data = sftpipe.prepare(sftpipe.compose([*yoda_texts, "packing=wrapped"]))
+    assert len(data.train) == cases["002-pack-wrapped-rows"]["expected"]
+    assert len(data.train[340]["input_ids"]) == 41
+    assert cases["002-pack-features"]["expected"] == ["input_ids"]  # labels come with ours
+    assert data.train.column_names == ["input_ids", "labels"]
+    assert data.tokenizer.decode(data.train[0]["input_ids"]) == cases["002-pack-row0"]["expected"]
+
+
+@pytest.mark.parametrize("strategy", ["bfd", "bfd_split"])
+def test_the_notebooks_rows_packed_whole_are_359(golden: Path, yoda_texts: list[str], strategy: str) -> None:
+    cases = {case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))}
+    expected = cases[f"002-pack-{strategy}"]["expected"]
+    data = sftpipe.prepare(sftpipe.compose([*yoda_texts, f"packing={strategy}"]))
+    assert len(data.train) == expected["rows"]
+    assert len(data.train[0]["input_ids"]) == expected["row0_len"]
+    assert data.train.column_names == ["input_ids", "labels", "seq_lengths"]
+
+
+def test_validation_is_packed_only_when_asked() -> None:
+    plain = sftpipe.prepare(sftpipe.compose(["recipe=yoda", "dataset.limit=20", "packing=bfd", "sft.max_length=256"]))
+    asked = sftpipe.prepare(
+        sftpipe.compose(["recipe=yoda", "dataset.limit=20", "packing=bfd", "sft.max_length=256", "packing.pack_eval=true"])
+    )
+    assert len(plain.validation) == 20
+    assert len(asked.validation) == len(asked.train) < 20
+
+
+def test_length_limits_act_before_packing() -> None:
+    words = ["recipe=yoda", "dataset.limit=20", "packing=bfd", "sft.max_length=60"]
+    with pytest.raises(DataError, match=r"longer than sft\.max_length=60"):
+        sftpipe.prepare(sftpipe.compose(words))
+    data = sftpipe.prepare(sftpipe.compose([*words, "over_length=drop", "preflight.max_over_length_rows=1"]))
+    assert sum(data.train[0]["seq_lengths"]) <= 60
+    split = sftpipe.prepare(sftpipe.compose(["recipe=yoda", "dataset.limit=20", "packing=bfd_split", "sft.max_length=60"]))
+    assert sum(len(row["input_ids"]) for row in split.train) > sum(len(row["input_ids"]) for row in data.train)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["packing=bfd", "sft.max_length=null"],
+            "sft.max_length: null, and packing=bfd fills sequences of that length\n    sft.max_length=1024",
+        ),
+        (
+            ["packing=wrapped", "over_length=truncate"],
+            "over_length: 'truncate', and packing=wrapped splits long rows\n    over_length=error, or packing=bfd",
+        ),
+    ],
+)
+def test_choices_that_do_not_go_together(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        sftpipe.compose(["recipe=yoda", *words])
+    assert message in str(error.value)
