@@ -13,6 +13,7 @@ from datasets import Dataset
 from sftpipe.data.encode import Encoder
 from sftpipe.data.formats import Conversation
 from sftpipe.data.labels import IGNORED
+from sftpipe.data.packing import Collator
 from sftpipe.data.preview import (
     BOUNDARY,
     MASKED,
@@ -95,6 +96,17 @@ def test_positions_of_a_packed_row_begin_anew_with_each_sequence(packed: dict[st
     (line,) = preview_rows(Dataset.from_list([packed]), tokenizer, 1)
     assert line["position_ids"] == [*range(packed["seq_lengths"][0]), *range(packed["seq_lengths"][1])]
     assert list(line) == ["index", "text", "input_ids", "labels", "position_ids"]
+
+
+def test_the_first_token_of_each_packed_sequence_is_shown_masked_as_it_is_in_the_batch(tokenizer: Any) -> None:
+    ids = tokenizer("one two three four", add_special_tokens=False).input_ids
+    row = {"input_ids": ids, "labels": ids, "seq_lengths": [2, 2]}
+    (line,) = preview_rows(Dataset.from_list([row]), tokenizer, 1)
+    assert line["labels"] == [IGNORED, ids[1], IGNORED, ids[3]]
+    assert [REASONS[why].split()[0] for why in page_row(row, tokenizer)["why"]] == ["first", "trained"] * 2
+    text = colored(row, tokenizer)
+    assert [text.plain[span.start : span.end] for span in text.spans if span.style == TRAINED] == [" two", " four"]
+    assert Collator(0, apart="positions")([row])["labels"].tolist() == [line["labels"]]
 
 
 def test_a_line_stands_in_front_of_each_sequence_of_a_packed_row(packed: dict[str, list[int]], tokenizer: Any) -> None:

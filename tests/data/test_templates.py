@@ -17,7 +17,6 @@ import pytest
 import trl
 from trl import SFTTrainer
 
-from sftpipe.data import chat as chat_module
 from sftpipe.data.chat import ChatTemplate, trained_turns, unrolled
 from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.formats import Conversation, Sample, to_sample
@@ -401,13 +400,13 @@ def test_only_the_tool_call_is_trained_where_the_flags_say_so(dressed: Any, name
 def counted_renders() -> Iterator[list[int]]:
     """The number of messages of each render that happens inside."""
     renders: list[int] = []
-    render = chat_module.render_jinja_template
+    render = ChatTemplate._render
 
-    def counting(**kwargs: Any) -> Any:
-        renders.append(len(kwargs["conversations"][0]))
-        return render(**kwargs)
+    def counting(template: ChatTemplate, chat: Conversation, *words: Any, **options: Any) -> Any:
+        renders.append(len(chat.messages))
+        return render(template, chat, *words, **options)
 
-    with patch.object(chat_module, "render_jinja_template", counting):
+    with patch.object(ChatTemplate, "_render", counting):
         yield renders
 
 

@@ -1,7 +1,8 @@
 """Finished rows as a person can check them: what the model reads, and which part of it is trained.
 
-A packed row carries `seq_lengths`, the tokens of each sequence in it (their sum is T); positions start anew with each. A row without it
-is one sequence. T is the number of tokens of a row.
+A packed row carries `seq_lengths`, the tokens of each sequence in it (their sum is T); positions start anew with each, and its
+first token is masked in the batch, for what stands in front of it in the row is no part of it. Here it is shown so. A row without
+`seq_lengths` is one sequence. T is the number of tokens of a row.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def preview_rows(rows: Any, tokenizer: Any, count: int) -> Iterator[dict[str, An
             "index": index,
             "text": tokenizer.decode(row["input_ids"]),
             "input_ids": row["input_ids"],
-            "labels": row["labels"],
+            "labels": [label for sequence in sequences(row) for label in sequence["labels"]],
             "position_ids": [position for length in lengths(row) for position in range(length)],
         }
 
@@ -72,9 +73,13 @@ def lengths(row: Mapping[str, Any]) -> list[int]:
 
 
 def sequences(row: Mapping[str, Any]) -> list[dict[str, list[int]]]:
-    """The sequences of a row, each {input_ids, labels}."""
+    """The sequences of a row, each {input_ids, labels} as in the batch."""
     ends = list(itertools.accumulate(lengths(row), initial=0))
-    return [{name: row[name][start:stop] for name in ("input_ids", "labels")} for start, stop in itertools.pairwise(ends)]
+    found = [{name: list(row[name][start:stop]) for name in ("input_ids", "labels")} for start, stop in itertools.pairwise(ends)]
+    if row.get("seq_lengths"):
+        for sequence in found:
+            sequence["labels"][:1] = [IGNORED] * len(sequence["labels"][:1])
+    return found
 
 
 def spans(row: Mapping[str, Any], tokenizer: Any) -> list[tuple[str, bool]]:
@@ -154,7 +159,7 @@ def page_row(row: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
     texts, why = [], []
     for sequence in sequences(row):
         texts += pieces(sequence["input_ids"], tokenizer)
-        why += reasons(sequence["labels"], packed=row.get("seq_lengths") is not None)
+        why += reasons(sequence["labels"], packed=bool(row.get("seq_lengths")))
     return {
         "lengths": lengths(row),
         "ids": ids,
@@ -171,7 +176,7 @@ def reasons(labels: Sequence[int], *, packed: bool) -> list[int]:
         labels      -100    -100    7       -100     9       -100
         reason      prompt  prompt  trained between  trained behind
 
-    Packing masks the first token of a sequence: what stands in front of it in the row is no part of it.
+    A first token that packing alone masked is followed by a trained one.
     """
     trained = [index for index, label in enumerate(labels) if label != IGNORED]
     if not trained:
