@@ -683,8 +683,8 @@ PATTERN = "    allowed: text with {column} fields; a brace of the text itself is
     [
         (
             ["format=template"],
-            "format.prompt: not set, and format=template needs it\n    format.prompt='{prompt} ##> '\n"
-            "format.completion: not set, and format=template needs it\n    format.completion='{completion}'",
+            "format.prompt: not set, and format=template needs it\n    format.prompt='{prompt} ##>'\n"
+            "format.completion: not set, and format=template needs it\n    format.completion=' {completion}'",
         ),
         (["format=function"], "format.function: not set, and format=function needs it\n    format.function=my_module.my_function"),
         (

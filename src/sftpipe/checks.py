@@ -422,7 +422,7 @@ def _check_format(form: FormatConfig, key: str) -> list[Problem]:
             fix = "put it into the texts, or leave it out" if name == "system" else "leave it out"
             problems.append(Problem(f"{key}.{name}", f"nothing reads it with type: {form.type}", ", ".join(types), fix))
     needed = {"template": ("prompt", "completion"), "function": ("function",)}.get(form.type, ())
-    examples = {"prompt": "'{prompt} ##> '", "completion": "'{completion}'", "function": "my_module.my_function"}
+    examples = {"prompt": "'{prompt} ##>'", "completion": "' {completion}'", "function": "my_module.my_function"}
     for name in needed:
         if getattr(form, name) is None:
             problems.append(Problem(f"{key}.{name}", f"not set, and format={form.type} needs it", fix=f"{key}.{name}={examples[name]}"))

@@ -91,6 +91,13 @@ def test_the_last_trained_tokens_are_counted(tokenizer: Any) -> None:
     assert report.end_tokens == {"<|im_end|>": 2, "<|im_start|>": 1}
 
 
+def test_white_space_behind_an_end_token_and_plain_words_are_no_place_to_stop(tokenizer: Any) -> None:
+    (line,) = tokenizer("\n").input_ids
+    (word,) = tokenizer("word").input_ids
+    report = check(part("train", row(5, 7, 2, line, trained=3), row(6, word, trained=1)), tokenizer=tokenizer)
+    assert report.end_tokens == {"<|im_end|>": 1}
+
+
 def test_a_summary_counts_the_rows_and_what_was_dropped(tokenizer: Any) -> None:
     parts = [part("train", *(row(at, 7) for at in range(1200)), dropped=[lost(at) for at in range(2)], over_length=3),
              part("test", row(3, 4, 5))]  # fmt: skip
@@ -117,7 +124,7 @@ def test_more_dropped_rows_than_the_limit_fail_with_a_summary_and_the_first_thre
     assert str(summary) == (
         "train: 9 of 99 rows teach nothing: 5 x wrong type, 4 x empty text\n"
         "    allowed: preflight.max_empty_rows=0.02 of the rows\n"
-        "    mend the rows below, the format or the loss; sftpipe preview shows what is trained"
+        "    mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets sftpipe preview show the rest"
     )
     assert [problem.where for problem in rows] == [f"train[{at}].text (rows.jsonl, line {at + 1})" for at in (90, 92, 94, 91, 93, 95)]
     assert {(problem.found, problem.allowed, problem.fix) for problem in rows} == {("an empty string", "text", "mend it")}
@@ -250,7 +257,7 @@ def test_more_bad_rows_than_the_limit_stop_the_preparation_and_are_named(rows_fi
     assert str(error.value) == (
         "train: 1 of 11 rows teach nothing: 1 x empty text\n"
         "    allowed: preflight.max_empty_rows=0.01 of the rows\n"
-        "    mend the rows below, the format or the loss; sftpipe preview shows what is trained\n"
+        "    mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets sftpipe preview show the rest\n"
         "train[10].completion (rows.jsonl, line 11): an empty string\n    allowed: text\n    mend or remove the row"
     )
 

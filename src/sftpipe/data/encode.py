@@ -138,8 +138,9 @@ class Encoder:
     def answer_apart(self, sample: Sample) -> tuple[Prompt, str]:
         """What generation is given for a sample, and the answer that the data set holds."""
         response = self.loss.response_template
-        if self.loss.type == "response_template" and isinstance(sample, Text) and isinstance(response, str):
-            prompt, found, answer = sample.text.rpartition(response)
+        if self.loss.type == "response_template" and isinstance(response, str) and not isinstance(sample, Conversation):
+            text = sample.text if isinstance(sample, Text) else sample.prompt + sample.completion
+            prompt, found, answer = text.rpartition(response)
             return prompt + found, answer
         return split_prompt(sample)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 from sftpipe.data.labels import IGNORED
@@ -157,7 +158,7 @@ def inspect(parts: Mapping[str, Sequence[Part]], tokenizer: Any, cfg: TrainConfi
         here: dict[bytes, str] = {}
         repeated: list[tuple[str, str]] = []
         for part in group:
-            trained = _read_rows(part, ends, seen, here, repeated)
+            trained = _read_rows(part, tokenizer, ends, seen, here, repeated)
             lengths = part.lengths()
             reasons = Counter(one.reason for one in part.dropped)
             report.dropped += part.dropped
@@ -189,18 +190,32 @@ def inspect(parts: Mapping[str, Sequence[Part]], tokenizer: Any, cfg: TrainConfi
     return report
 
 
-def _read_rows(part: Part, ends: Counter[int], seen: Mapping[bytes, str], here: dict[bytes, str], repeated: list[tuple[str, str]]) -> int:
-    """Go once through the rows of a part: count last tokens, find rows of earlier splits; returns the trained tokens."""
+def _read_rows(
+    part: Part, tokenizer: Any, ends: Counter[int], seen: Mapping[bytes, str], here: dict[bytes, str], repeated: list[tuple[str, str]]
+) -> int:
+    """Go once through the rows of a part: count the special tokens that answers end in, find rows of earlier splits.
+
+    White space behind an end token, which a response template trains too, is no place to stop at.
+
+    Returns:
+        The number of trained tokens.
+    """
     import hashlib
 
-    import numpy as np
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+
+    @cache
+    def is_blank(token: int) -> bool:
+        return not tokenizer.decode([token]).strip()
 
     trained = 0
     for row in part.rows.with_format("numpy").iter(batch_size=1000) if len(part.rows) else ():
         for index, ids, labels in zip(row["index"], row["input_ids"], row["labels"], strict=True):
-            positions = np.flatnonzero(labels != IGNORED)
-            trained += len(positions)
-            ends[int(labels[positions[-1]])] += 1
+            answer = labels[labels != IGNORED]
+            trained += len(answer)
+            last = next((int(token) for token in answer[::-1] if not is_blank(int(token))), None)
+            if last is not None and last in special:
+                ends[last] += 1
             key, place = hashlib.blake2b(ids.tobytes(), digest_size=16).digest(), f"{part.place}[{index}]"
             if key in seen:
                 repeated.append((place, seen[key]))
@@ -221,7 +236,7 @@ def _too_many_dropped(part: Part, reasons: Counter[str], cfg: TrainConfig) -> li
         where=part.place,
         found=f"{len(part.dropped)} of {part.read} rows teach nothing: {counted}",
         allowed=f"preflight.max_empty_rows={cfg.preflight.max_empty_rows} of the rows",
-        fix="mend the rows below, the format or the loss; sftpipe preview shows what is trained",
+        fix="mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets sftpipe preview show the rest",
     )
     shown: list[Problem] = []
     for reason in reasons:
