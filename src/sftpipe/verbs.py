@@ -207,7 +207,7 @@ def _preflight_table(preflight: Any) -> Any:
             report.truncated_rows,
             dropped,
         )
-        table.add_row(f"{report.source} {report.split}".strip(), *(f"{v:,}" if isinstance(v, int) else str(v) for v in values))
+        table.add_row(report.place, *(f"{v:,}" if isinstance(v, int) else str(v) for v in values))
     return table
 
 
@@ -215,9 +215,8 @@ def _dropped_rows(preflight: Any) -> Iterator[str]:
     """Each reason with its count, and the first rows of it."""
     for report in preflight.splits:
         for reason, count in report.dropped.items():
-            yield f"\n{f'{report.source} {report.split}'.strip()}: {count} dropped, {reason}"
-            place = f"{report.source} {report.split}".strip()
-            same = [one for one in preflight.dropped if one.reason == reason and one.where.startswith(f"{place}[")]
+            yield f"\n{report.place}: {count} dropped, {reason}"
+            same = [one for one in preflight.dropped if one.reason == reason and one.where.startswith(f"{report.place}[")]
             for one in same[:3]:
                 yield f"  {one.problem()}"
 

@@ -96,6 +96,11 @@ class SplitReport:
     truncated_rows: int
     dropped: dict[str, int]
 
+    @property
+    def place(self) -> str:
+        """As `Part.place`."""
+        return f"{self.source} {self.split}".strip()
+
 
 @dataclass
 class Preflight:
