@@ -87,7 +87,7 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
         console.print(f"weights   {weights.identity}\ndevice    {precision.reason}\nfolder    {plan.folder}")
 
         data = _prepare(cfg, weights)
-        console.print(f"data      {data.preflight.summary()}", markup=False)
+        console.print(f"data      {data.preflight.summary()}", markup=False)  # a text may hold [/INST]
         with console.status("Loading the model ..."):
             model = models.load_base(cfg.model, cfg.quantization, weights, precision, frozen=bool(cfg.lora))
             models.fit_to_tokenizer(model, data.tokenizer, data.end_ids())

@@ -203,7 +203,7 @@ def _preflight_tables(preflight: Any) -> Iterator[Any]:
             made.add_column(name, justify="right", no_wrap=True)
         for report in preflight.splits:
             texts = [f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells(report)]
-            made.add_row(_place(report), *(Text(text, style="dim" if text in ("0", "-") else "") for text in texts))
+            made.add_row(report.place, *(Text(text, style="dim" if text in ("0", "-") else "") for text in texts))
         return made
 
     yield table(
@@ -245,10 +245,6 @@ def _preflight_facts(preflight: Any) -> Iterator[str]:
     yield f"padding    {preflight.padding_share:.1%} of the tokens in training batches (an estimate)"
 
 
-def _place(report: Any) -> str:
-    return f"{report.source} {report.split}".strip()
-
-
 def _shown(text: Any) -> str:
     return " ".join(str(text).split())
 
@@ -257,8 +253,8 @@ def _dropped_rows(preflight: Any) -> Iterator[str]:
     """Each reason with its count, and the first rows of it."""
     for report in preflight.splits:
         for reason, count in report.dropped.items():
-            yield f"\n{_place(report)}: {count} dropped, {reason}"
-            same = [one for one in preflight.dropped if one.reason == reason and one.where.startswith(f"{_place(report)}[")]
+            yield f"\n{report.place}: {count} dropped, {reason}"
+            same = [one for one in preflight.dropped if one.reason == reason and one.where.startswith(f"{report.place}[")]
             for one in same[:3]:
                 yield f"  {one.problem()}"
 

@@ -301,7 +301,7 @@ def test_a_row_over_the_limit_is_an_error_that_counts_and_shows(prepared: Prepar
                 "train",
                 "7 of 8 rows teach nothing: 4 x null or missing, 1 x roles out of order, 1 x empty text, 1 x wrong type",
                 "preflight.max_empty_rows=0.01 of the rows",
-                "mend the rows below, the format or the loss; sftpipe preview shows what is trained",
+                "mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets sftpipe preview show the rest",
             ),
             *(
                 message(f"train[{at}].messages[1].content (rows.jsonl, line {at + 1})", "null or missing", "a string", MEND)

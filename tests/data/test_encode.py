@@ -634,7 +634,7 @@ def test_an_empty_answer_trains_nothing_and_is_refused(tokenizer: Any) -> None:
 def test_the_answer_of_a_text_stands_behind_its_last_response_template(tokenizer: Any) -> None:
     encoder = Encoder(tokenizer, response("### A:"))
     assert encoder.answer_apart(QUESTIONS) == ("### Q: a\n### A: b\n### Q: c\n### A:", " d\n")
-    assert encoder.answer_apart(PromptCompletion("a", "b")) == ("a", "b")
+    assert encoder.answer_apart(PromptCompletion("### Q: a", "\n### A: b")) == ("### Q: a\n### A:", " b")
 
 
 # --- L6: rows that are cut to fit -----------------------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ def test_more_dropped_rows_than_the_limit_fail_with_a_summary_and_the_first_thre
     assert str(summary) == (
         "train: 9 of 99 rows teach nothing: 5 x wrong type, 4 x empty text\n"
         "    allowed: preflight.max_empty_rows=0.02 of the rows\n"
-        "    mend the rows below, the format or the loss; sftpipe preview shows what is trained"
+        "    mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets sftpipe preview show the rest"
     )
     assert [problem.where for problem in rows] == [f"train[{at}].text (rows.jsonl, line {at + 1})" for at in (90, 92, 94, 91, 93, 95)]
     assert {(problem.found, problem.allowed, problem.fix) for problem in rows} == {("an empty string", "text", "mend it")}
@@ -406,7 +406,7 @@ def test_more_bad_rows_than_the_limit_stop_the_preparation_and_are_named(rows_fi
     assert str(error.value) == (
         "train: 1 of 11 rows teach nothing: 1 x empty text\n"
         "    allowed: preflight.max_empty_rows=0.01 of the rows\n"
-        "    mend the rows below, the format or the loss; sftpipe preview shows what is trained\n"
+        "    mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets sftpipe preview show the rest\n"
         "train[10].completion (rows.jsonl, line 11): an empty string\n    allowed: text\n    mend or remove the row"
     )
 

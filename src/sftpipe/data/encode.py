@@ -147,8 +147,7 @@ class Encoder:
         if self.loss.type == "response_template" and isinstance(response, str) and not isinstance(sample, Conversation):
             text = sample.text if isinstance(sample, Text) else sample.prompt + sample.completion
             prompt, found, answer = text.rpartition(response)
-            if found:
-                return prompt + found, answer
+            return prompt + found, answer
         return split_prompt(sample)
 
     def trained_prompt(self, sample: Sample) -> Prompt | None:

@@ -63,6 +63,11 @@ class SplitReport:
     forged_rows: int
     compared_rows: int
 
+    @property
+    def place(self) -> str:
+        """As `Part.place`."""
+        return f"{self.source} {self.split}".strip()
+
 
 @dataclass
 class Preflight:
@@ -224,7 +229,7 @@ def _too_many_empty(part: Part, empty: Sequence[Dropped], cfg: TrainConfig) -> l
         where=part.place,
         found=f"{len(empty)} of {part.read} rows teach nothing: {counted}",
         allowed=f"preflight.max_empty_rows={cfg.preflight.max_empty_rows} of the rows",
-        fix="mend the rows below, the format or the loss; sftpipe preview shows what is trained",
+        fix="mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets sftpipe preview show the rest",
     )
     shown: list[Problem] = []
     for reason in reasons:

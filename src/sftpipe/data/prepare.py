@@ -158,7 +158,6 @@ def _encode(source: Source, split: str, cfg: TrainConfig, encoder: Encoder, read
                 "encoder": encoder,
                 "reader": replace(reader, sources=()),  # the tables stay behind; a worker is handed its batches
                 "rows": replace(rows, table=None),
-                "is_json": rows.is_json,
                 "format_cfg": source.format,
                 "cfg": cfg,
                 "place": place,
@@ -234,7 +233,6 @@ def _encode_batch(
     encoder: Encoder,
     reader: Reader,
     rows: Rows,
-    is_json: bool,
     format_cfg: FormatConfig,
     cfg: TrainConfig,
     place: str,
@@ -242,7 +240,7 @@ def _encode_batch(
 ) -> dict[str, list[Any]]:
     """Finished rows of a batch; the others go into a file of this process, with the reason."""
     places = [f"{place}[{index}]" for index in indices]
-    samples: list[Sample | RowError] = reader.samples(rows.decode(batch, is_json), format_cfg, places)
+    samples: list[Sample | RowError] = reader.samples(rows.decode(batch), format_cfg, places)
     work = [(index, where, sample) for index, where, whole in zip(indices, places, samples, strict=True) for sample in _rows_of(whole, cfg)]
     good = [(where, sample) for _, where, sample in work if not isinstance(sample, RowError)]
     encoded = iter(encoder.encode([sample for _, sample in good], [where for where, _ in good]))

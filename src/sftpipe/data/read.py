@@ -25,7 +25,7 @@ from sftpipe.data.cache import cached, code_digest, digest
 from sftpipe.errors import DataError, Problem, nearest
 from sftpipe.hub import HubUnreachable, NotOnHub, latest_commit, offline
 from sftpipe.schema import DatasetConfig
-from sftpipe.storage import cache_dir, sha256_file
+from sftpipe.storage import cache_dir
 
 JSON, ORIGIN = "json", "origin"  # columns of a stored table: the row, and where it stood
 FILE_KINDS = ("json", "csv", "parquet", "text", "arrow")
@@ -35,13 +35,14 @@ _JSON_ROWS = "one JSON object a line, or one list of objects: [{...}, {...}]"
 Stored = Iterator[tuple[str, str]]  # (row as JSON, where it stood)
 
 
-def read_files(kind: str, files: Mapping[str, Sequence[str]], cfg: DatasetConfig) -> dict[str, Any]:
+def read_files(kind: str, files: Mapping[str, Sequence[str]], cfg: DatasetConfig, content: str) -> dict[str, Any]:
     """{split: `datasets.Dataset`} of local files.
 
     Args:
         kind: one of `FILE_KINDS`.
         files: {split: files}.
         cfg: for `sample_by`, and for `limit` when streaming.
+        content: hash of the bytes of all files.
 
     Raises:
         DataError: a file is damaged, empty or of another kind.
@@ -49,7 +50,7 @@ def read_files(kind: str, files: Mapping[str, Sequence[str]], cfg: DatasetConfig
     if kind == "arrow":
         return _read_arrow(files)
     if kind == "parquet":
-        return _read_parquet(files)
+        return _read_parquet(files, content)
     stop = cfg.limit if cfg.streaming else None
 
     def rows(names: Sequence[str]) -> Stored:
@@ -61,8 +62,8 @@ def read_files(kind: str, files: Mapping[str, Sequence[str]], cfg: DatasetConfig
         if not found:
             raise DataError(Problem(where="dataset.data_files", found=f"{', '.join(names)}: no rows", fix="name files that hold rows"))
 
-    hashed = {split: [[Path(name).name, sha256_file(Path(name))] for name in names] for split, names in files.items()}
-    key = digest(code_digest(), kind, cfg.sample_by, stop, hashed)
+    named = {split: [Path(name).name for name in names] for split, names in files.items()}  # they stand in the rows' origins
+    key = digest(code_digest(), kind, cfg.sample_by, stop, named, content)
 
     def build(folder: Path) -> None:
         for split, names in files.items():
@@ -240,7 +241,7 @@ def _text_rows(file: Path, sample_by: str) -> Stored:
             yield json.dumps({"text": held if sample_by == "document" else held.rstrip("\n")}), f"{file.name}, line {begins}"
 
 
-def _read_parquet(files: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _read_parquet(files: Mapping[str, Sequence[str]], content: str) -> dict[str, Any]:
     import datasets
 
     def load_from(folder: Path) -> dict[str, Any]:
@@ -248,9 +249,8 @@ def _read_parquet(files: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         return dict(datasets.load_dataset("parquet", data_files=named, cache_dir=str(folder / "parquet")))
 
     # `datasets` tells files apart by name and time, so old rows could come back for new bytes; this tells them apart by content
-    key = digest("parquet", [[split, [sha256_file(Path(name)) for name in names]] for split, names in files.items()])
     try:
-        return cached("rows", key, load_from, load_from)
+        return cached("rows", digest("parquet", content), load_from, load_from)
     except (datasets.exceptions.DatasetGenerationError, ValueError, StopIteration) as error:
         names = ", ".join(name for group in files.values() for name in group)
         cause = " ".join(str(error.__cause__ or error).split())[:200]

@@ -6,7 +6,7 @@ import glob
 import inspect
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,26 +44,20 @@ class Rows:
             yield from self[start : start + _PEEK]
 
     def __getitem__(self, where: slice) -> list[Row]:
-        return self.decode(self.table[where], self.is_json)
-
-    @property
-    def is_json(self) -> bool:
-        """Whether the table holds JSON texts."""
-        return bool(self.table.column_names == [JSON, ORIGIN])
+        return self.decode(self.table[where])
 
     @property
     def column_names(self) -> list[str]:
         """Our names; of JSON texts those of the first thousand rows."""
-        if not self.is_json:
-            theirs = list(self.table.column_names)
-        else:
+        theirs = list(self.table.column_names)
+        if _holds_json(theirs):
             theirs = list(dict.fromkeys(name for text in self.table[:_PEEK][JSON] for name in json.loads(text)))
         return list(self._rename(dict.fromkeys(theirs)))
 
-    def decode(self, batch: Mapping[str, Sequence[Any]], is_json: bool) -> list[Row]:
-        """The rows of a batch that was read from `table`."""
+    def decode(self, batch: Mapping[str, Sequence[Any]]) -> list[Row]:
+        """The rows of a batch that was read from `table`; a worker process has no more than the batch."""
         rows: list[Row]
-        if is_json:
+        if _holds_json(batch):
             rows = [json.loads(text) for text in batch[JSON]]
         else:
             rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
@@ -71,7 +65,7 @@ class Rows:
 
     def origin(self, index: int) -> str:
         """File and line of a row, where they are known, else ""."""
-        return str(self.table[index][ORIGIN]) if self.is_json else ""
+        return str(self.table[index][ORIGIN]) if _holds_json(self.table.column_names) else ""
 
     def select(self, indices: Any, why: str) -> Rows:
         """Some of the rows; `why` tells this choice from others in the digest."""
@@ -81,6 +75,11 @@ class Rows:
         taken = set(self.columns.values())
         kept = {name: value for name, value in row.items() if name not in taken and name not in self.columns}
         return {**kept, **{ours: row[theirs] for ours, theirs in self.columns.items() if theirs in row}}
+
+
+def _holds_json(columns: Iterable[str]) -> bool:
+    """Whether a table of these columns holds JSON texts."""
+    return list(columns) == [JSON, ORIGIN]
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,8 @@ def _load(cfg: DatasetConfig, allowed_targets: Sequence[str]) -> tuple[dict[str,
     files = _data_files(cfg)
     if files is not None:
         kind = "json" if cfg.path == "embedded" else cfg.path
-        return read_files(kind, files, cfg), digest(kind, cfg.sample_by, fingerprint(cfg))
+        content = fingerprint(cfg)
+        return read_files(kind, files, cfg, content), digest(kind, cfg.sample_by, content)
     if Path(cfg.path).is_file() or cfg.path in ("jsonl", "tsv", "txt"):
         kind = next((kind for kind in FILE_KINDS if kind in cfg.path), "text" if "txt" in cfg.path else "json")
         file = cfg.path if Path(cfg.path).is_file() else "FILE"
