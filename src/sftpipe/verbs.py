@@ -243,6 +243,8 @@ def _preflight_facts(preflight: Any) -> Iterator[str]:
     compared = sum(report.compared_rows for report in preflight.splits)
     yield f"compared   {compared} rows with the prompt of generation, and with their text"
     yield f"padding    {preflight.padding_share:.1%} of the tokens in training batches (an estimate)"
+    for line in preflight.packing.lines() if preflight.packing else ():
+        yield f"packing    {line}"
 
 
 def _shown(text: Any) -> str:

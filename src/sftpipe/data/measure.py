@@ -76,15 +76,9 @@ class Part:
         origin = self.origin(index)
         return f"{self.place}[{index}] ({origin})" if origin else f"{self.place}[{index}]"
 
-    def batches(self) -> Iterator[Any]:
-        """The rows as arrow tables of a few thousand."""
-        yield from self.rows.with_format("arrow").iter(batch_size=_BATCH) if len(self.rows) else ()
-
     def lengths(self) -> Any:
         """Tokens of each row, as a numpy array (rows,)."""
-        import numpy as np
-
-        return np.concatenate([np.zeros(0, dtype=np.int64), *(_lengths(table["input_ids"]) for table in self.batches())])
+        return row_lengths(self.rows)
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,7 @@ def read_facts(part: Part, encoder: Encoder) -> RowFacts:
     """Go once through the rows of a part."""
     import numpy as np
 
-    batches = [_facts(table, encoder) for table in part.batches()]
+    batches = [_facts(table, encoder) for table in _batches(part.rows)]
     shapes = {"row": (0, 2), "prompt": (0, 2)}
     joined = {
         field.name: np.concatenate([getattr(batch, field.name) for batch in batches])
@@ -126,6 +120,18 @@ def read_facts(part: Part, encoder: Encoder) -> RowFacts:
         for field in fields(RowFacts)
     }
     return RowFacts(**joined)
+
+
+def row_lengths(rows: Any) -> Any:
+    """Tokens of each row of a `datasets.Dataset`, as a numpy array (rows,)."""
+    import numpy as np
+
+    return np.concatenate([np.zeros(0, dtype=np.int64), *(_lengths(table["input_ids"]) for table in _batches(rows))])
+
+
+def _batches(rows: Any) -> Iterator[Any]:
+    """The rows as arrow tables of a few thousand."""
+    yield from rows.with_format("arrow").iter(batch_size=_BATCH) if len(rows) else ()
 
 
 def _lengths(column: Any) -> Any:

@@ -66,6 +66,37 @@ class Isolation:
 
 
 @dataclass(frozen=True)
+class PackingReport:
+    """What packing made of the rows.
+
+    strategy: as in the config.
+    rows: {split: [rows before, rows after]} of the splits that were packed; empty under padding_free, which packs each batch.
+    fill: {split: tokens, as a share of the room in the packed rows}.
+    isolation: how sequences are kept apart, and how well; None where they are joined on purpose (wrapped).
+    """
+
+    strategy: str
+    rows: dict[str, list[int]]
+    fill: dict[str, float]
+    isolation: Isolation | None
+
+    def lines(self) -> list[str]:
+        """As a person reads it."""
+        made = [f"{before:,} {split} rows in {after:,}, {self.fill[split]:.1%} full" for split, (before, after) in self.rows.items()]
+        return [f"{self.strategy}: {', '.join(made) or 'each batch is one row'}", f"sequences {self._kept_apart()}"]
+
+    def _kept_apart(self) -> str:
+        found = self.isolation
+        if found is None:
+            return "are joined, and see each other, by design"
+        if found.figure is None:
+            return f"are kept apart by {found.apart}, which is trusted and was not measured"
+        how = "positions that restart" if found.apart == "positions" else "a block-diagonal mask"
+        leak = f"; positions alone leak {found.positions_figure:.2g}" if found.positions_figure is not None else ""
+        return f"are kept apart by {how}: differences up to {found.figure:.1g} standard deviations of the logits{leak}"
+
+
+@dataclass(frozen=True)
 class Collator:
     """Rows to a batch of tensors.
 

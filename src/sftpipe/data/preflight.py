@@ -11,7 +11,8 @@ from typing import Any
 from sftpipe.data.compare import Comparison, compare, excerpt, first_difference
 from sftpipe.data.encode import TOO_LONG, Encoded, Encoder
 from sftpipe.data.guard import FORGED
-from sftpipe.data.measure import Dropped, Part, RowFacts, equal_before, padding_share, read_facts
+from sftpipe.data.measure import Dropped, Part, RowFacts, equal_before, read_facts
+from sftpipe.data.packing import PackingReport
 from sftpipe.errors import DataError, Problem
 from sftpipe.schema import TrainConfig
 
@@ -78,7 +79,7 @@ class Preflight:
     warnings: what deserves a look, and stops nothing.
     end_tokens: {special token that ends a trained part: rows}; generation must stop at each of them.
     special_tokens: {its name in the tokenizer: [token, id]}.
-    padding_share: of all tokens of the training batches, before packing; an estimate.
+    padding_share: of all tokens of the training batches; an estimate, as their order is drawn later.
     packing: what packing made of the rows; None without it.
     """
 
@@ -88,7 +89,7 @@ class Preflight:
     end_tokens: dict[str, int] = field(default_factory=dict)
     special_tokens: dict[str, Any] = field(default_factory=dict)
     padding_share: float = 0.0
-    packing: dict[str, Any] | None = None
+    packing: PackingReport | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -143,7 +144,6 @@ def inspect(parts: Mapping[str, Sequence[Part]], encoder: Encoder, cfg: TrainCon
         problems += _limits(part, fact, encoder, cfg) + _faults(part, fact, compared, encoder)
         report.warnings += _remarks(part, fact, compared, encoder)
     report.end_tokens = {tokenizer.convert_ids_to_tokens(token): count for token, count in ends.most_common()}
-    report.padding_share = _padding(flat, facts, cfg)
     repeated = shared.problems(list(parts), encoder)
     if cfg.preflight.duplicates == "error":
         problems += repeated
@@ -186,14 +186,6 @@ def _split_report(part: Part, fact: RowFacts, shared: _Shared, number: int, comp
         forged_rows=int(fact.escaped.sum()) + reasons[FORGED],
         compared_rows=compared.rows,
     )
-
-
-def _padding(parts: Sequence[Part], facts: Sequence[RowFacts], cfg: TrainConfig) -> float:
-    import numpy as np
-
-    lengths = np.concatenate([fact.length for part, fact in zip(parts, facts, strict=True) if part.split == "train"] or [np.zeros(0, int)])
-    strategy = cfg.sft.get("train_sampling_strategy", "random")
-    return padding_share(lengths, cfg.sft.get("per_device_train_batch_size", 8), strategy, cfg.sft.get("pad_to_multiple_of") or 1)
 
 
 # --- what stops a run -----------------------------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from sftpipe.data.encode import TOO_LONG, Encoded, Encoder
 from sftpipe.data.formats import Conversation, PromptCompletion, Row, RowFunction, Sample, check_columns, guarded_columns, to_samples
 from sftpipe.data.guard import Guard
 from sftpipe.data.labels import IGNORED
-from sftpipe.data.measure import Dropped, Part
-from sftpipe.data.packing import SPLITTING, Collator, Isolation, pack
+from sftpipe.data.measure import Dropped, Part, padding_share, row_lengths
+from sftpipe.data.packing import SPLITTING, Collator, Isolation, PackingReport, pack
 from sftpipe.data.preflight import Preflight, inspect
 from sftpipe.data.read import load_function
 from sftpipe.data.source import SPLITS, Rows, Source, load_sources
@@ -126,7 +126,8 @@ def prepare_data(cfg: TrainConfig, tokenizer: Any, collate: Collator, isolation:
     report = inspect(parts, encoder, cfg)
     finished = {split: _joined(group).select_columns(["input_ids", "labels"]) for split, group in parts.items()}
     if cfg.packing:
-        finished = {split: _packed(rows, split, cfg) for split, rows in finished.items()}
+        finished, report.packing = _packed(finished, cfg, isolation)
+    report.padding_share = _padding(finished["train"], cfg, collate)
     return PreparedData(
         train=finished["train"],
         validation=finished.get("validation"),
@@ -316,12 +317,23 @@ def _limit_length(part: Part, cfg: TrainConfig) -> Part:
     return replace(part, rows=kept, dropped=sorted([*part.dropped, *dropped], key=lambda one: one.index))
 
 
-def _packed(rows: Any, split: str, cfg: TrainConfig) -> Any:
-    """Rows packed as the config says; validation and test only when asked."""
+def _packed(finished: Mapping[str, Any], cfg: TrainConfig, isolation: Isolation | None) -> tuple[dict[str, Any], PackingReport]:
+    """The splits packed as the config says, validation and test only when asked; and what became of them."""
     assert cfg.packing
-    if split != "train" and not cfg.packing.pack_eval:
-        return rows
-    return pack(rows, cfg.packing.strategy, cfg.sft.get("max_length"), split)
+    strategy, limit = cfg.packing.strategy, cfg.sft.get("max_length")
+    packed = {split: pack(rows, strategy, limit, split) if split == "train" or cfg.packing.pack_eval else rows
+              for split, rows in finished.items()}  # fmt: skip
+    changed = [split for split, rows in packed.items() if rows is not finished[split]]
+    counts = {split: [len(finished[split]), len(packed[split])] for split in changed}
+    fill = {split: round(float(row_lengths(packed[split]).sum()) / (len(packed[split]) * limit), 4) for split in changed if limit}
+    return packed, PackingReport(strategy, counts, fill, isolation)
+
+
+def _padding(rows: Any, cfg: TrainConfig, collate: Collator) -> float:
+    if collate.apart == "positions":
+        return 0.0  # the rows of a batch make one
+    strategy, multiple = cfg.sft.get("train_sampling_strategy", "random"), cfg.sft.get("pad_to_multiple_of") or 1
+    return padding_share(row_lengths(rows), cfg.sft.get("per_device_train_batch_size", 8), strategy, multiple)
 
 
 # --- mixtures -------------------------------------------------------------------------------------------------------------------------
