@@ -18,6 +18,8 @@ from sftpipe.schema import TrainConfig
 from sftpipe.terminal import console, quiet_libraries
 
 ROUNDS = 5
+_DATA_ROUNDS = 3
+_PACKED_LENGTH = 2048
 
 
 def step() -> dict[str, Any]:
@@ -81,6 +83,7 @@ def data(rows: int = 22_000) -> dict[str, Any]:
     from unittest.mock import patch
 
     from sftpipe.config import compose
+    from sftpipe.data.packing import pack
     from sftpipe.pipeline import prepare
 
     with tempfile.TemporaryDirectory() as folder, quiet_libraries():
@@ -89,35 +92,36 @@ def data(rows: int = 22_000) -> dict[str, Any]:
         words = ["dataset=json", f"dataset.data_files={file}", "format=instruction", "sft.max_length=null"]
         tokenizer = prepare(compose([*words, "dataset.limit=8"])).tokenizer
 
-        def ours(processes: int) -> tuple[float, float, Any]:
-            """Seconds of a miss and of a hit, and the rows."""
-            with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, {"SFTPIPE_CACHE": cache}):
-                cfg = compose([*words, f"dataset.num_proc={processes if processes > 1 else 'null'}"])
-                start = time.perf_counter()
-                made = _encoded(cfg, tokenizer)
-                miss = time.perf_counter() - start
-                start = time.perf_counter()
-                _encoded(cfg, tokenizer)
-                return miss, time.perf_counter() - start, made[:]
+        cfg = {processes: compose([*words, f"dataset.num_proc={processes}"]) for processes in (1, 2)}
+        seconds: dict[str, list[float]] = {name: [] for name in ("trl", "miss", "miss, 2 processes", "hit")}
 
-        seconds: dict[str, float] = {}
-        with console.status(f"{rows} rows, four times ..."):
-            theirs, seconds["trl"] = _prepared_by_trl(file, tokenizer, Path(folder))
-            seconds["one process"], hit, made = ours(1)
-            seconds["two processes"], _, _ = ours(2)
-    end = tokenizer("\n", add_special_tokens=False).input_ids
-    same = sum(
-        row_ids == their_ids and _without_end(their_labels, end) == row_labels
-        for row_ids, row_labels, their_ids, their_labels in zip(made["input_ids"], made["labels"], *theirs, strict=True)
-    )
+        def timed(name: str, make: Callable[[], Any]) -> Any:
+            start = time.perf_counter()
+            made = make()
+            seconds[name].append(time.perf_counter() - start)
+            return made
+
+        with console.status(f"{rows} rows, {_DATA_ROUNDS} rounds ..."):
+            source = _conversations(file)
+            for number in range(_DATA_ROUNDS):
+                theirs = timed("trl", lambda: _prepared_by_trl(source, tokenizer))
+                with patch.dict(os.environ, {"SFTPIPE_CACHE": f"{folder}/cache-2-{number}"}):
+                    timed("miss, 2 processes", lambda: _encoded(cfg[2], tokenizer))
+                with patch.dict(os.environ, {"SFTPIPE_CACHE": f"{folder}/cache-{number}"}):
+                    timed("miss", lambda: _encoded(cfg[1], tokenizer))
+                    made = timed("hit", lambda: _encoded(cfg[1], tokenizer))
+                    packed = pack(made, "bfd", _PACKED_LENGTH, "train")
+            same, tokens = _compared(made, theirs, tokenizer("\n", add_special_tokens=False).input_ids)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
     return {
-        "rows": f"{rows}, {sum(map(len, made['input_ids'])) / rows:.0f} tokens on average",
-        "trl_rows_per_s": round(rows / seconds["trl"]),
-        "sftpipe_rows_per_s": round(rows / seconds["one process"]),
-        "sftpipe_rows_per_s, 2 processes": round(rows / seconds["two processes"]),
-        "sftpipe / trl": round(seconds["trl"] / seconds["one process"], 2),
-        "sftpipe / trl, 2 processes": round(seconds["trl"] / seconds["two processes"], 2),
-        "cache miss / hit": round(seconds["one process"] / hit, 1),
+        "rows": f"{rows}, {tokens / rows:.0f} tokens on average",
+        "trl_rows_per_s": round(rows / median["trl"]),
+        "sftpipe_rows_per_s": round(rows / median["miss"]),
+        "sftpipe_rows_per_s, 2 processes": round(rows / median["miss, 2 processes"]),
+        "sftpipe / trl": round(median["trl"] / median["miss"], 2),
+        "sftpipe / trl, 2 processes": round(median["trl"] / median["miss, 2 processes"], 2),
+        "cache miss / hit": round(median["miss"] / median["hit"], 1),
+        f"bfd at {_PACKED_LENGTH} tokens": f"{len(packed)} rows, {tokens / (len(packed) * _PACKED_LENGTH):.2%} full",
         "same ids and labels": f"{same} of {rows}, the line break behind the end token apart, which TRL trains",
     }
 
@@ -131,7 +135,7 @@ def _encoded(cfg: TrainConfig, tokenizer: Any) -> Any:
 
 
 def _instructions(rows: int) -> Iterator[dict[str, str]]:
-    """Instruction rows of random words, each another; half of them with an input."""
+    """Instruction rows of random words, each another; a third of them with an input, answers mostly short and some long."""
     draw = random.Random(0)
     words = ["the", "of", "a", "robot", "weather", "river", "summer", "small", "question", "answer", "learn", "model", "data", "light",
              "house", "green", "winter", "apple", "music", "write", "simple", "careful", "morning", "letter", "build", "quiet", "window",
@@ -142,45 +146,54 @@ def _instructions(rows: int) -> Iterator[dict[str, str]]:
 
     for number in range(rows):
         yield {
-            "instruction": f"{number}: {sentence(9)}",
-            "input": sentence(6) if number % 2 else "",
-            "output": sentence(draw.randint(4, 24)),
+            "instruction": f"{number}: {sentence(draw.randint(3, 12))}",
+            "input": sentence(6) if number % 3 == 0 else "",
+            "output": sentence(1 + int(draw.expovariate(1 / 16))),
         }
 
 
-def _prepared_by_trl(file: Path, tokenizer: Any, folder: Path) -> tuple[tuple[list[list[int]], list[list[int]]], float]:
-    """(input_ids, labels) of all rows as TRL's trainer prepares conversational prompt-completion rows, and the seconds it took."""
+def _conversations(file: Path) -> Any:
+    """The rows as TRL wants them: a `datasets.Dataset` of conversations in prompt and completion."""
     import datasets
-    from trl import SFTTrainer
 
     def turns(row: dict[str, str]) -> dict[str, Any]:
         question = f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]
         return {"prompt": [{"role": "user", "content": question}], "completion": [{"role": "assistant", "content": row["output"]}]}
 
-    lines = [turns(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
-    source = datasets.Dataset.from_list(lines)
-    source.save_to_disk(str(folder / "trl"))
+    datasets.Dataset.from_list([turns(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]).save_to_disk(
+        str(file.parent / "conversations")
+    )
+    return datasets.load_from_disk(str(file.parent / "conversations"))
+
+
+def _prepared_by_trl(source: Any, tokenizer: Any) -> Any:
+    """The rows as TRL's trainer prepares conversations in prompt and completion."""
+    import datasets
+    from trl import SFTTrainer
+
     trainer = SimpleNamespace(chat_template=None, completion_only_loss=True, _tokenizer=tokenizer)
     arguments = SimpleNamespace(
         assistant_only_loss=False, max_length=None, dataset_text_field="text", dataset_num_proc=None, shuffle_dataset=False
     )
-    loaded = datasets.load_from_disk(str(folder / "trl"))
-    start = time.perf_counter()
-    prepared = SFTTrainer._prepare_dataset(trainer, loaded, tokenizer, arguments, False, None, "train")
-    seconds = time.perf_counter() - start
-    made = prepared[:]
-    if "labels" in made:
-        return (made["input_ids"], made["labels"]), seconds
-    labels = [
-        [token if trained else IGNORED for token, trained in zip(ids, mask, strict=True)]
-        for ids, mask in zip(made["input_ids"], made["completion_mask"], strict=True)
-    ]
-    return (made["input_ids"], labels), seconds
+    datasets.disable_caching()
+    try:
+        return SFTTrainer._prepare_dataset(trainer, source, tokenizer, arguments, False, None, "train")
+    finally:
+        datasets.enable_caching()
 
 
-def _without_end(labels: list[int], end: list[int]) -> list[int]:
-    """Labels with the line break behind the end token masked."""
-    return [*labels[: -len(end)], *[IGNORED] * len(end)] if labels[-len(end) :] == end else labels
+def _compared(ours: Any, theirs: Any, end: list[int]) -> tuple[int, int]:
+    """(rows whose ids and labels are the same, tokens of all); ours mask the line break behind the end token."""
+    same = tokens = 0
+    for row, other in zip(ours, theirs, strict=True):
+        labels = other.get("labels") or [
+            token if trained else IGNORED for token, trained in zip(other["input_ids"], other["completion_mask"], strict=True)
+        ]
+        if labels[-len(end) :] == end:
+            labels = [*labels[: -len(end)], *[IGNORED] * len(end)]
+        same += row["input_ids"] == other["input_ids"] and row["labels"] == labels
+        tokens += len(row["input_ids"])
+    return same, tokens
 
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {"step": step, "data": data}

@@ -13,6 +13,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from jinja2.exceptions import TemplateSyntaxError
@@ -118,10 +119,10 @@ class ChatTemplate:
         try:
             if not blocks and all(len(message) == 2 for message in messages) and not chat.tools and not chat.template_kwargs:
                 # what `render_jinja_template` does, without its copies of what is plain already
-                text = _compile_jinja_template(source).render(
-                    messages=messages, tools=None, documents=None, add_generation_prompt=prompt, **variables
-                )
-                return str(text), []
+                template, names = _compiled(source)
+                variables |= {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": prompt}
+                context = template.new_context({**names, **variables}, shared=True)
+                return "".join(template.root_render_func(context)), []
             texts, indices = render_jinja_template(
                 conversations=[messages],
                 tools=[dict(tool) for tool in chat.tools] or None,
@@ -147,7 +148,7 @@ class ChatTemplate:
                 would see it.
         """
         self._forget()
-        blocks = bool(_GENERATION.search(self.source(chat.tools)))
+        blocks = _has_blocks(self.source(chat.tools))
         text, spans = self._render(chat, where, prompt=False, blocks=blocks)
         shape = _shape(chat)
         skeleton = self._skeleton(chat, shape, prompt=False, where=where)
@@ -333,6 +334,18 @@ def rewritten(where: str, difference: str) -> RowError:
             fix=_WAYS_OUT,
         ),
     )
+
+
+@cache
+def _compiled(source: str) -> tuple[Any, dict[str, Any]]:
+    """A template, and the global names that it may use."""
+    template = _compile_jinja_template(source)
+    return template, dict(template.globals)
+
+
+@cache
+def _has_blocks(source: str) -> bool:
+    return bool(_GENERATION.search(source))
 
 
 def trained_turns(chat: Conversation, loss: str) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from sftpipe.data.formats import Sample
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.measure import Part
 
-COMPARED = 200  # rows of a part, evenly spread
+COMPARED = 100  # rows of a part, evenly spread
 _SHOWN = 60  # characters that an excerpt shows at each end
 
 

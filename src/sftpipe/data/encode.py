@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import Any
@@ -19,6 +20,7 @@ from sftpipe.data.labels import IGNORED, Span, labels_from_spans, response_spans
 from sftpipe.errors import DataError, Problem, RowError
 from sftpipe.schema import LossConfig
 
+_TOGETHER = 128  # samples that are tokenised by one call
 TOO_LONG = "longer than sft.max_length"  # the reason of rows that are dropped for their length
 
 
@@ -56,6 +58,7 @@ class Encoder:
         self.loss = loss
         self.template = ChatTemplate(tokenizer)
         self.special_ids = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        self._eos = tokenizer.eos_token_id
         self._bos = self._added_bos()
         self._adds_space = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids)[0] == "\u2581a"
         self._swallowing = tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.rstrip)
@@ -79,22 +82,42 @@ class Encoder:
         Raises:
             DataError: the fault is not one row's: no chat template, or a loss that does not go with the format.
         """
+        rows: list[Encoded | RowError] = []
+        with ThreadPoolExecutor(1) as beside:  # the Rust tokenizer holds no interpreter lock: the next texts are rendered meanwhile
+            before: tuple[list[_Plan | RowError], Future[list[Tokens]]] | None = None
+            for start in range(0, len(samples), _TOGETHER):
+                plans = self._plans(samples[start : start + _TOGETHER], places[start : start + _TOGETHER])
+                parts = [part for plan in plans if isinstance(plan, _Plan) for part in plan.parts]
+                tokens = beside.submit(self._tokenize, parts)
+                if before:
+                    rows += self._rows(*before, places[len(rows) :])
+                before = plans, tokens
+            if before:
+                rows += self._rows(*before, places[len(rows) :])
+        return rows
+
+    def _plans(self, samples: Sequence[Sample], places: Sequence[str]) -> list[_Plan | RowError]:
         plans: list[_Plan | RowError] = []
         for sample, where in zip(samples, places, strict=True):
             try:
-                made = self._plan(sample, where)
-                self._check_characters(made, where)
-                plans.append(made)
+                plans.append(self._plan(sample, where))
             except RowError as error:
                 plans.append(error)
-        parts = [part for plan in plans if isinstance(plan, _Plan) for part in plan.parts]
-        tokens = self._tokenize(parts)
+        characters = set().union(*(part for plan in plans if isinstance(plan, _Plan) for part in plan.parts))
+        if characters <= self._known_characters:
+            return plans
+        return [plan if isinstance(plan, RowError) else self._lost_character(plan, where) or plan
+                for plan, where in zip(plans, places, strict=True)]  # fmt: skip
+
+    def _rows(self, plans: Sequence[_Plan | RowError], tokens: Future[list[Tokens]], places: Sequence[str]) -> list[Encoded | RowError]:
+        """The finished rows of plans, once their parts are tokenised."""
+        parts = iter(tokens.result())
         rows: list[Encoded | RowError] = []
-        for plan, where in zip(plans, places, strict=True):
+        for plan, where in zip(plans, places, strict=False):
             if isinstance(plan, RowError):
                 rows.append(plan)
                 continue
-            mine = [next(tokens) for _ in plan.parts]
+            mine = [next(parts) for _ in plan.parts]
             try:
                 rows.append(self._finish(plan, mine, where))
             except RowError as error:
@@ -247,25 +270,26 @@ class Encoder:
             ),
         )
 
-    def _check_characters(self, plan: _Plan, where: str) -> None:
-        """Refuse text that the tokenizer would lose: what is not in the vocabulary is dropped, or written as UNK, without a word."""
+    def _lost_character(self, plan: _Plan, where: str) -> RowError | None:
+        """The error of a text that the tokenizer would lose: what it does not know is dropped, or written as UNK, without a word."""
         characters = set().union(*plan.parts) - self._known_characters
         for character in sorted(characters):
             if "\ud800" <= character <= "\udfff":
                 found = f"a lone surrogate, U+{ord(character):04X}: half of a character"
-                raise RowError("broken text", Problem(where, found, fix="mend the row"))
+                return RowError("broken text", Problem(where, found, fix="mend the row"))
             text = f"a{character}a"
             ids = self.tokenizer(text, add_special_tokens=False).input_ids
             decoded = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
             if _normal(decoded) != _normal(text):
                 found = f"{character!r} (U+{ord(character):04X}) is not in the tokenizer's vocabulary; it would be read as {decoded!r}"
                 problem = Problem(where, found, fix="remove the character from the row, or use another tokenizer")
-                raise RowError("character outside the vocabulary", problem)
+                return RowError("character outside the vocabulary", problem)
             self._known_characters.add(character)
+        return None
 
     # --- ids ----------------------------------------------------------------------------------------------------------------------
 
-    def _tokenize(self, parts: Sequence[str]) -> Iterator[Tokens]:
+    def _tokenize(self, parts: Sequence[str]) -> list[Tokens]:
         """The tokens of each part, from one call of the Rust tokenizer, whose results are asked for no more than is needed.
 
         SentencePiece puts a space in front of whatever it is given; a part that brings its own must not get two.
@@ -276,8 +300,7 @@ class Encoder:
             backend.no_padding()
             backend.no_truncation()
         encoded = backend.encode_batch(moved, add_special_tokens=False) if parts else ()
-        for part, cut, encoding in zip(parts, moved, encoded, strict=True):
-            yield encoding.ids, encoding, len(part) - len(cut)
+        return [(encoding.ids, encoding, len(part) - len(cut)) for part, cut, encoding in zip(parts, moved, encoded, strict=True)]
 
     def _finish(self, plan: _Plan, tokens: Sequence[Tokens], where: str) -> Encoded:
         """Join the parts and find the trained tokens."""
@@ -293,8 +316,8 @@ class Encoder:
             ids += part_ids
             offsets.add(len(ids), at + moved, encoding)
             at += len(part)
-        if not plan.chat and ids[-1] != self.tokenizer.eos_token_id:
-            ids.append(self.tokenizer.eos_token_id)
+        if not plan.chat and ids[-1] != self._eos:
+            ids.append(self._eos)
             offsets.add(len(ids), at, None)
         by_ids = self.loss.type == "response_template" and not isinstance(self.loss.response_template, str)
         if not plan.answers and not by_ids:
@@ -316,7 +339,7 @@ class Encoder:
             raise RowError("no trained token", problem)
         return Encoded(ids, labels)
 
-    def _span(self, answer: Answer, ids: list[int], offsets: Sequence[Span], firsts: dict[int, int], length: int, where: str) -> Span:
+    def _span(self, answer: Answer, ids: list[int], offsets: _Offsets, firsts: dict[int, int], length: int, where: str) -> Span:
         """Tokens of an answer: from the first that reaches into it to the last that does, or to the token that ends the turn."""
         first = firsts.get(answer.start)
         if first is None:
@@ -327,22 +350,27 @@ class Encoder:
             return first, next((at for at in range(first, len(ids)) if offsets[at][0] >= answer.stop), len(ids))
         return first, self._turn_end(answer, first, ids, offsets, where)
 
-    def _turn_end(self, answer: Answer, first: int, ids: list[int], offsets: Sequence[Span], where: str) -> int:
+    def _turn_end(self, answer: Answer, first: int, ids: list[int], offsets: _Offsets, where: str) -> int:
         """Behind the special token that ends the turn; white space after it stays masked.
 
         Added tokens may stand inside a tool call, so its end is one of the tokens that end plain answers, or else the last special token
         of the turn. Where EOS follows the first special token at once, it ends the turn.
         """
-        special = [at for at in range(first, len(ids)) if ids[at] in self.special_ids]
-        behind = [at for at in special if answer.stop < offsets[at][1] <= answer.limit]
+        start = offsets.token_at(answer.stop)
+        behind = []
+        for at in range(first if start is None else max(first, start), len(ids)):
+            if offsets[at][1] > answer.limit:
+                break
+            if ids[at] in self.special_ids and offsets[at][1] > answer.stop:
+                behind.append(at)
         if answer.called:
             ends = self._plain_ends(where)
             behind = [at for at in behind if ids[at] in ends][:1] or behind[-1:]
         if behind:
             end = behind[0]
-            while ids[end] != self.tokenizer.eos_token_id and end + 1 in behind and self._is_bare(ids[end], offsets[end]):
+            while ids[end] != self._eos and end + 1 in behind and self._is_bare(ids[end], offsets[end]):
                 end += 1
-            return (end if ids[end] == self.tokenizer.eos_token_id else behind[0]) + 1
+            return (end if ids[end] == self._eos else behind[0]) + 1
         stop = next((at for at in range(first, len(ids)) if offsets[at][1] > answer.limit), len(ids))
         if stop < len(ids) and self._plain_ends(where):
             text = self.tokenizer.decode(ids[first:stop][-20:])
@@ -388,7 +416,7 @@ class Encoder:
             raise self._no_end(where)
         return self._turn_ends
 
-    def _joint_span(self, plan: _Plan, ids: list[int], offsets: Sequence[Span], where: str) -> Span:
+    def _joint_span(self, plan: _Plan, ids: list[int], offsets: _Offsets, where: str) -> Span:
         """Alpaca's length mask: as many tokens as the prompt has by itself, whatever the answer's first token took from it."""
         answer = plan.answers[0]
         prompt = "".join(plan.parts)[: answer.start]
@@ -409,6 +437,14 @@ class _Offsets(Sequence[Span]):
         """A part that ends in front of token `stop`."""
         self._parts.append((len(self), character, encoding))
         self._stops.append(stop)
+
+    def token_at(self, character: int) -> int | None:
+        """The first token that a character of the text is in; None where it is in none."""
+        for first, start, encoding in reversed(self._parts):
+            if encoding is not None and start <= character:
+                token = encoding.char_to_token(character - start)
+                return None if token is None else first + token
+        return None
 
     def __len__(self) -> int:
         return self._stops[-1] if self._stops else 0

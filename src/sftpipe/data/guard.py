@@ -39,7 +39,8 @@ class Guard:
         Raises:
             RowError: a text in them holds a special token (`preflight.forged_turns=error`).
         """
-        return {**row, **{name: _map_strings(row[name], self._check, f"{where}.{name}") for name in columns if name in row}}
+        found = {name: _map_strings(row[name], self._check, f"{where}.{name}") for name in columns if name in row}
+        return {**row, **found} if found else row
 
     def filled(self, sample: PromptCompletion, cfg: FormatConfig, where: str) -> PromptCompletion:
         """A filled pattern, whose columns `row` has seen.

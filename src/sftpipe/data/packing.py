@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from sftpipe.data.cache import cached, code_digest, digest
+from sftpipe.data.measure import row_lengths
 
 SPLITTING = ("bfd_split", "wrapped")  # strategies that split rows; for the others `over_length` acts on long rows before
 ISOLATED = ("bfd", "bfd_split", "padding_free")  # strategies whose rows must not see each other
-_AT_ONCE = 20_000  # rows that are packed together: enough to fill, and few enough for memory
+_AT_ONCE = 16_000_000  # tokens that are packed together: enough to fill, and few enough for memory
 
 
 def pack(rows: Any, strategy: str, max_length: int | None, name: str) -> Any:
@@ -37,7 +38,8 @@ def pack(rows: Any, strategy: str, max_length: int | None, name: str) -> Any:
     def build(folder: Path) -> None:
         from trl import pack_dataset
 
-        options = {"batch_size": _AT_ONCE, "cache_file_name": str(folder / "rows.arrow"), "desc": f"Packing {name}"}
+        at_once = max(1, len(rows) * _AT_ONCE // max(1, int(row_lengths(rows).sum())))
+        options = {"batch_size": at_once, "cache_file_name": str(folder / "rows.arrow"), "desc": f"Packing {name}"}
         pack_dataset(rows, max_length, strategy, options)
 
     key = digest(code_digest(), rows._fingerprint, strategy, max_length)
