@@ -55,8 +55,10 @@ ci: lint test-all  ## what .ci/run runs: lint, all tests, one real training and 
 golden: $(STAMP)  ## write the reviewed text files of tests/golden anew; say why in the pull request
 	$(BIN)/python -m pytest tests -k golden --write-golden $(ARGS)
 
-bench: $(STAMP)  ## measure a training step against TRL's own
+bench: $(STAMP)  ## measure a training step and the data engine against TRL's own, and memory
 	$(BIN)/sftpipe bench step
+	$(BIN)/sftpipe bench data
+	$(BIN)/sftpipe bench memory
 
 clean:  ## remove the environment, runs and build products (the model cache stays)
 	rm -rf $(VENV) outputs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

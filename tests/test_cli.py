@@ -91,8 +91,8 @@ def test_version_is_printed_alone(said: Said) -> None:
         (["train", "-m", "recipe=yoda,yodaa"], "recipe=yodaa (command line): no such recipe"),
         (["train", "-m", "recipe=yoda", "seed=1,x"], "seed (command line): 'x' (str)"),
         (["train", "recipe=yoda", "lora.r=4,8"], "use -m for a sweep: sftpipe train -m recipe=yoda lora.r=4,8"),
-        (["bench"], "sftpipe bench: no part\n      allowed: step, data"),
-        (["bench", "stepp"], "sftpipe bench: stepp\n      allowed: step, data"),
+        (["bench"], "sftpipe bench: no part\n      allowed: step, data, memory"),
+        (["bench", "stepp"], "sftpipe bench: stepp\n      allowed: step, data, memory"),
     ],
 )
 def test_a_mistake_says_what_to_type_and_exits_with_2(words: list[str], message: str, said: Said, tmp_path: Path) -> None:

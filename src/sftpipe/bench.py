@@ -6,9 +6,11 @@ import json
 import os
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -126,6 +128,38 @@ def data(rows: int = 22_000) -> dict[str, Any]:
     }
 
 
+def memory(rows: Sequence[int] = (22_000, 220_000)) -> dict[str, Any]:
+    """Peak memory of `sftpipe check` on generated instruction rows: more rows must not take more.
+
+    Counts a process's own memory (RssAnon); rows are files that are mapped into it, which the system drops when it needs the room. Linux.
+    """
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder, console.status("Two data sets ..."):
+        for count in rows:
+            file = Path(folder) / f"{count}.jsonl"
+            with file.open("w", encoding="utf-8") as out:
+                out.writelines(json.dumps(row) + "\n" for row in _instructions(count))
+            words = ["check", "dataset=json", f"dataset.data_files={file}", "format=instruction", "sft.max_length=null"]
+            process = subprocess.Popen(
+                [sys.executable, "-m", "sftpipe", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+            peak = 0
+            while process.poll() is None:
+                peak = max(peak, _own_memory(process.pid))
+                time.sleep(0.05)
+            if process.returncode:
+                raise RuntimeError(process.communicate()[1])
+            found[f"{count} rows"] = f"{peak / 2**20:.0f} MiB"
+    return found
+
+
+def _own_memory(pid: int) -> int:
+    """Bytes that a process holds for itself; 0 when it has just ended."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    line = next((line for line in status.splitlines() if line.startswith("RssAnon:")), "RssAnon: 0 kB")
+    return int(line.split()[1]) * 1024
+
+
 def _encoded(cfg: TrainConfig, tokenizer: Any) -> Any:
     """The train rows of a config."""
     from sftpipe.data.packing import Collator
@@ -196,4 +230,4 @@ def _compared(ours: Any, theirs: Any, end: list[int]) -> tuple[int, int]:
     return same, tokens
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {"step": step, "data": data}
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {"step": step, "data": data, "memory": memory}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,6 +175,36 @@ def test_validation_is_packed_only_when_asked() -> None:
     )
     assert len(plain.validation) == 20
     assert len(asked.validation) == len(asked.train) < 20
+
+
+def test_the_report_tells_how_full_packed_rows_are_and_how_they_are_kept_apart() -> None:
+    words = ["recipe=yoda", "dataset.limit=20", "sft.max_length=256"]
+    data = sftpipe.prepare(sftpipe.compose([*words, "packing=bfd"]))
+    assert data.preflight.packing is not None
+    assert data.preflight.packing.strategy == "bfd"
+    tokens = sum(len(row["input_ids"]) for row in data.train)
+    assert data.preflight.packing.rows == {"train": [20, len(data.train)]}
+    assert data.preflight.packing.fill == {"train": pytest.approx(tokens / (len(data.train) * 256), abs=1e-4)}
+    assert data.preflight.packing.isolation == data.isolation
+    assert data.preflight.padding_share == 0
+    first, second = data.preflight.packing.lines()
+    assert first == f"bfd: 20 train rows in {len(data.train)}, {tokens / (len(data.train) * 256):.1%} full"
+    assert re.fullmatch(r"positions that restart; packing moves a logit by [0-9.e-]+ standard deviations", second)
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["packing=padding_free", "packing.isolation=trust"],
+         ["padding_free: each batch is one row", "positions that restart; trusted, not measured"]),
+        (["packing=wrapped"], ["wrapped: 20 train rows in ", "none: rows are joined, and see each other, by design"]),
+    ],
+)  # fmt: skip
+def test_the_report_says_what_was_not_measured(words: list[str], lines: list[str]) -> None:
+    data = sftpipe.prepare(sftpipe.compose(["recipe=yoda", "dataset.limit=20", "sft.max_length=256", *words]))
+    assert data.preflight.packing is not None
+    said = data.preflight.packing.lines()
+    assert all(line.startswith(start) for line, start in zip(said, lines, strict=True)), said
 
 
 def test_length_limits_act_before_packing() -> None:

@@ -126,6 +126,7 @@ def test_the_adapter_loads_with_plain_peft_and_gives_the_same_logits(real_run: P
 # --- sweeps, signals, kills -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_each_job_a_complete_folder(cli: Any, tiny_model: Path, tmp_path: Path) -> None:
     done = cli("train", "-m", *on(tiny_model, "lora.r=4,8"), "--json")
     assert done.returncode == 0, done.stderr
@@ -137,6 +138,7 @@ def test_a_sweep_gives_each_job_a_complete_folder(cli: Any, tiny_model: Path, tm
         assert yaml.safe_load((run / "config.yaml").read_text())["lora"]["r"] == rank
 
 
+@pytest.mark.slow
 def test_a_failed_job_does_not_stop_the_others(cli: Any, tiny_model: Path) -> None:
     done = cli("train", "-m", *on(tiny_model, "sft.max_length=40,256"), "--json")
     assert done.returncode == 2
@@ -148,7 +150,11 @@ def test_a_failed_job_does_not_stop_the_others(cli: Any, tiny_model: Path) -> No
 # four epochs of 6 steps, with dropout, accumulation and evaluations in between
 LONG = ("dataset.limit=48", "sft.num_train_epochs=4", "sft.max_steps=24", "sft.save_steps=4", "sft.gradient_accumulation_steps=2",
         "sft.per_device_train_batch_size=4", "sft.eval_strategy=steps", "+sft.eval_steps=5")  # fmt: skip
-SAMPLING = ("random", "group_by_length")
+WAYS: dict[str, tuple[str, ...]] = {
+    "random": ("sft.train_sampling_strategy=random",),
+    "by length": ("sft.train_sampling_strategy=group_by_length",),
+    "packed": ("packing=bfd", "sft.max_length=160", "sft.train_sampling_strategy=random", "dataset.limit=120"),
+}
 
 
 def stop_behind_checkpoint(step: int, words: list[str], folder: Path, number: signal.Signals) -> tuple[int, str]:
@@ -164,25 +170,25 @@ def stop_behind_checkpoint(step: int, words: list[str], folder: Path, number: si
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict[str, Path]:
-    """The runs that nothing interrupts, one for each sampling."""
+    """The runs that nothing interrupts, one for each way."""
     runs = {}
-    for sampling in SAMPLING:
-        folder = tmp_path_factory.mktemp(sampling)
-        words = on(tiny_model, *LONG, f"sft.train_sampling_strategy={sampling}", "run=run")
+    for way, more in WAYS.items():
+        folder = tmp_path_factory.mktemp(way.replace(" ", "-"))
+        words = on(tiny_model, *LONG, *more, "run=run")
         subprocess.run([sys.executable, "-m", "sftpipe", "train", *words], cwd=folder, check=True, capture_output=True, timeout=600)
-        runs[sampling] = folder / "run"
+        runs[way] = folder / "run"
     return runs
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code", "sampling"),
-    [(signal.SIGKILL, -9, "group_by_length"), (signal.SIGTERM, 143, "random"), (signal.SIGINT, 130, "group_by_length")],
+    ("number", "code", "way"),
+    [(signal.SIGKILL, -9, "by length"), (signal.SIGTERM, 143, "random"), (signal.SIGINT, 130, "by length"), (signal.SIGKILL, -9, "packed")],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(
-    number: signal.Signals, code: int, sampling: str, unbroken: dict[str, Path], cli: Any, tiny_model: Path, tmp_path: Path
+    number: signal.Signals, code: int, way: str, unbroken: dict[str, Path], cli: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
-    words = on(tiny_model, *LONG, f"sft.train_sampling_strategy={sampling}", "run=run")
+    words = on(tiny_model, *LONG, *WAYS[way], "run=run")
     returned, said = stop_behind_checkpoint(8, words, tmp_path, number)
     assert returned == code, said
     assert not (tmp_path / "run" / "COMPLETE").exists()
@@ -194,14 +200,14 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert resumed.returncode == 0, resumed.stderr
     run = tmp_path / "run"
     assert (run / "attempts" / "2" / "manifest.json").is_file()
-    assert (run / "adapter_model.safetensors").read_bytes() == (unbroken[sampling] / "adapter_model.safetensors").read_bytes()
+    assert (run / "adapter_model.safetensors").read_bytes() == (unbroken[way] / "adapter_model.safetensors").read_bytes()
 
     def numbers(folder: Path) -> list[Any]:
         entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         return [[entry["step"], entry.get("loss"), entry.get("eval_loss"), entry.get("num_tokens")] for entry in entries]
 
-    assert numbers(run) == numbers(unbroken[sampling])
-    ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (run, unbroken[sampling]))
+    assert numbers(run) == numbers(unbroken[way])
+    ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (run, unbroken[way]))
     assert ours["validation"] == theirs["validation"]
     assert ours["test"] == theirs["test"]
     assert ours["train"]["loss"] == theirs["train"]["loss"]
@@ -212,6 +218,24 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     refused = cli("train", *words)
     assert refused.returncode == 2
     assert "never overwritten" in refused.stderr
+
+
+# --- packing --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_model_that_leaks_trains_packed_under_a_mask(tiny_opt: Path, cli: Any, tmp_path: Path) -> None:
+    words = ["recipe=yoda", "model=custom", f"model.name_or_path={tiny_opt}", "quantization=none",
+             "evaluation.max_new_tokens=4", "tokenizer.chat_template=chatml_bos_eos", "sft.max_steps=2", "sft.logging_steps=1",
+             "packing=bfd", "sft.max_length=256"]  # fmt: skip
+    done = cli("train", *words, "run=run")
+    assert done.returncode == 0, done.stderr
+    packing = json.loads((tmp_path / "run" / "preflight.json").read_text())["packing"]
+    assert packing["isolation"]["apart"] == "mask"
+    assert packing["isolation"]["figure"] < 1e-4 < 0.1 < packing["isolation"]["positions_figure"]
+    checked = cli("check", *words)
+    assert "isolation  a block-diagonal mask; packing moves a logit by" in checked.stdout
+    assert "positions alone leak" in checked.stdout
 
 
 # --- the wheel ------------------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from sftpipe.data.measure import row_lengths
 
 SPLITTING = ("bfd_split", "wrapped")  # strategies that split rows; for the others `over_length` acts on long rows before
 ISOLATED = ("bfd", "bfd_split", "padding_free")  # strategies whose rows must not see each other
-_AT_ONCE = 16_000_000  # tokens that are packed together: enough to fill, and few enough for memory
+_AT_ONCE = 2_000_000  # tokens that are packed together: enough to fill, and few enough for memory
 
 
 def pack(rows: Any, strategy: str, max_length: int | None, name: str) -> Any:
@@ -83,19 +83,19 @@ class PackingReport:
     isolation: Isolation | None
 
     def lines(self) -> list[str]:
-        """As a person reads it."""
+        """As a person reads it: the rows, and how they are kept apart."""
         made = [f"{before:,} {split} rows in {after:,}, {self.fill[split]:.1%} full" for split, (before, after) in self.rows.items()]
-        return [f"{self.strategy}: {', '.join(made) or 'each batch is one row'}", f"sequences {self._kept_apart()}"]
+        return [f"{self.strategy}: {', '.join(made) or 'each batch is one row'}", self._kept_apart()]
 
     def _kept_apart(self) -> str:
         found = self.isolation
         if found is None:
-            return "are joined, and see each other, by design"
-        if found.figure is None:
-            return f"are kept apart by {found.apart}, which is trusted and was not measured"
+            return "none: rows are joined, and see each other, by design"
         how = "positions that restart" if found.apart == "positions" else "a block-diagonal mask"
+        if found.figure is None:
+            return f"{how}; trusted, not measured"
         leak = f"; positions alone leak {found.positions_figure:.2g}" if found.positions_figure is not None else ""
-        return f"are kept apart by {how}: differences up to {found.figure:.1g} standard deviations of the logits{leak}"
+        return f"{how}; packing moves a logit by {found.figure:.1g} standard deviations{leak}"
 
 
 @dataclass(frozen=True)

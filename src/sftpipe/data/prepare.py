@@ -127,7 +127,7 @@ def prepare_data(cfg: TrainConfig, tokenizer: Any, collate: Collator, isolation:
     finished = {split: _joined(group).select_columns(["input_ids", "labels"]) for split, group in parts.items()}
     if cfg.packing:
         finished, report.packing = _packed(finished, cfg, isolation)
-    report.padding_share = _padding(finished["train"], cfg, collate)
+    report.padding_share = _padding(finished["train"], cfg, isolation)
     return PreparedData(
         train=finished["train"],
         validation=finished.get("validation"),
@@ -329,8 +329,8 @@ def _packed(finished: Mapping[str, Any], cfg: TrainConfig, isolation: Isolation 
     return packed, PackingReport(strategy, counts, fill, isolation)
 
 
-def _padding(rows: Any, cfg: TrainConfig, collate: Collator) -> float:
-    if collate.apart == "positions":
+def _padding(rows: Any, cfg: TrainConfig, isolation: Isolation | None) -> float:
+    if isolation and isolation.apart == "positions":
         return 0.0  # the rows of a batch make one
     strategy, multiple = cfg.sft.get("train_sampling_strategy", "random"), cfg.sft.get("pad_to_multiple_of") or 1
     return padding_share(row_lengths(rows), cfg.sft.get("per_device_train_batch_size", 8), strategy, multiple)
