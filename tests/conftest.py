@@ -77,11 +77,10 @@ def smollm2() -> Any:
 @pytest.fixture(scope="session")
 def tokenizer(smollm2: Any) -> Any:
     """The embedded model's tokenizer, with PAD settled."""
-    from sftpipe.catalog import conf_dir
+    from settled import settled
     from sftpipe.schema import TokenizerConfig
-    from sftpipe.tokenizer import load_tokenizer
 
-    return load_tokenizer(TokenizerConfig(), smollm2, conf_dir() / "chat_template")
+    return settled(TokenizerConfig(), smollm2)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,19 +14,6 @@ from sftpipe.schema import ModelConfig
 from sftpipe.weights import Weights, find_weights
 
 CPU = models.Precision("cpu", torch.float32, torch.float32, "")
-
-
-def test_a_tokenizer_with_more_tokens_than_rows_is_refused(tiny_model: Path, tokenizer: Any) -> None:
-    import copy
-
-    larger = copy.deepcopy(tokenizer)
-    larger.add_tokens(["##[YODA]##>"])
-    weights = find_weights(ModelConfig(str(tiny_model)))
-    model = models.load_base(ModelConfig(str(tiny_model)), {}, weights, CPU, frozen=True)
-    with pytest.raises(ModelError) as error:
-        models.fit_to_tokenizer(model, larger)
-    assert "49153 tokens" in str(error.value)
-    assert "49152 rows" in str(error.value)
 
 
 def test_auto_on_a_cpu_is_float32_with_its_reason() -> None:

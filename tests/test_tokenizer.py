@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from settled import settled
 from sftpipe.catalog import conf_dir
 from sftpipe.errors import ModelError
 from sftpipe.schema import TokenizerConfig
-from sftpipe.tokenizer import choose_pad_token, load_tokenizer
+from sftpipe.tokenizer import choose_pad_token, load_tokenizer, settle_tokenizer, unknown_tokens
 from sftpipe.weights import Weights
 
 TEMPLATES = conf_dir() / "chat_template"
@@ -25,7 +26,7 @@ Load = Callable[..., Any]
 @pytest.fixture
 def load(smollm2: Weights) -> Load:
     """`load_tokenizer` with some keys of the `tokenizer` group, on the embedded model."""
-    return lambda **keys: load_tokenizer(TokenizerConfig(**keys), smollm2, TEMPLATES)
+    return lambda **keys: settled(TokenizerConfig(**keys), smollm2)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_golden_auto_keeps_a_pad_of_its_own_and_else_takes_unk(raw: Callable[[st
 
 
 def test_golden_auto_adds_a_token_where_every_special_one_is_eos(golden: Path) -> None:
-    tokenizer = load_tokenizer(TokenizerConfig(name_or_path=str(golden / "tokenizers" / "gpt2")), NOWHERE, TEMPLATES)
+    tokenizer = settled(TokenizerConfig(name_or_path=str(golden / "tokenizers" / "gpt2")), NOWHERE)
     assert (tokenizer.pad_token, tokenizer.pad_token_id, len(tokenizer)) == ("[PAD]", 50257, 50258)
     assert (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token) == ("<|endoftext|>",) * 3
 
@@ -96,14 +97,92 @@ def test_eos_as_pad_is_refused(load: Load) -> None:
     )
 
 
-@pytest.mark.parametrize(("wanted", "fix"), [("<|endoftxt|>", "tokenizer.pad_token='<|endoftext|>'"), ("zzz~", "tokenizer.pad_token=auto")])
-def test_an_unknown_token_names_the_nearest_special_one(load: Load, wanted: str, fix: str) -> None:
+@pytest.mark.parametrize("role", ["pad_token", "eos_token", "bos_token", "unk_token"])
+@pytest.mark.parametrize(
+    ("wanted", "pieces", "fix"),
+    [
+        ("<|endoftxt|>", "7 tokens, < | end oft xt | >", "tokenizer.{role}='<|endoftext|>'"),
+        ("zzz~", "3 tokens, zz z ~", "tokenizer.special_tokens=['zzz~'] makes one token of it"),
+    ],
+)
+def test_a_token_that_the_vocabulary_splits_is_refused(load: Load, role: str, wanted: str, pieces: str, fix: str) -> None:
     with pytest.raises(ModelError) as error:
-        load(pad_token=wanted)
+        load(**{role: wanted})
     assert str(error.value) == (
-        f"tokenizer.pad_token: {wanted!r} is not in the vocabulary\n"
-        f"    allowed: auto, or a token such as <|im_start|>, <|im_end|>, <|endoftext|>\n    {fix}"
+        f"tokenizer.{role}: {wanted!r} is not in the vocabulary: it is split into {pieces}\n"
+        f"    allowed: auto, keep, or a token such as <|im_start|>, <|im_end|>, <|endoftext|>\n    {fix.format(role=role)}"
     )
+
+
+def test_there_must_be_a_pad_to_keep(golden: Path, load: Load) -> None:
+    with pytest.raises(ModelError, match=r"'<\|im_end\|>' is the EOS token"):
+        load(pad_token="keep")
+    with pytest.raises(ModelError) as error:
+        load(name_or_path=str(golden / "tokenizers" / "gpt2"), pad_token="keep")
+    assert str(error.value) == "tokenizer.pad_token: keep, and the tokenizer has no PAD\n    tokenizer.pad_token=auto"
+
+
+# --- new tokens -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_golden_new_tokens_get_the_ids_behind_the_vocabulary(golden: Path) -> None:
+    cfg = TokenizerConfig(name_or_path=str(golden / "tokenizers" / "opt-350m"), special_tokens=["<|im_start|>"], tokens=["##[YODA]##>"],
+                          bos_token="<|im_start|>", unk_token="<unk>")  # fmt: skip
+    tokenizer = load_tokenizer(cfg, NOWHERE)
+    assert settle_tokenizer(tokenizer, cfg, TEMPLATES) == range(50265, 50267)
+    assert tokenizer.convert_tokens_to_ids(["<|im_start|>", "##[YODA]##>"]) == [50265, 50266]
+    roles = ("bos_token", "eos_token", "unk_token", "pad_token")
+    assert [getattr(tokenizer, role) for role in roles] == ["<|im_start|>", "</s>", "<unk>", "<pad>"]
+    assert tokenizer.decode([50265, 133, 50266], skip_special_tokens=True) == "The##[YODA]##>"
+
+
+@pytest.mark.parametrize(
+    ("name", "added", "roles"),
+    [
+        ("opt-350m", [], ("</s>", "</s>", "</s>")),
+        ("gpt2", ["[PAD]"], ("<|endoftext|>",) * 3),
+        ("phi-3-mini-4k-instruct", [], ("<|endoftext|>", "<s>", "<unk>")),
+    ],
+)
+def test_golden_auto_adds_what_alpaca_adds(golden: Path, name: str, added: list[str], roles: tuple[str, ...]) -> None:
+    cfg = TokenizerConfig(name_or_path=str(golden / "tokenizers" / name), eos_token="auto", bos_token="auto", unk_token="auto")
+    tokenizer = load_tokenizer(cfg, NOWHERE)
+    assert tokenizer.convert_ids_to_tokens(list(settle_tokenizer(tokenizer, cfg, TEMPLATES))) == added
+    assert (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token) == roles
+
+
+def test_auto_adds_alpacas_tokens_where_there_are_none(load: Load, tokenizer: Any, tmp_path: Path) -> None:
+    bare = copy.deepcopy(tokenizer)
+    bare.eos_token = bare.bos_token = bare.unk_token = None
+    bare.save_pretrained(tmp_path / "bare")
+    made = load(name_or_path=str(tmp_path / "bare"), eos_token="auto", bos_token="auto", unk_token="auto")
+    assert made.convert_tokens_to_ids([made.eos_token, made.bos_token, made.unk_token]) == [49152, 49153, 49154]
+    assert (made.eos_token, made.bos_token, made.unk_token) == ("</s>", "<s>", "<unk>")
+
+
+@pytest.mark.parametrize(("key", "word"), [("special_tokens", "the"), ("tokens", "the")])
+def test_a_word_of_the_vocabulary_becomes_no_new_token(load: Load, key: str, word: str) -> None:
+    with pytest.raises(ModelError) as error:
+        load(**{key: [word]})
+    assert str(error.value) == (
+        f"tokenizer.{key}: 'the' is an ordinary token of the vocabulary (id 1195); as a new one it would be cut out of words\n"
+        "    allowed: strings that are no token yet\n    remove it from the list"
+    )
+
+
+def test_a_token_that_is_there_is_not_added_twice(load: Load, tokenizer: Any) -> None:
+    assert len(load(special_tokens=["<|im_end|>"])) == len(tokenizer)
+
+
+def test_a_blank_token_is_refused(load: Load) -> None:
+    with pytest.raises(ModelError, match=r"^tokenizer\.tokens: ' '"):
+        load(tokens=[" "])
+
+
+def test_tokens_that_a_template_writes_and_the_tokenizer_splits_are_found(load: Load) -> None:
+    assert unknown_tokens(load()) == []
+    assert unknown_tokens(load(chat_template="phi3")) == ["<|end|>", "<|assistant|>"]
+    assert unknown_tokens(load(chat_template="phi3", special_tokens=["<|end|>", "<|assistant|>"])) == []
 
 
 def test_rows_are_padded_on_the_right(tokenizer: Any) -> None:
@@ -152,8 +231,8 @@ def test_golden_opt_has_no_template_of_its_own(raw: Callable[[str], Any]) -> Non
 
 
 def test_markers_become_special_tokens_of_one_id_each(smollm2: Weights) -> None:
-    plain = load_tokenizer(TokenizerConfig(), smollm2, TEMPLATES)
-    tokenizer = load_tokenizer(TokenizerConfig(), smollm2, TEMPLATES, ["|SOUND|>", "|NOISE|>"])
+    plain = settled(TokenizerConfig(), smollm2)
+    tokenizer = settled(TokenizerConfig(), smollm2, ["|SOUND|>", "|NOISE|>"])
     assert tokenizer("a|SOUND|>b|NOISE|>").input_ids == [*plain("a").input_ids, len(plain), *plain("b").input_ids, len(plain) + 1]
     assert tokenizer.decode(tokenizer("a|SOUND|>b").input_ids, skip_special_tokens=True) == "ab"
 
@@ -170,14 +249,14 @@ def test_a_tokenizer_of_its_own_replaces_the_models(load: Load, tokenizer: Any, 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as error:
-        load_tokenizer(TokenizerConfig(name_or_path=str(tmp_path)), NOWHERE, TEMPLATES)
+        settled(TokenizerConfig(name_or_path=str(tmp_path)), NOWHERE)
     assert str(error.value).startswith(f"tokenizer.name_or_path: no tokenizer could be loaded from {tmp_path} (")
     assert str(error.value).endswith("\n    name a folder or hub id that holds a tokenizer.json")
 
 
 def test_a_hub_id_without_a_network_is_named() -> None:
     with pytest.raises(ModelError, match=r"^tokenizer\.name_or_path: no tokenizer could be loaded from someone/some-model \("):
-        load_tokenizer(TokenizerConfig(name_or_path="someone/some-model"), NOWHERE, TEMPLATES)
+        settled(TokenizerConfig(name_or_path="someone/some-model"), NOWHERE)
 
 
 def test_a_damaged_tokenizer_file_is_an_error_and_no_traceback(smollm2: Weights, tmp_path: Path) -> None:
@@ -185,7 +264,7 @@ def test_a_damaged_tokenizer_file_is_an_error_and_no_traceback(smollm2: Weights,
         shutil.copy(Path(smollm2.path) / name, tmp_path / name)
     (tmp_path / "tokenizer.json").write_text('{"version": ')
     with pytest.raises(ModelError, match=r"^tokenizer\.name_or_path: "):
-        load_tokenizer(TokenizerConfig(name_or_path=str(tmp_path)), NOWHERE, TEMPLATES)
+        settled(TokenizerConfig(name_or_path=str(tmp_path)), NOWHERE)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sftpipe.errors import ModelError, Problem
@@ -121,41 +121,98 @@ def quantization_config(quantization: Mapping[str, Any], precision: Precision) -
     return BitsAndBytesConfig(**fields)
 
 
-def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int] = ()) -> None:
-    """Make model and generation config name the tokenizer's PAD, BOS and EOS.
+def fit_to_tokenizer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    end_ids: Sequence[int] = (),
+    new_tokens: Sequence[int] = (),
+    multiple: int | None = None,
+) -> tuple[int, int]:
+    """Give each token a row of the embedding, and make model and generation config name the tokenizer's PAD, BOS and EOS.
 
-    Generation stops at EOS, at what it stopped at before, and at `end_ids`, the tokens that trained answers end in.
+    The embedding grows only when the vocabulary outgrows its rows, and never shrinks. New tokens and spare new rows start as the mean of
+    the rows before, in the input and the output embedding (Stanford Alpaca's train.py; Hewitt 2021, "Initializing new word embeddings").
 
-    Raises:
-        ModelError: the tokenizer has more tokens than the embedding has rows.
+    Args:
+        model: the base model.
+        tokenizer: settled.
+        end_ids: tokens that trained answers end in; generation stops at them, at EOS, and at what it stopped at before.
+        new_tokens: ids that the config added.
+        multiple: a grown embedding has a multiple of it; default: of the largest power of two that divides the rows before, at most 64.
+
+    Returns:
+        Rows of the embedding before and after.
     """
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
-        raise ModelError(
-            Problem(
-                where="tokenizer.name_or_path",
-                found=f"the tokenizer has {len(tokenizer)} tokens and the model's embedding {rows} rows",
-                fix="use the model's own tokenizer: leave tokenizer.name_or_path out",
-            )
-        )
+        multiple = multiple or min(rows & -rows, 64)
+        model.resize_token_embeddings(-(-len(tokenizer) // multiple) * multiple, mean_resizing=False)
+    grown = model.get_input_embeddings().num_embeddings
+    fresh = sorted({*new_tokens, *range(rows, grown)} - ({tokenizer.pad_token_id} if tokenizer.pad_token_id < rows else set()))
+    if fresh:
+        _start_as_mean(model, fresh, rows)
     model.config.pad_token_id = tokenizer.pad_token_id
+    if tokenizer.bos_token_id is not None:
+        model.config.bos_token_id = tokenizer.bos_token_id
+    model.config.eos_token_id = tokenizer.eos_token_id
     if model.generation_config is None:
-        return
+        return rows, grown
     stops = model.generation_config.eos_token_id
     stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
     model.generation_config.eos_token_id = list(dict.fromkeys([tokenizer.eos_token_id, *stops, *end_ids]))
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = tokenizer.bos_token_id
+    return rows, grown
 
 
-def lora_config(lora: Mapping[str, Any], weights: Weights) -> LoraConfig:
+def _start_as_mean(model: PreTrainedModel, fresh: Sequence[int], rows: int) -> None:
+    """Rows `fresh` of both embeddings become the mean of the first `rows` rows."""
+    tables = {id(layer.weight): layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None}
+    with torch.no_grad():
+        for layer in tables.values():  # one, where they are tied
+            layer.weight[fresh] = layer.weight[:rows].float().mean(dim=0).to(layer.weight.dtype)
+            if getattr(layer, "bias", None) is not None:
+                layer.bias[fresh] = layer.bias[:rows].float().mean().to(layer.bias.dtype)
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether input and output embedding are one table."""
+    output = model.get_output_embeddings()
+    return output is not None and output.weight is model.get_input_embeddings().weight
+
+
+def token_rows(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, list[int]]:
+    """`LoraConfig.trainable_token_indices` that train the rows of new tokens: in the one table of tied embeddings, or in both.
+
+    Raises:
+        ModelError: the output embedding has a bias, which PEFT would leave out.
+    """
+    if not tokens:
+        return {}
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        found = f"{len(tokens)} new tokens are to be trained beside the adapter, and the output embedding of this model has a bias"
+        raise ModelError(Problem("lora", found, "an output embedding without one", "lora=none trains all weights"))
+    names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
+    layers = [model.get_input_embeddings(), *(() if is_tied(model) else (model.get_output_embeddings(),))]
+    return {names[id(layer)]: list(tokens) for layer in layers}
+
+
+def lora_config(lora: Mapping[str, Any], weights: Weights, rows: Mapping[str, list[int]] | None = None) -> LoraConfig:
     """The `LoraConfig` of the `lora` group.
+
+    Args:
+        lora: fields of `LoraConfig`.
+        weights: the base weights.
+        rows: `token_rows` of new tokens, unless the config says itself what becomes of the embedding.
 
     Raises:
         ModelError: PEFT refuses the combination of fields.
     """
+    fields = dict(lora)
+    if rows and not {"trainable_token_indices", "modules_to_save"} & fields.keys():
+        fields["trainable_token_indices"] = dict(rows)
     try:
-        config = LoraConfig(task_type="CAUSAL_LM", **lora)
+        config = LoraConfig(task_type="CAUSAL_LM", **fields)
     except (TypeError, ValueError) as error:
         raise ModelError(Problem(where="lora", found=f"PEFT refuses it: {error}", fix="see LoraConfig in PEFT's docs")) from None
     config.revision = weights.revision
@@ -163,7 +220,23 @@ def lora_config(lora: Mapping[str, Any], weights: Weights) -> LoraConfig:
 
 
 def load_adapter(base: PreTrainedModel, folder: str) -> PeftModel:
-    """A trained adapter on its base, ready for generation."""
+    """A trained adapter on its base, ready for generation.
+
+    Raises:
+        ModelError: the adapter trains tokens that the base has no rows for.
+    """
+    trained = getattr(PeftConfig.from_pretrained(folder), "trainable_token_indices", None) or []
+    last = max((token for tokens in (trained.values() if isinstance(trained, dict) else [trained]) for token in tokens), default=-1)
+    rows = base.get_input_embeddings().num_embeddings
+    if last >= rows:
+        raise ModelError(
+            Problem(
+                where=folder,
+                found=f"the adapter has a row for token {last}, and the embedding of its base has {rows} rows",
+                allowed="a base that was resized as in training",
+                fix="the lines of its README.md do that; sftpipe.load_run(...).load_model() does it by itself",
+            )
+        )
     return PeftModel.from_pretrained(base, folder)
 
 

@@ -7,6 +7,7 @@ Data comes before the model on purpose: bad data fails before gigabytes are load
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sftpipe.artifacts import RunPlan, close_run, open_run, plan_run, write_metrics, write_samples
@@ -17,7 +18,7 @@ from sftpipe.errors import DataError, Problem
 from sftpipe.run import Run, load_run, read_metrics, read_samples
 from sftpipe.schema import TrainConfig
 from sftpipe.terminal import console, quiet, quiet_libraries
-from sftpipe.tokenizer import load_tokenizer
+from sftpipe.tokenizer import load_tokenizer, settle_tokenizer
 from sftpipe.weights import Weights, find_weights
 
 if TYPE_CHECKING:
@@ -36,10 +37,11 @@ def prepare(cfg: TrainConfig) -> PreparedData:
 
 def _prepare(cfg: TrainConfig, weights: Weights) -> PreparedData:
     markers = cfg.dataset.marker_tokens if cfg.dataset.markers == "special" else ()
-    tokenizer = load_tokenizer(cfg.tokenizer, weights, conf_dir() / "chat_template", markers)
+    tokenizer = load_tokenizer(cfg.tokenizer, weights)
+    new_tokens = settle_tokenizer(tokenizer, cfg.tokenizer, conf_dir() / "chat_template", markers)
     kept = _keep_apart(cfg, weights)
     collate = Collator(int(tokenizer.pad_token_id), cfg.sft.get("pad_to_multiple_of"), kept.apart if kept else None)
-    data = prepare_data(cfg, tokenizer, collate, kept)
+    data = replace(prepare_data(cfg, tokenizer, collate, kept), new_tokens=new_tokens)
     if data.validation is None and cfg.sft.get("eval_strategy", "no") != "no":
         raise DataError(
             Problem(
@@ -90,17 +92,17 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
         console.print(f"data      {data.preflight.summary()}", markup=False)  # a text may hold [/INST]
         with console.status("Loading the model ..."):
             model = models.load_base(cfg.model, cfg.quantization, weights, precision, frozen=bool(cfg.lora))
-            models.fit_to_tokenizer(model, data.tokenizer, data.end_ids())
+            rows = models.fit_to_tokenizer(model, data.tokenizer, data.end_ids(), data.new_tokens, cfg.tokenizer.pad_to_multiple_of)
             if cfg.packing and cfg.packing.isolation == "verify" and data.isolation:
                 verify(model, data.isolation)
         open_run(plan, cfg, weights.identity, precision.reason, data)
 
-        adapter = models.lora_config(cfg.lora, weights) if cfg.lora else None
+        adapter = models.lora_config(cfg.lora, weights, models.token_rows(model, data.trained_tokens())) if cfg.lora else None
         trainer = build_trainer(arguments, model, adapter, data, precision)
         trained, total = models.count_parameters(trainer.model)
         console.print(f"training  {trained:,} of {total:,} parameters ({trained / total:.2%})")
         _train_and_measure(cfg, plan, data, trainer)
-        _save(cfg, plan, weights, trainer)
+        _save(cfg, plan, weights, rows, trainer)
     return load_run(plan.folder)
 
 
@@ -137,11 +139,11 @@ def _train_and_measure(cfg: TrainConfig, plan: RunPlan, data: PreparedData, trai
         tracker.finish(metrics, samples)
 
 
-def _save(cfg: TrainConfig, plan: RunPlan, weights: Weights, trainer: Trainer) -> None:
+def _save(cfg: TrainConfig, plan: RunPlan, weights: Weights, rows: tuple[int, int], trainer: Trainer) -> None:
     """Model, tokenizer, curves and card into the run folder; COMPLETE comes last."""
     from sftpipe.report import plot_loss, write_card
 
     trainer.save_final()
     plot_loss(plan.folder)
-    write_card(plan.folder, cfg, weights.identity)
+    write_card(plan.folder, cfg, weights.identity, rows)
     close_run(plan.folder)

@@ -43,13 +43,14 @@ def plot_loss(folder: Path) -> None:
     partial.replace(folder / "loss.png")
 
 
-def write_card(folder: Path, cfg: TrainConfig, weights: str) -> None:
+def write_card(folder: Path, cfg: TrainConfig, weights: str, rows: tuple[int, int]) -> None:
     """README.md of the run folder: what the model is, its numbers, its answers, and how to load it.
 
     Args:
         folder: the run folder.
         cfg: the config.
         weights: identity of the base weights.
+        rows: of the embedding, as the base has them and as the run has them.
     """
     metrics, samples = read_metrics(folder), read_samples(folder)
     name = cfg.recipe or folder.name
@@ -64,7 +65,7 @@ def write_card(folder: Path, cfg: TrainConfig, weights: str) -> None:
     ]
     if samples:
         parts.append("## Answers before and after\n\n" + _samples_table(samples))
-    parts.append("## Use\n\n" + _usage(cfg, weights))
+    parts.append("## Use\n\n" + _usage(cfg, weights, rows))
     write_text(folder / "README.md", "\n".join(parts))
 
 
@@ -98,7 +99,7 @@ def _samples_table(samples: Sequence[Mapping[str, Any]]) -> str:
     return "| prompt | before | after |\n|---|---|---|\n" + "".join(lines)
 
 
-def _usage(cfg: TrainConfig, weights: str) -> str:
+def _usage(cfg: TrainConfig, weights: str, rows: tuple[int, int]) -> str:
     with_sftpipe = (
         '```python\nimport sftpipe\n\nrun = sftpipe.load_run("PATH/OF/THIS/FOLDER")\n'
         "model, tokenizer = run.load_model(), run.tokenizer\n```\n"
@@ -108,6 +109,22 @@ def _usage(cfg: TrainConfig, weights: str) -> str:
         imports = "from transformers import AutoModelForCausalLM"
     else:
         base = cfg.model.name_or_path if weights.startswith(f"{cfg.model.name_or_path}@") else "PATH/OF/THE/BASE"
-        plain = f'base = AutoModelForCausalLM.from_pretrained("{base}")\nmodel = PeftModel.from_pretrained(base, "PATH/OF/THIS/FOLDER")'
+        lines = [
+            f'base = AutoModelForCausalLM.from_pretrained("{base}")',
+            *_resize(*rows),
+            'model = PeftModel.from_pretrained(base, "PATH/OF/THIS/FOLDER")',
+        ]
+        plain = "\n".join(lines)
         imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM"
     return f"{with_sftpipe}\nor without sftpipe, on the base weights `{weights}`:\n\n```python\n{imports}\n\n{plain}\n```\n"
+
+
+def _resize(before: int, after: int) -> list[str]:
+    """The lines that give a base the rows that the adapter was trained with; those that are not trained are the mean of the old ones."""
+    if before == after:
+        return []
+    return [
+        f"base.resize_token_embeddings({after}, mean_resizing=False)",
+        "for table in (base.get_input_embeddings(), base.get_output_embeddings()):",
+        f"    table.weight.data[{before}:] = table.weight.data[:{before}].mean(dim=0)",
+    ]

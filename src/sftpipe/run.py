@@ -51,7 +51,8 @@ class Run:
             weights = find_weights(cfg.model) if cfg.lora else Weights(str(self.dir), None, self.dir.name)
             base = model.load_base(cfg.model, cfg.quantization, weights, precision, frozen=True)
             ends = json.loads((self.dir / "preflight.json").read_text(encoding="utf-8"))["end_tokens"]
-            model.fit_to_tokenizer(base, self.tokenizer, self.tokenizer.convert_tokens_to_ids(list(ends)))
+            ends = self.tokenizer.convert_tokens_to_ids(list(ends))
+            model.fit_to_tokenizer(base, self.tokenizer, ends, multiple=cfg.tokenizer.pad_to_multiple_of)
             return model.load_adapter(base, str(self.dir)) if cfg.lora else base.eval()
 
 

@@ -34,10 +34,16 @@ class ModelConfig:
 
 @dataclass
 class TokenizerConfig:
-    """Where the tokenizer comes from and how a conversation becomes text."""
+    """Where the tokenizer comes from, which tokens have a meaning, and how a conversation becomes text."""
 
     name_or_path: Optional[str] = None  # default: the model's own
-    pad_token: str = "auto"  # `auto`, or a token of the vocabulary; never the EOS token
+    pad_token: str = "auto"  # keep | auto | a token of the vocabulary; never the EOS token
+    eos_token: str = "keep"  # keep | auto (the tokenizer's own, else </s>) | a token of the vocabulary
+    bos_token: str = "keep"  # keep | auto (the tokenizer's own, else <s>) | a token of the vocabulary
+    unk_token: str = "keep"  # keep | auto (the tokenizer's own, else <unk>) | a token of the vocabulary
+    special_tokens: list[str] = field(default_factory=list)  # new tokens that decoding leaves out, such as turn markers
+    tokens: list[str] = field(default_factory=list)  # new tokens that are text
+    pad_to_multiple_of: Optional[int] = _at_least(1, default=None)  # embedding rows; default: as even as they were, at most 64
     chat_template: Optional[str] = None  # default: the tokenizer's own; a name in conf/chat_template or a .jinja file
 
 

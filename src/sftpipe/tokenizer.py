@@ -1,4 +1,4 @@
-"""Load the tokenizer, settle PAD, attach the chat template."""
+"""Load the tokenizer, settle its special tokens, attach the chat template."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoTokenizer
 
 from sftpipe.errors import ModelError, Problem, nearest
 from sftpipe.schema import TokenizerConfig
 from sftpipe.weights import Weights
 
 _NEW_PAD = "[PAD]"  # as Stanford Alpaca calls it
+_DEFAULTS = {"eos_token": "</s>", "bos_token": "<s>", "unk_token": "<unk>"}  # of `auto`, where a tokenizer has none; Alpaca's, too
 _SPARE = re.compile(r"pad|reserved|unused|extra_id", re.IGNORECASE)
 
 
-def load_tokenizer(cfg: TokenizerConfig, weights: Weights, templates: Path, markers: Sequence[str] = ()) -> PreTrainedTokenizerBase:
-    """The tokenizer of a run: fast, padding right, with a PAD that is not EOS.
+def load_tokenizer(cfg: TokenizerConfig, weights: Weights) -> Any:
+    """The tokenizer as it was published: fast, or not at all.
 
     Args:
         cfg: the `tokenizer` group.
         weights: the base weights, whose tokenizer is the default.
-        templates: folder of named chat templates (`conf/chat_template`).
-        markers: strings of the data set that become special tokens (`dataset.markers=special`).
 
     Raises:
-        ModelError: no fast tokenizer, no token that may pad, or no such template.
+        ModelError: there is no fast tokenizer.
     """
     name, revision = (cfg.name_or_path, None) if cfg.name_or_path else (weights.path, weights.revision)
     try:
@@ -48,36 +47,97 @@ def load_tokenizer(cfg: TokenizerConfig, weights: Weights, templates: Path, mark
                 fix="convert it once: AutoTokenizer.from_pretrained(...).save_pretrained(...) with `tokenizers` installed",
             )
         )
-    tokenizer.padding_side = "right"
-    if markers:
-        tokenizer.add_tokens(list(markers), special_tokens=True)
-    tokenizer.add_special_tokens({"pad_token": choose_pad_token(tokenizer, cfg.pad_token)})
-    if cfg.chat_template:
-        tokenizer.chat_template = _read_template(cfg.chat_template, templates)
     return tokenizer
 
 
+def settle_tokenizer(tokenizer: Any, cfg: TokenizerConfig, templates: Path, markers: Sequence[str] = ()) -> range:
+    """Give a tokenizer its new tokens, PAD, EOS, BOS and UNK, and its chat template.
+
+    New tokens get the ids behind the vocabulary, in this order: `special_tokens`, `tokens`, `markers`, then what `auto` has to add.
+
+    Args:
+        tokenizer: a fast tokenizer; changed in place. Training pads on the right.
+        cfg: the `tokenizer` group.
+        templates: folder of named chat templates (`conf/chat_template`).
+        markers: strings of the data set that become special tokens (`dataset.markers=special`).
+
+    Returns:
+        The ids of the new tokens.
+
+    Raises:
+        ModelError: a token that is not in the vocabulary, that is an ordinary word of it, or that cannot have the meaning; no such
+            template.
+    """
+    known = len(tokenizer)
+    tokenizer.padding_side = "right"
+    for key, words, special in (("tokenizer.special_tokens", cfg.special_tokens, True), ("tokenizer.tokens", cfg.tokens, False),
+                                ("dataset.marker_tokens", markers, True)):  # fmt: skip
+        _check_new(tokenizer, key, words)
+        tokenizer.add_tokens([AddedToken(word, special=special, normalized=False) for word in words], special_tokens=special)
+    for role, wanted in (("eos_token", cfg.eos_token), ("bos_token", cfg.bos_token), ("unk_token", cfg.unk_token)):
+        if wanted == "auto":
+            wanted = getattr(tokenizer, role) or _DEFAULTS[role]
+        elif wanted != "keep":
+            _check_known(tokenizer, f"tokenizer.{role}", wanted)
+        if wanted != "keep":
+            tokenizer.add_special_tokens({role: wanted})
+    tokenizer.add_special_tokens({"pad_token": choose_pad_token(tokenizer, cfg.pad_token)})
+    if cfg.chat_template:
+        tokenizer.chat_template = _read_template(cfg.chat_template, templates)
+    return range(known, len(tokenizer))
+
+
+def unknown_tokens(tokenizer: Any) -> list[str]:
+    """Strings such as `<|im_end|>` that the chat template writes and the tokenizer would split into pieces."""
+    template = tokenizer.chat_template
+    source = re.sub(r"\{#.*?#\}", "", " ".join(template.values()) if isinstance(template, dict) else template or "", flags=re.DOTALL)
+    vocabulary = tokenizer.get_vocab()
+    return list(dict.fromkeys(token for token in re.findall(r"<\|[a-z0-9_]+\|>", source) if token not in vocabulary))
+
+
+def _check_new(tokenizer: Any, key: str, words: Sequence[str]) -> None:
+    """Refuse to make a new token of a word that the vocabulary holds: it would be cut out of other words from then on."""
+    vocabulary, added = tokenizer.get_vocab(), {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    for word in words:
+        if not word.strip():
+            raise ModelError(Problem(key, f"{word!r}", "tokens with at least one character", "remove it"))
+        if word in vocabulary and word not in added:
+            found = f"{word!r} is an ordinary token of the vocabulary (id {vocabulary[word]}); as a new one it would be cut out of words"
+            raise ModelError(Problem(key, found, "strings that are no token yet", "remove it from the list"))
+
+
+def _check_known(tokenizer: Any, key: str, wanted: str) -> None:
+    """Refuse a token that the tokenizer would split."""
+    if wanted in tokenizer.get_vocab():
+        return
+    pieces = tokenizer.tokenize(wanted)
+    match = nearest(wanted, tokenizer.all_special_tokens)
+    raise ModelError(
+        Problem(
+            where=key,
+            found=f"{wanted!r} is not in the vocabulary: it is split into {len(pieces)} tokens, {' '.join(pieces[:12])}",
+            allowed=f"auto, keep, or a token such as {', '.join(tokenizer.all_special_tokens)}",
+            fix=f"{key}='{match}'" if match else f"tokenizer.special_tokens=['{wanted}'] makes one token of it",
+        )
+    )
+
+
 def choose_pad_token(tokenizer: Any, wanted: str) -> str:
-    """The PAD token: `wanted`, or for `auto` one that no text uses.
+    """The PAD token: `wanted`, the tokenizer's own for `keep`, or for `auto` one that no text uses.
 
     In this order: the tokenizer's own PAD unless it is EOS; a special token made for padding or left unused; UNK; a new one. PAD = EOS is
     refused, because a padded EOS is masked and the model would never learn to stop.
 
     Raises:
-        ModelError: `wanted` is EOS or not in the vocabulary.
+        ModelError: the token is EOS or not in the vocabulary, or there is none to keep.
     """
     vocabulary, eos = tokenizer.get_vocab(), tokenizer.eos_token
+    if wanted == "keep":
+        if tokenizer.pad_token is None:
+            raise ModelError(Problem("tokenizer.pad_token", "keep, and the tokenizer has no PAD", fix="tokenizer.pad_token=auto"))
+        wanted = tokenizer.pad_token
     if wanted != "auto":
-        if wanted not in vocabulary:
-            match = nearest(wanted, tokenizer.all_special_tokens)
-            raise ModelError(
-                Problem(
-                    where="tokenizer.pad_token",
-                    found=f"{wanted!r} is not in the vocabulary",
-                    allowed=f"auto, or a token such as {', '.join(tokenizer.all_special_tokens)}",
-                    fix=f"tokenizer.pad_token='{match}'" if match else "tokenizer.pad_token=auto",
-                )
-            )
+        _check_known(tokenizer, "tokenizer.pad_token", wanted)
         if wanted == eos:
             raise ModelError(
                 Problem(

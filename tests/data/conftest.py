@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from sftpipe.catalog import conf_dir
+from settled import settled
 from sftpipe.schema import TokenizerConfig
-from sftpipe.tokenizer import load_tokenizer
-from sftpipe.weights import Weights
 
 
 @pytest.fixture
@@ -44,11 +42,11 @@ def templated(tokenizer: Any) -> Callable[[str | None], Any]:
 def phi3(golden: Path) -> Any:
     """Phi-3's tokenizer: SentencePiece pieces, a turn token that is not EOS, a PAD that was EOS."""
     cfg = TokenizerConfig(name_or_path=str(golden / "tokenizers" / "phi-3-mini-4k-instruct"))
-    return load_tokenizer(cfg, Weights("", None, ""), conf_dir() / "chat_template")
+    return settled(cfg)
 
 
 @pytest.fixture(scope="session")
 def opt(golden: Path) -> Any:
     """OPT's tokenizer: it puts BOS in front of plain text, and its BOS is its EOS; the template is ours."""
     cfg = TokenizerConfig(name_or_path=str(golden / "tokenizers" / "opt-350m"), chat_template="chatml_bos_eos")
-    return load_tokenizer(cfg, Weights("", None, ""), conf_dir() / "chat_template")
+    return settled(cfg)

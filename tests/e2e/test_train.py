@@ -150,11 +150,15 @@ def test_a_failed_job_does_not_stop_the_others(cli: Any, tiny_model: Path) -> No
 # four epochs of 6 steps, with dropout, accumulation and evaluations in between
 LONG = ("dataset.limit=48", "sft.num_train_epochs=4", "sft.max_steps=24", "sft.save_steps=4", "sft.gradient_accumulation_steps=2",
         "sft.per_device_train_batch_size=4", "sft.eval_strategy=steps", "+sft.eval_steps=5")  # fmt: skip
+# fmt: off
 WAYS: dict[str, tuple[str, ...]] = {
     "random": ("sft.train_sampling_strategy=random",),
     "by length": ("sft.train_sampling_strategy=group_by_length",),
+    "new tokens": ("sft.train_sampling_strategy=random", "tokenizer.special_tokens=['<|turn|>']", "format=template",
+                   "format.prompt='<|turn|>{instruction}'", "format.completion=' {output}'"),
     "packed": ("packing=bfd", "sft.max_length=160", "sft.train_sampling_strategy=random", "dataset.limit=120"),
 }
+# fmt: on
 
 
 def stop_behind_checkpoint(step: int, words: list[str], folder: Path, number: signal.Signals) -> tuple[int, str]:
@@ -183,7 +187,13 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "way"),
-    [(signal.SIGKILL, -9, "by length"), (signal.SIGTERM, 143, "random"), (signal.SIGINT, 130, "by length"), (signal.SIGKILL, -9, "packed")],
+    [
+        (signal.SIGKILL, -9, "by length"),
+        (signal.SIGTERM, 143, "random"),
+        (signal.SIGINT, 130, "by length"),
+        (signal.SIGKILL, -9, "packed"),
+        (signal.SIGKILL, -9, "new tokens"),
+    ],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(
     number: signal.Signals, code: int, way: str, unbroken: dict[str, Path], cli: Any, tiny_model: Path, tmp_path: Path

@@ -10,11 +10,13 @@ from typing import Any
 
 from sftpipe.data.compare import Comparison, compare, excerpt, first_difference
 from sftpipe.data.encode import TOO_LONG, Encoded, Encoder
+from sftpipe.data.formats import Conversation
 from sftpipe.data.guard import FORGED
 from sftpipe.data.measure import Dropped, Part, RowFacts, equal_before, read_facts
 from sftpipe.data.packing import PackingReport
 from sftpipe.errors import DataError, Problem
 from sftpipe.schema import TrainConfig
+from sftpipe.tokenizer import unknown_tokens
 
 _SHOWN = 3  # rows that a message shows of each reason
 
@@ -151,6 +153,7 @@ def inspect(parts: Mapping[str, Sequence[Part]], encoder: Encoder, cfg: TrainCon
         report.warnings += repeated
     report.warnings += _lone_spaces(flat, comparisons, encoder, cfg)
     report.warnings += shared.prompt_remarks(list(parts), encoder)
+    report.warnings += _split_turn_tokens(flat, encoder)
     if problems:
         raise DataError(*problems)
     return report
@@ -322,6 +325,23 @@ def _lone_spaces(parts: Sequence[Part], compared: Sequence[Comparison], encoder:
         "stands by itself, which it never saw in running text"
     )
     return [_problem(*hits[0], encoder, found, "a completion that begins with the space", _moved_space(cfg))]
+
+
+def _split_turn_tokens(parts: Sequence[Part], encoder: Encoder) -> list[Problem]:
+    """Turn tokens of the chat template that are none of the tokenizer's."""
+    first = next((sample for part in parts if len(part.rows) for sample in part.samples(part.rows[0]["index"])), None)
+    unknown = unknown_tokens(encoder.tokenizer)
+    if not isinstance(first, Conversation) or not unknown:
+        return []
+    pieces = encoder.tokenizer.tokenize(unknown[0])
+    return [
+        Problem(
+            where="tokenizer.chat_template",
+            found=f"it writes {', '.join(unknown)}, which the tokenizer does not know: {unknown[0]} is split into {len(pieces)} tokens",
+            allowed="a template whose turn tokens the model was trained with, or new tokens that this run trains",
+            fix=f"tokenizer.special_tokens={unknown}".replace(" ", ""),
+        )
+    ]
 
 
 def _moved_space(cfg: TrainConfig) -> str:

@@ -38,6 +38,7 @@ class PreparedData:
     collate: (rows, padding_free=False) -> batch of (B, T) tensors, padded on the right; padding-free as one row (1, sum of T) whose
         positions restart with each sequence and whose first labels are masked.
     isolation: how packed sequences are kept apart; None where none are.
+    new_tokens: ids of the tokens that the config added to the vocabulary.
     encoder: renders and tokenises further samples in the same way.
     reader: reads samples of the data set.
     """
@@ -51,6 +52,11 @@ class PreparedData:
     isolation: Isolation | None
     encoder: Encoder
     reader: Reader
+    new_tokens: Sequence[int] = ()
+
+    def trained_tokens(self) -> list[int]:
+        """The new tokens that rows may train: all but PAD."""
+        return [token for token in self.new_tokens if token != self.tokenizer.pad_token_id]
 
     def end_ids(self) -> list[int]:
         """The tokens that trained answers end in."""
