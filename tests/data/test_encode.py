@@ -137,7 +137,7 @@ def test_a_completion_needs_no_chat_template(templated: Templated) -> None:
 # no "<|", so that no text spells one of the tokenizers' turn tokens; no control, private or unassigned characters, because SmolLM2's
 # vocabulary lacks some of their bytes (0x04, 0x06, 0x13, 0x14, 0x16, 0x1d, 0xf1, 0xf2) and leaves them out
 TEXT = st.one_of(
-    st.text(st.characters(exclude_categories=["Cc", "Cn", "Co", "Cs"]), min_size=1, max_size=30),
+    st.text(st.characters(exclude_categories=["Cc", "Cn", "Co", "Cs"], exclude_characters="\u2581"), min_size=1, max_size=30),
     st.text(st.sampled_from(" \n\t.,:-'012abcABC가나다안녕é\U0001f600\U0001f468\u200d\u3000<|>"), min_size=1, max_size=30),
     st.sampled_from(["assistant", "user\n", " yes ", "\n\nanswer\n", "안녕하세요.\n", "\U0001f468\u200d\U0001f469\u200d\U0001f467", ":-)"]),
 ).filter(lambda text: text.strip() and "<|" not in text)
