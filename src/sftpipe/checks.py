@@ -344,7 +344,7 @@ def _check_sampling(evaluation: EvaluationConfig | None) -> list[Problem]:
         fix = "evaluation.do_sample=false takes the most likely token"
         problems.append(Problem("evaluation.temperature", repr(evaluation.temperature), "above 0", fix))
     for name in ("temperature", "top_k"):
-        if not evaluation.do_sample and getattr(evaluation, name) != getattr(EvaluationConfig, name, None):
+        if not evaluation.do_sample and getattr(evaluation, name) != getattr(EvaluationConfig, name):
             found = f"{getattr(evaluation, name)!r}, and nothing reads it with evaluation.do_sample=false"
             problems.append(Problem(f"evaluation.{name}", found, fix="evaluation.do_sample=true, or leave it out"))
     return problems

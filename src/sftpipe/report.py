@@ -19,7 +19,6 @@ def plot_loss(folder: Path) -> None:
     """loss.png from log.jsonl: training loss as a line, validation loss as points, over epochs and over the tokens seen in training."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     history = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
@@ -34,12 +33,9 @@ def plot_loss(folder: Path) -> None:
         for epoch, loss in (validation[0], validation[-1]):
             axes.annotate(f"{loss:.2f}", (epoch, loss), textcoords="offset points", xytext=(0, 8), ha="center")
     axes.set_xlabel(f"epoch ({max((entry['step'] for entry in history), default=0):,} optimizer steps)")
-    seen = [(0, 0), *((entry["num_tokens"], entry["epoch"]) for entry in history if "num_tokens" in entry and "loss" in entry)]
-    tokens, epochs = zip(*seen, strict=True)
-    ticks = [tick for tick in MaxNLocator(6, integer=True).tick_values(0, tokens[-1]) if 0 <= tick <= tokens[-1]]
     top = axes.secondary_xaxis("top")
-    top.set_xticks(np.interp(ticks, tokens, epochs), [EngFormatter(sep="")(tick) for tick in ticks])
-    top.set_xlabel("tokens seen")
+    top.set_xticks(*token_ticks(history))
+    top.set_xlabel("training tokens seen")
     axes.set_ylabel("loss per trained token")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -49,6 +45,16 @@ def plot_loss(folder: Path) -> None:
     partial = folder / ".loss.png.partial"
     figure.savefig(partial, format="png")
     partial.replace(folder / "loss.png")
+
+
+def token_ticks(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[str]]:
+    """Round numbers of training tokens, as (epochs at which they were seen, texts such as 20k); the steps in between count evenly."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    seen = [(0, 0.0), *((entry["num_tokens"], entry["epoch"]) for entry in history if "loss" in entry)]
+    tokens, epochs = zip(*seen, strict=True)
+    ticks = [tick for tick in MaxNLocator(6, integer=True).tick_values(0, tokens[-1]) if 0 <= tick <= tokens[-1]]
+    return np.interp(ticks, tokens, epochs).tolist(), [EngFormatter(sep="")(tick) for tick in ticks]
 
 
 def write_card(folder: Path, cfg: TrainConfig, weights: str) -> None:

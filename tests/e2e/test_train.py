@@ -152,7 +152,7 @@ LONG = ("dataset.limit=48", "sft.num_train_epochs=4", "sft.max_steps=24", "sft.s
         "sft.per_device_train_batch_size=4", "sft.eval_strategy=steps", "+sft.eval_steps=5")  # fmt: skip
 WAYS: dict[str, tuple[str, ...]] = {
     "random": ("sft.train_sampling_strategy=random",),
-    "by length": ("sft.train_sampling_strategy=group_by_length",),
+    "by length": ("sft.train_sampling_strategy=group_by_length", "evaluation.sample_strategy=epoch", "evaluation.do_sample=true"),
     "packed": ("packing=bfd", "sft.max_length=160", "sft.train_sampling_strategy=random", "dataset.limit=120"),
 }
 
@@ -207,6 +207,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         return [[entry["step"], entry.get("loss"), entry.get("eval_loss"), entry.get("num_tokens")] for entry in entries]
 
     assert numbers(run) == numbers(unbroken[way])
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert samples == [json.loads(line) for line in (unbroken[way] / "samples.jsonl").read_text().splitlines()]
+    epochs = [f"epoch {number}" for number in range(1, 5)] if way == "by length" else []
+    assert [row["phase"] for row in samples[::5]] == ["before", *epochs, "after"]
     ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (run, unbroken[way]))
     assert ours["validation"] == theirs["validation"]
     assert ours["test"] == theirs["test"]

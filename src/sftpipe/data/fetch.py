@@ -46,6 +46,8 @@ def _download(url: str, file: Path) -> None:
         if expected and size != int(expected):
             raise urllib.error.URLError(f"the connection broke off after {size:,} of {int(expected):,} bytes")
     except (OSError, ValueError) as error:  # URLError is an OSError
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
         reason = " ".join(str(getattr(error, "reason", error)).split())[:160]
         found = f"{url} cannot be fetched ({reason})"
         fix = f"go online; or put {file.name} into the working folder; or dataset.data_files=FILE"
