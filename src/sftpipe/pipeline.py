@@ -133,7 +133,8 @@ def _train_and_measure(cfg: TrainConfig, plan: RunPlan, data: PreparedData, trai
     def answer_behind_epoch(number: int) -> None:
         answer(f"epoch {number}")
         first = samples[-len(prompts)]
-        console.print(f"epoch {number}   {one_line(first['prompt'])}\n     ->   {one_line(first['completion'])}", markup=False)
+        asked = one_line(first["prompt"])[-100:]  # its end: prompts of a pattern begin alike
+        console.print(f"epoch {number}   {asked}\n     ->   {one_line(first['completion'])}", markup=False)
 
     with track(cfg, plan.folder, trainer) as tracker:
         if plan.checkpoint is None:

@@ -37,6 +37,7 @@ def plot_loss(folder: Path) -> None:
     top.set_xticks(*token_ticks(history))
     top.set_xlabel("training tokens seen")
     axes.set_ylabel("loss per trained token")
+    axes.margins(y=0.12)  # room for the figures
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.spines["right"].set_visible(False)
