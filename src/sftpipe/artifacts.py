@@ -258,7 +258,7 @@ def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
 
 
 def write_samples(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """samples.jsonl: prompt, answer and reference, before and after."""
+    """samples.jsonl: prompt, answer and reference, before, behind epochs where that is asked for, and after."""
     write_text(folder / "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

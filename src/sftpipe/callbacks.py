@@ -131,6 +131,20 @@ class LogFile(TrainerCallback):
             file.write(json.dumps(state.log_history[-1]) + "\n")
 
 
+class EpochSamples(TrainerCallback):
+    """Calls `take` with the number of each epoch that ends, in front of the checkpoint of its last step.
+
+    In front, so that a checkpoint never lacks the samples of a step that it holds; a resumed run begins the next epoch.
+    """
+
+    def __init__(self, take: Callable[[int], None]) -> None:
+        self._take = take
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.epoch == int(state.epoch):  # epoch + done steps / all steps of it: exact at the last one
+            self._take(int(state.epoch))
+
+
 class StopOnSignal(TrainerCallback):
     """SIGINT and SIGTERM end the run behind the current step, with a checkpoint; a second signal ends it at once."""
 

@@ -328,10 +328,25 @@ def _check_together(cfg: TrainConfig) -> list[Problem]:
         problems.append(Problem("over_length", found, fix="over_length=error, or packing=bfd"))
     if cfg.over_length == "truncate" and cfg.sft.get("max_length") is None:
         problems.append(Problem("over_length", "'truncate', and sft.max_length sets no length", fix="sft.max_length=1024"))
+    problems += _check_sampling(cfg.evaluation)
     for name in ("max_empty_rows", "max_over_length_rows"):
         share = getattr(cfg.preflight, name)
         if not 0 <= share <= 1:
             problems.append(Problem(where=f"preflight.{name}", found=repr(share), allowed="0 to 1"))
+    return problems
+
+
+def _check_sampling(evaluation: EvaluationConfig | None) -> list[Problem]:
+    problems: list[Problem] = []
+    if evaluation is None:
+        return problems
+    if evaluation.do_sample and not evaluation.temperature > 0:
+        fix = "evaluation.do_sample=false takes the most likely token"
+        problems.append(Problem("evaluation.temperature", repr(evaluation.temperature), "above 0", fix))
+    for name in ("temperature", "top_k"):
+        if not evaluation.do_sample and getattr(evaluation, name) != getattr(EvaluationConfig, name):
+            found = f"{getattr(evaluation, name)!r}, and nothing reads it with evaluation.do_sample=false"
+            problems.append(Problem(f"evaluation.{name}", found, fix="evaluation.do_sample=true, or leave it out"))
     return problems
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sftpipe.generate import SamplePrompt, generate
+from sftpipe.generate import SamplePrompt, Sampling, generate
+from sftpipe.schema import EvaluationConfig
 
 if TYPE_CHECKING:
     from sftpipe.trainer import Trainer
@@ -22,10 +23,15 @@ def split_loss(trainer: Trainer, rows: Any, split: str) -> dict[str, float]:
     return {"loss": measured[f"{prefix}_loss"], "perplexity": measured[f"{prefix}_perplexity"]}
 
 
-def sample_answers(trainer: Trainer, prompts: Sequence[SamplePrompt], phase: str, max_new_tokens: int) -> list[dict[str, Any]]:
-    """One row of samples.jsonl for each prompt; `phase` is `before` or `after`."""
-    model, tokenizer = trainer.model, trainer.processing_class
-    answers = generate(model, tokenizer, [prompt.input_ids for prompt in prompts], max_new_tokens=max_new_tokens)
+def sample_answers(trainer: Trainer, prompts: Sequence[SamplePrompt], phase: str, cfg: EvaluationConfig) -> list[dict[str, Any]]:
+    """One row of samples.jsonl for each prompt; `phase` is `before`, `epoch N` or `after`."""
+    answers = generate(
+        trainer.model,
+        trainer.processing_class,
+        [prompt.input_ids for prompt in prompts],
+        max_new_tokens=cfg.max_new_tokens,
+        sampling=Sampling.of(cfg, trainer.args.seed),
+    )
     return [
         {"phase": phase, "step": trainer.state.global_step, "prompt": p.text, "completion": answer, "reference": p.reference}
         for p, answer in zip(prompts, answers, strict=True)

@@ -1,4 +1,4 @@
-"""Greedy answers of a model to prompts."""
+"""Answers of a model to prompts."""
 
 from __future__ import annotations
 
@@ -50,8 +50,30 @@ def _sample(prompt: Prompt, reference: str | None, encoder: Encoder) -> SamplePr
     return SamplePrompt(text, encoder.prompt_ids(prompt), reference)
 
 
-def generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, batch_size: int = 16) -> list[str]:
-    """The most likely answer to each prompt, without special tokens.
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: `temperature` and `top_k` as in transformers' `GenerationConfig`, and the seed of the draws."""
+
+    temperature: float
+    top_k: int
+    seed: int
+
+    @classmethod
+    def of(cls, cfg: EvaluationConfig, seed: int) -> Sampling | None:
+        """What the `evaluation` group asks for; None: the most likely token."""
+        return cls(cfg.temperature, cfg.top_k, seed) if cfg.do_sample else None
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 16,
+    sampling: Sampling | None = None,
+) -> list[str]:
+    """An answer to each prompt, without special tokens. The random state of the process is left as it was.
 
     Args:
         model: a causal language model; its generation config says where answers end.
@@ -59,25 +81,29 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, ma
         prompts: token ids of each prompt.
         max_new_tokens: answers are cut there.
         batch_size: prompts that run together, padded on the left.
+        sampling: how tokens are drawn; by default the most likely one is taken.
     """
     device, was_training = model.device, model.training
+    choice = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k} if sampling else {"do_sample": False}
     model.eval()
     answers = []
     try:
-        for start in range(0, len(prompts), batch_size):
-            batch = [list(ids) for ids in prompts[start : start + batch_size]]
-            width = max(map(len, batch))
-            input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in batch], device=device)
-            mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=device)
-            with torch.inference_mode():
+        with torch.inference_mode(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            if sampling:
+                torch.manual_seed(sampling.seed)
+            for start in range(0, len(prompts), batch_size):
+                batch = [list(ids) for ids in prompts[start : start + batch_size]]
+                width = max(map(len, batch))
+                input_ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in batch], device=device)
+                mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=device)
                 output = model.generate(
                     input_ids=input_ids,
                     attention_mask=mask,
                     max_new_tokens=max_new_tokens,
-                    do_sample=False,
                     use_cache=True,
+                    **choice,
                 )
-            answers += tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+                answers += tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
     finally:
         model.train(was_training)
     return [answer.strip() for answer in answers]

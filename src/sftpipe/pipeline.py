@@ -15,9 +15,9 @@ from sftpipe.catalog import conf_dir
 from sftpipe.data.packing import ISOLATED, Collator, Isolation
 from sftpipe.data.prepare import PreparedData, prepare_data
 from sftpipe.errors import DataError, Problem
-from sftpipe.run import Run, load_run, read_metrics, read_samples
+from sftpipe.run import Run, load_run, read_metrics, samples_until
 from sftpipe.schema import TrainConfig
-from sftpipe.terminal import console, quiet, quiet_libraries
+from sftpipe.terminal import console, one_line, quiet, quiet_libraries
 from sftpipe.tokenizer import load_tokenizer, settle_tokenizer
 from sftpipe.weights import Weights, find_weights
 
@@ -108,34 +108,45 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
 
 def _train_and_measure(cfg: TrainConfig, plan: RunPlan, data: PreparedData, trainer: Trainer) -> None:
     """Measure, train, measure. A run that goes on from a checkpoint finds its first measurement in the run folder."""
-    from sftpipe.callbacks import watch
+    from sftpipe.callbacks import EpochSamples, watch
     from sftpipe.evaluate import sample_answers, split_loss, train_metrics
     from sftpipe.generate import sample_prompts
     from sftpipe.tracking import track
 
+    metrics: dict[str, Any] = read_metrics(plan.folder) if plan.checkpoint else {}
+    samples = samples_until(plan.checkpoint) if plan.checkpoint else []
     prompts = sample_prompts(cfg.evaluation, cfg.format, data) if cfg.evaluation else []
     validates = cfg.evaluation is not None and data.validation is not None
 
-    def measure(phase: str, metrics: dict[str, Any], samples: list[dict[str, Any]]) -> None:
+    def answer(phase: str) -> None:
+        if cfg.evaluation:
+            samples.extend(sample_answers(trainer, prompts, phase, cfg.evaluation))
+        write_samples(plan.folder, samples)
+
+    def measure(phase: str) -> None:
         with console.status(f"Measuring {phase} training ..."):
             if validates:
                 metrics.setdefault("validation", {})[phase] = split_loss(trainer, data.validation, "validation")
             if cfg.evaluation and data.test is not None and phase == "after":
                 metrics["test"] = split_loss(trainer, data.test, "test")
-            if cfg.evaluation:
-                samples += sample_answers(trainer, prompts, phase, cfg.evaluation.max_new_tokens)
-        write_metrics(plan.folder, metrics)
-        write_samples(plan.folder, samples)
+            write_metrics(plan.folder, metrics)
+            answer(phase)
+
+    def answer_behind_epoch(number: int) -> None:
+        answer(f"epoch {number}")
+        first = samples[-len(prompts)]
+        asked = one_line(first["prompt"])[-100:]  # its end: prompts of a pattern begin alike
+        console.print(f"epoch {number}   {asked}\n     ->   {one_line(first['completion'])}", markup=False)
 
     with track(cfg, plan.folder, trainer) as tracker:
-        metrics: dict[str, Any] = read_metrics(plan.folder) if plan.checkpoint else {}
-        samples = read_samples(plan.folder) if plan.checkpoint else []
         if plan.checkpoint is None:
-            measure("before", metrics, samples)
+            measure("before")
+        if prompts and cfg.evaluation and cfg.evaluation.sample_strategy == "epoch":
+            trainer.add_callback(EpochSamples(answer_behind_epoch))
         with watch(trainer, plan.folder):
             trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
         metrics = {"train": train_metrics(trainer), **metrics}
-        measure("after", metrics, samples)
+        measure("after")
         tracker.finish(metrics, samples)
 
 

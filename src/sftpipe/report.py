@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from sftpipe.run import read_metrics, read_samples
@@ -15,7 +16,7 @@ from sftpipe.storage import write_text
 
 
 def plot_loss(folder: Path) -> None:
-    """loss.png from log.jsonl: training loss as a line, validation loss as points, over optimizer steps."""
+    """loss.png from log.jsonl: training loss as a line, validation loss as points, over epochs and over the tokens seen in training."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -23,24 +24,38 @@ def plot_loss(folder: Path) -> None:
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    train = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-    validation = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    train = [(entry["epoch"], entry["loss"]) for entry in history if "loss" in entry]
+    validation = [(entry["epoch"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
     if train:
         axes.plot(*zip(*train, strict=True), color="tab:blue", label="training")
     if validation:
         axes.plot(*zip(*validation, strict=True), "o--" if len(validation) > 2 else "o", color="tab:orange", label="validation")
-        for step, loss in (validation[0], validation[-1]):
-            axes.annotate(f"{loss:.2f}", (step, loss), textcoords="offset points", xytext=(0, 8), ha="center")
-    axes.set_xlabel("optimizer step")
+        for epoch, loss in (validation[0], validation[-1]):
+            axes.annotate(f"{loss:.2f}", (epoch, loss), textcoords="offset points", xytext=(0, 8), ha="center")
+    axes.set_xlabel(f"epoch ({max((entry['step'] for entry in history), default=0):,} optimizer steps)")
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(*token_ticks(history))
+    top.set_xlabel("training tokens seen")
     axes.set_ylabel("loss per trained token")
+    axes.margins(y=0.12)  # room for the figures
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines["right"].set_visible(False)
     if train or validation:
         axes.legend(frameon=False)
     partial = folder / ".loss.png.partial"
     figure.savefig(partial, format="png")
     partial.replace(folder / "loss.png")
+
+
+def token_ticks(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[str]]:
+    """Round numbers of training tokens, as (epochs at which they were seen, texts such as 20k); the steps in between count evenly."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    seen = [(0, 0.0), *((entry["num_tokens"], entry["epoch"]) for entry in history if "loss" in entry)]
+    tokens, epochs = zip(*seen, strict=True)
+    ticks = [tick for tick in MaxNLocator(6, integer=True).tick_values(0, tokens[-1]) if 0 <= tick <= tokens[-1]]
+    return np.interp(ticks, tokens, epochs).tolist(), [EngFormatter(sep="")(tick) for tick in ticks]
 
 
 def write_card(folder: Path, cfg: TrainConfig, weights: str, rows: tuple[int, int]) -> None:

@@ -66,6 +66,12 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def samples_until(checkpoint: Path) -> list[dict[str, Any]]:
+    """The rows of samples.jsonl up to the step of a checkpoint: a run that goes on from it makes the later ones again."""
+    step = int(checkpoint.name.split("-")[1])
+    return [row for row in read_samples(checkpoint.parent) if row["phase"] != "after" and row["step"] <= step]
+
+
 def load_run(folder: str | Path) -> Run:
     """Open a run folder.
 

@@ -131,6 +131,10 @@ class EvaluationConfig:
 
     sample_prompts: Optional[list[str]]  # default: the first five prompts of the test (or validation) split
     max_new_tokens: int = _at_least(1)
+    sample_strategy: str = _choice("no", "epoch")  # answer the sample prompts behind each epoch too; before and after it is always done
+    do_sample: bool = False  # draw each token of an answer, by `seed`, instead of taking the most likely one
+    temperature: float = 1.0  # of do_sample: below 1 likely tokens get likelier
+    top_k: int = _at_least(0, default=50)  # of do_sample: draw among so many; 0: among all
 
 
 @dataclass

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
+from sftpipe.config import compose
 from sftpipe.data.source import SPLITS, Rows, fingerprint, load_sources, load_splits
 from sftpipe.errors import DataError
 from sftpipe.schema import DatasetConfig, FormatConfig, MixtureSource
@@ -98,6 +99,37 @@ def test_yoda_answers_hold_the_words_of_their_prompt_in_another_order(yoda: dict
         answer = re.sub(r" (Yes|Yes, hrrrm|Hrrrm)\.$", "", row["completion"])
         assert words(answer) == words(row["prompt"]), row
         assert answer != row["prompt"], row
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("instruct", (133, 9, 15)), ("instruct_ko", (126, 9, 14)), ("ko_marked", (35, 4, 5))],
+)
+def test_the_embedded_sets_without_splits_are_cut_as_their_option_says(name: str, sizes: tuple[int, int, int]) -> None:
+    splits = load_splits(compose([f"dataset={name}", "format=text", "loss=full"]).dataset)
+    assert tuple(len(splits[split]) for split in SPLITS) == sizes
+    texts = [json.dumps(row, sort_keys=True) for rows in splits.values() for row in rows]
+    assert len(set(texts)) == sum(sizes)
+
+
+@pytest.mark.parametrize("name", ["instruct", "instruct_ko"])
+def test_embedded_instructions_are_whole_and_their_answers_differ_from_their_inputs(name: str) -> None:
+    for rows in load_splits(compose([f"dataset={name}"]).dataset).values():
+        for row in rows:
+            assert set(row) == {"instruction", "input", "output"}
+            assert row["instruction"] == row["instruction"].strip() != ""
+            assert row["output"] == row["output"].strip() != ""
+            assert row["input"] != row["output"]
+
+
+def test_each_marked_tale_begins_with_a_title_and_ends_with_the_end_marker() -> None:
+    dataset = compose(["dataset=ko_marked", "format=text", "loss=full"]).dataset
+    title, *_, end = dataset.marker_tokens
+    for rows in load_splits(dataset).values():
+        for row in rows:
+            assert row["text"].startswith(title)
+            assert row["text"].endswith(end)
+            assert row["text"].count(title) == row["text"].count(end) == 1
 
 
 # --- files ----------------------------------------------------------------------------------------------------------------------------
@@ -477,7 +509,8 @@ def test_a_missing_file_in_a_missing_folder_says_where_it_was_sought(tmp_path: P
 def test_an_unknown_embedded_set_names_the_ones_there_are() -> None:
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="embedded", name="yodda"))
-    assert str(error.value) == "dataset.name: no embedded data set 'yodda'\n    allowed: yoda\n    dataset.name=yoda"
+    allowed = "instruct, instruct_ko, ko_marked, yoda"
+    assert str(error.value) == f"dataset.name: no embedded data set 'yodda'\n    allowed: {allowed}\n    dataset.name=yoda"
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ LONG = ("dataset.limit=48", "sft.num_train_epochs=4", "sft.max_steps=24", "sft.s
 # fmt: off
 WAYS: dict[str, tuple[str, ...]] = {
     "random": ("sft.train_sampling_strategy=random",),
-    "by length": ("sft.train_sampling_strategy=group_by_length",),
+    "by length": ("sft.train_sampling_strategy=group_by_length", "evaluation.sample_strategy=epoch", "evaluation.do_sample=true"),
     "new tokens": ("sft.train_sampling_strategy=random", "tokenizer.special_tokens=['<|turn|>']", "format=template",
                    "format.prompt='<|turn|>{instruction}'", "format.completion=' {output}'"),
     "packed": ("packing=bfd", "sft.max_length=160", "sft.train_sampling_strategy=random", "dataset.limit=120"),
@@ -217,6 +217,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         return [[entry["step"], entry.get("loss"), entry.get("eval_loss"), entry.get("num_tokens")] for entry in entries]
 
     assert numbers(run) == numbers(unbroken[way])
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert samples == [json.loads(line) for line in (unbroken[way] / "samples.jsonl").read_text().splitlines()]
+    epochs = [f"epoch {number}" for number in range(1, 5)] if way == "by length" else []
+    assert [row["phase"] for row in samples[::5]] == ["before", *epochs, "after"]
     ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (run, unbroken[way]))
     assert ours["validation"] == theirs["validation"]
     assert ours["test"] == theirs["test"]

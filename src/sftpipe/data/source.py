@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sftpipe.data.cache import digest
+from sftpipe.data.fetch import fetched
 from sftpipe.data.formats import Row
 from sftpipe.data.read import FILE_KINDS, JSON, ORIGIN, call_function, load_function, read_files, read_hub
 from sftpipe.errors import DataError, Problem, nearest
@@ -202,7 +203,8 @@ def _data_files(cfg: DatasetConfig) -> dict[str, list[str]] | None:
                     fix=f"dataset.name={match or known[0]}",
                 )
             )
-        return {name: [str(_ASSETS / str(cfg.name) / f"{name}.jsonl")] for name in SPLITS}
+        held = {name: _ASSETS / str(cfg.name) / f"{name}.jsonl" for name in SPLITS}
+        return {name: [str(file)] for name, file in held.items() if file.is_file()}
     if cfg.path not in FILE_KINDS:
         return None
     named = cfg.data_files if isinstance(cfg.data_files, dict) else {"train": cfg.data_files}
@@ -218,7 +220,7 @@ def _data_files(cfg: DatasetConfig) -> dict[str, list[str]] | None:
             )
         )
     folders = cfg.path == "arrow"
-    return {split: [found for f in _as_list(files) for found in _find_files(str(f), folders)] for split, files in named.items()}
+    return {split: [found for f in _as_list(files) for found in _find_files(fetched(f), folders)] for split, files in named.items()}
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -1,0 +1,67 @@
+"""A data file that the web has: fetched once, then read from disk."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from sftpipe.errors import DataError, Problem
+from sftpipe.storage import HASHES, cache_dir, is_whole, publish_folder, sha256_text
+from sftpipe.terminal import console
+
+TIMEOUT_S = 30
+_CHUNK_BYTES = 2**20
+
+
+def fetched(name: str) -> str:
+    """The path of a data file: `name` itself, or for a URL the file of that name in the working folder, else the one in the cache.
+
+    What is not in the cache is downloaded into it. The cache keeps a hash of the bytes beside them, and a damaged file is fetched again.
+
+    Raises:
+        DataError: the URL names no file, or gives none; says how to do without the network.
+    """
+    if not name.startswith(("http://", "https://")):
+        return name
+    file_name = unquote(urlsplit(name).path).rpartition("/")[2]
+    if not file_name or file_name.startswith(".") or file_name == HASHES:
+        raise DataError(Problem("dataset.data_files", f"{name} names no file", "a URL that ends in the name of a file"))
+    if Path(file_name).is_file():
+        return file_name
+    folder = cache_dir() / "downloads" / sha256_text(name)[:16]
+    if not is_whole(folder):
+        with publish_folder(folder) as partial:
+            _download(name, partial / file_name)
+    return str(folder / file_name)
+
+
+def _download(url: str, file: Path) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response, file.open("wb") as out:
+            expected = response.headers.get("Content-Length")
+            size = _copy(response, out, file.name, int(expected) if expected else None)
+        if expected and size != int(expected):
+            raise urllib.error.URLError(f"the connection broke off after {size:,} of {int(expected):,} bytes")
+    except (OSError, ValueError) as error:  # URLError is an OSError
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
+        reason = " ".join(str(getattr(error, "reason", error)).split())[:160]
+        found = f"{url} cannot be fetched ({reason})"
+        fix = f"go online; or put {file.name} into the working folder; or dataset.data_files=FILE"
+        raise DataError(Problem("dataset.data_files", found, fix=fix)) from None
+
+
+def _copy(response: Any, out: Any, name: str, expected: int | None) -> int:
+    """Copies all bytes and shows how far it is; returns their number."""
+    size = 0
+    of_all = f" of {expected / 1e6:.1f}" if expected else ""
+    with console.status(f"Fetching {name} ...") as status:
+        while chunk := response.read(_CHUNK_BYTES):
+            out.write(chunk)
+            size += len(chunk)
+            status.update(f"Fetching {name}: {size / 1e6:.1f}{of_all} MB")
+    console.print(f"fetched   {name}, {size:,} bytes")
+    return size
