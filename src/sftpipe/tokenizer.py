@@ -48,13 +48,24 @@ def load_tokenizer(cfg: TokenizerConfig, weights: Weights, templates: Path, mark
                 fix="convert it once: AutoTokenizer.from_pretrained(...).save_pretrained(...) with `tokenizers` installed",
             )
         )
+    settle_tokenizer(tokenizer, cfg, templates, markers)
+    return tokenizer
+
+
+def settle_tokenizer(tokenizer: Any, cfg: TokenizerConfig, templates: Path, markers: Sequence[str] = ()) -> None:
+    """Give a tokenizer, loaded or trained, its markers, PAD, UNK and chat template; changed in place.
+
+    Raises:
+        ModelError: no token that may pad, or no such template.
+    """
     tokenizer.padding_side = "right"
     if markers:
         tokenizer.add_tokens(list(markers), special_tokens=True)
+    if cfg.unk_token not in ("keep", "auto"):
+        tokenizer.add_special_tokens({"unk_token": cfg.unk_token})
     tokenizer.add_special_tokens({"pad_token": choose_pad_token(tokenizer, cfg.pad_token)})
     if cfg.chat_template:
         tokenizer.chat_template = _read_template(cfg.chat_template, templates)
-    return tokenizer
 
 
 def choose_pad_token(tokenizer: Any, wanted: str) -> str:

@@ -53,14 +53,17 @@ class _Plan:
 class Encoder:
     """Renders and tokenises samples with one tokenizer and one loss."""
 
-    def __init__(self, tokenizer: Any, loss: LossConfig) -> None:
+    def __init__(self, tokenizer: Any, loss: LossConfig, *, reads_unknown: bool = False) -> None:
         self.tokenizer = tokenizer
         self.loss = loss
+        self.reads_unknown = reads_unknown  # whether a character outside the vocabulary may be read as UNK, or is an error
         self.template = ChatTemplate(tokenizer)
         self.special_ids = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         self._eos = tokenizer.eos_token_id
         self._bos = self._added_bos()
-        self._adds_space = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids)[0] == "\u2581a"
+        letter = tokenizer("a", add_special_tokens=False).input_ids
+        self._adds_space = tokenizer.convert_ids_to_tokens(letter)[:1] == ["\u2581a"]
+        self._around = "a" if tokenizer.decode(letter).strip() == "a" else ""  # keeps white space from the edges of a text
         self._swallowing = tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.rstrip)
         self._known_characters: set[str] = set()
         self._turn_ends: set[int] | None = None
@@ -106,7 +109,7 @@ class Encoder:
         characters = set().union(*(part for plan in plans if isinstance(plan, _Plan) for part in plan.parts))
         if characters <= self._known_characters:
             return plans
-        return [plan if isinstance(plan, RowError) else self._lost_character(plan, where) or plan
+        return [plan if isinstance(plan, RowError) else self.lost_character(plan.parts, where) or plan
                 for plan, where in zip(plans, places, strict=True)]  # fmt: skip
 
     def _rows(self, plans: Sequence[_Plan | RowError], tokens: Future[list[Tokens]], places: Sequence[str]) -> list[Encoded | RowError]:
@@ -197,6 +200,10 @@ class Encoder:
         """Whether white space is read back as it was written."""
         return not self._adds_space and not self._swallowing
 
+    def holds_unknown(self, ids: Sequence[int]) -> bool:
+        """Whether UNK stands among the ids, and may."""
+        return self.reads_unknown and self.tokenizer.unk_token_id in ids
+
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids that generation is fed: of a string with the tokenizer's own BOS, or of turns through the chat template."""
         if isinstance(prompt, str):
@@ -270,17 +277,17 @@ class Encoder:
             ),
         )
 
-    def _lost_character(self, plan: _Plan, where: str) -> RowError | None:
+    def lost_character(self, parts: Sequence[str], where: str) -> RowError | None:
         """The error of a text that the tokenizer would lose: what it does not know is dropped, or written as UNK, without a word."""
-        characters = set().union(*plan.parts) - self._known_characters
+        characters = set().union(*parts) - self._known_characters
         for character in sorted(characters):
             if "\ud800" <= character <= "\udfff":
                 found = f"a lone surrogate, U+{ord(character):04X}: half of a character"
                 return RowError("broken text", Problem(where, found, fix="mend the row"))
-            text = f"a{character}a"
+            text = f"{self._around}{character}{self._around}"
             ids = self.tokenizer(text, add_special_tokens=False).input_ids
             decoded = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-            if _normal(decoded) != _normal(text):
+            if _normal(decoded) != _normal(text) and not self.holds_unknown(ids):
                 found = f"{character!r} (U+{ord(character):04X}) is not in the tokenizer's vocabulary; it would be read as {decoded!r}"
                 problem = Problem(where, found, fix="remove the character from the row, or use another tokenizer")
                 return RowError("character outside the vocabulary", problem)

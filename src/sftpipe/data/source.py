@@ -202,7 +202,8 @@ def _data_files(cfg: DatasetConfig) -> dict[str, list[str]] | None:
                     fix=f"dataset.name={match or known[0]}",
                 )
             )
-        return {name: [str(_ASSETS / str(cfg.name) / f"{name}.jsonl")] for name in SPLITS}
+        held = {name: _ASSETS / str(cfg.name) / f"{name}.jsonl" for name in SPLITS}
+        return {name: [str(file)] for name, file in held.items() if file.is_file()}
     if cfg.path not in FILE_KINDS:
         return None
     named = cfg.data_files if isinstance(cfg.data_files, dict) else {"train": cfg.data_files}
