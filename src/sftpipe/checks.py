@@ -395,7 +395,8 @@ def _check_tokenizer(cfg: TrainConfig) -> list[Problem]:
 
 def _check_blocks(cfg: TrainConfig) -> list[Problem]:
     """packing=blocks makes one stream of all tokens; keys about rows have nothing to act on."""
-    packing, problems = cfg.packing, []
+    packing = cfg.packing
+    problems: list[Problem] = []
     if packing is None:
         return problems
     if packing.strategy != "blocks":

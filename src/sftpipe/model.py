@@ -114,9 +114,7 @@ def load_base(
     return model
 
 
-def random_base(
-    cfg: ModelConfig, weights: Weights, tokenizer: PreTrainedTokenizerBase, seed: int, precision: Precision
-) -> PreTrainedModel:
+def random_base(cfg: ModelConfig, weights: Weights, tokenizer: PreTrainedTokenizerBase, seed: int, precision: Precision) -> PreTrainedModel:
     """A model from scratch (`model.init=random`): its vocabulary is the tokenizer's, its weights are drawn from `seed`.
 
     Raises:

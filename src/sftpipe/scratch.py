@@ -78,6 +78,7 @@ def _check_fields(kind: Any, described: Mapping[str, Any]) -> None:
         if name not in known:
             match = nearest(name, known)
             allowed = "" if match else f"the fields of {kind.__name__}: {', '.join(known)}"
-            problems.append(Problem(f"model.config.{name}", "unknown field", allowed, f"did you mean model.config.{match}?" if match else ""))
+            fix = f"did you mean model.config.{match}?" if match else ""
+            problems.append(Problem(f"model.config.{name}", "unknown field", allowed, fix))
     if problems:
         raise ModelError(*problems)
