@@ -74,11 +74,10 @@ def _check_blocks(cfg: TrainConfig, weights: Weights) -> None:
     """The windows of packing=blocks must fit the model's positions."""
     if cfg.packing is None or cfg.packing.block_size is None:
         return
-    from sftpipe.scratch import check_room
+    from sftpipe.scratch import check_room, model_config
 
-    tokens = cfg.packing.block_size + 1
-    what = f"{cfg.packing.block_size} makes windows of {tokens} tokens"
-    check_room(cfg.model, weights, tokens, "packing.block_size", what, "packing.block_size={positions} less 1")
+    size = cfg.packing.block_size
+    check_room(model_config(cfg.model, weights), size + 1, "packing.block_size", size, "windows")
 
 
 def _check_prompts(cfg: TrainConfig, data: PreparedData) -> None:
@@ -151,9 +150,15 @@ def _train_and_measure(cfg: TrainConfig, plan: RunPlan, data: PreparedData, trai
     from sftpipe.callbacks import watch
     from sftpipe.evaluate import sample_answers, split_loss, train_metrics
     from sftpipe.generate import sample_prompts
+    from sftpipe.scratch import check_room
     from sftpipe.tracking import track
 
     prompts = sample_prompts(cfg.evaluation, cfg.format, data) if cfg.evaluation else []
+    if cfg.evaluation and prompts:
+        new = cfg.evaluation.max_new_tokens
+        longest = max(len(prompt.input_ids) for prompt in prompts) + new
+        otherwise = "short prompts of your own: evaluation.sample_prompts=[...]"
+        check_room(trainer.model.config, longest, "evaluation.max_new_tokens", new, "prompts and answers", otherwise)
     validates = cfg.evaluation is not None and data.validation is not None
 
     def measure(phase: str, metrics: dict[str, Any], samples: list[dict[str, Any]]) -> None:

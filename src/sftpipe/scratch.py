@@ -44,17 +44,25 @@ def refused(error: Exception) -> ModelError:
     return ModelError(Problem("model.config", found, fix="see the config class of this model_type in transformers' docs"))
 
 
-def check_room(cfg: ModelConfig, weights: Weights, tokens: int, where: str, what: str, fix: str) -> None:
-    """Refuse sequences of more tokens than the model has positions; `fix` may name the number of them as {positions}.
+def check_room(config: Any, tokens: int, key: str, value: int, what: str, otherwise: str = "") -> None:
+    """Refuse sequences of more tokens than the model has positions.
+
+    Args:
+        config: the model's.
+        tokens: of the longest sequence.
+        key: the config key that decides it.
+        value: of that key; a smaller one makes the sequence as much shorter.
+        what: how the key makes the sequence.
+        otherwise: what to do where no value fits.
 
     Raises:
-        ModelError: names both.
+        ModelError: names both numbers, and the largest value that fits.
     """
-    config = model_config(cfg, weights)
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and tokens > positions:
-        found = f"{what}, and the model ({config.model_type}) has {positions} positions"
-        raise ModelError(Problem(where, found, fix=fix.format(positions=positions)))
+        found = f"{value} makes {what} of {tokens} tokens, and the model ({config.model_type}) has {positions} positions"
+        most = value - tokens + positions
+        raise ModelError(Problem(key, found, fix=f"{key}={most} or less" if most > 0 else otherwise))
 
 
 def _check_kind(kind: Any) -> None:

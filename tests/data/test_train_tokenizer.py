@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -43,6 +43,8 @@ def test_ids_are_code_points_in_order_with_the_special_tokens_behind() -> None:
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40))
 def test_every_text_reads_back_exactly(text: str) -> None:
+    assume("<|endoftext|>" not in text)
+    assume("[PAD]" not in text)
     tokenizer = train_tokenizer(CHAR, [text])
     assert read_back(tokenizer, text) == text
     assert tokenizer(text).input_ids == [sorted(set(text)).index(character) for character in text]

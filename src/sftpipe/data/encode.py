@@ -6,6 +6,7 @@ exactly those that generation would feed (DESIGN rule L1). T is the number of to
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -65,6 +66,7 @@ class Encoder:
         self._adds_space = tokenizer.convert_ids_to_tokens(letter)[:1] == ["\u2581a"]
         self._around = "a" if tokenizer.decode(letter).strip() == "a" else ""  # keeps white space from the edges of a text
         self._swallowing = tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.rstrip)
+        self._added = re.compile("|".join(re.escape(str(token)) for token in tokenizer.added_tokens_decoder.values()) or "(?!)")
         self._known_characters: set[str] = set()
         self._turn_ends: set[int] | None = None
 
@@ -279,7 +281,7 @@ class Encoder:
 
     def lost_character(self, parts: Sequence[str], where: str) -> RowError | None:
         """The error of a text that the tokenizer would lose: what it does not know is dropped, or written as UNK, without a word."""
-        characters = set().union(*parts) - self._known_characters
+        characters = set().union(*(piece for part in parts for piece in self._added.split(part))) - self._known_characters
         for character in sorted(characters):
             if "\ud800" <= character <= "\udfff":
                 found = f"a lone surrogate, U+{ord(character):04X}: half of a character"
