@@ -461,8 +461,8 @@ def test_windows_of_the_constitution_have_the_golden_bigram_loss(cases: dict[str
     """The notebook draws its batch, after seed 1337, from the first nine tenths; its weights come after the same seed."""
     case, file = cases["001-bigram-loss"], golden / "data" / "ko_law" / "constitution.txt"
     text, size = file.read_text(encoding="utf-8"), case["input"]["V"]
-    words = ["model=tiny_random", "tokenizer=char", "dataset=text", f"dataset.data_files={file}", "dataset.sample_by=document", "format=text",
-             "loss=full", "packing=blocks", "packing.block_size=8"]  # fmt: skip
+    words = ["model=tiny_random", "tokenizer=char", "dataset=text", f"dataset.data_files={file}", "dataset.sample_by=document",
+             "format=text", "loss=full", "packing=blocks", "packing.block_size=8"]  # fmt: skip
     data = sftpipe.prepare(sftpipe.compose(words))
     assert len(data.tokenizer) == size + 2  # EOS and PAD
     windows = RandomWindows(data.train)
@@ -478,8 +478,8 @@ def test_windows_of_the_constitution_have_the_golden_bigram_loss(cases: dict[str
 def test_every_golden_case_is_tested_quoted_or_of_another_part(cases: dict[str, Any]) -> None:
     """A case that is added to the golden values shows up here until somebody decides what becomes of it."""
     text = Path(__file__).read_text(encoding="utf-8")
-    elsewhere = ("smart-resize", "special-tokens", "001-roundtrip", "001-vocab-constitution", "001-shapes", "002-phi-", "002-opt-", "002-pack-", "002-multiple-of", "002-hazard",
-                 "002-yoda-byot", "004-judge", "004-stream-join", "004-extract-response", "-decode")  # fmt: skip
+    elsewhere = ("smart-resize", "special-tokens", "001-roundtrip", "001-vocab-constitution", "001-shapes", "002-phi-", "002-opt-",
+                 "002-pack-", "002-multiple-of", "002-hazard", "002-yoda-byot", "004-judge", "004-stream-join", "004-extract-response", "-decode")  # fmt: skip
     undecided = [
         name for name in cases
         if name not in text and not any(part in name for part in elsewhere) and not name.startswith(("000-preprocess", "004-test0"))

@@ -477,7 +477,7 @@ def test_a_missing_file_in_a_missing_folder_says_where_it_was_sought(tmp_path: P
 def test_an_unknown_embedded_set_names_the_ones_there_are() -> None:
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="embedded", name="yodda"))
-    assert str(error.value) == "dataset.name: no embedded data set 'yodda'\n    allowed: yoda\n    dataset.name=yoda"
+    assert str(error.value) == "dataset.name: no embedded data set 'yodda'\n    allowed: ko_corpus, yoda\n    dataset.name=yoda"
 
 
 @pytest.mark.parametrize(
