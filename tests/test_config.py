@@ -280,9 +280,9 @@ def test_problems_of_all_checked_groups_are_reported_together(write_recipe: Call
 
 
 def test_a_missing_value_does_not_hide_other_problems() -> None:
-    text = error_of("model=custom", "sedd=1", "sft.learning_rat=1")
+    text = error_of("dataset=hub", "sedd=1", "sft.learning_rat=1")
 
-    assert "model.name_or_path: not set, and it has no default\n    model.name_or_path=..." in text
+    assert "dataset.path: not set, and it has no default\n    dataset.path=..." in text
     assert "did you mean seed?" in text
     assert "did you mean sft.learning_rate?" in text
 

@@ -23,25 +23,28 @@ OPTIONS = sorted(path for path in (REPOSITORY / "conf").glob("*/**/*") if path.s
 
 # how many files each folder holds; a file that was forgotten, lost or added by accident shows here
 COUNTS = {
-    "recipes": 10,
+    "recipes": 11,
     "conf/chat_template": 5,
-    "conf/dataset": 12,
+    "conf/dataset": 13,
     "conf/evaluation": 2,
     "conf/format": 10,
     "conf/lora": 4,
     "conf/loss": 4,
-    "conf/model": 6,
-    "conf/packing": 5,
+    "conf/model": 8,
+    "conf/packing": 6,
     "conf/preflight": 1,
     "conf/quantization": 4,
     "conf/sft": 1,
-    "conf/tokenizer": 1,
+    "conf/tokenizer": 3,
     "conf/tracking": 2,
 }
 
 # what an option needs beside itself
 NEEDS: dict[tuple[str, str], list[str]] = {
     ("model", "custom"): ["model.name_or_path=some/model"],
+    **{("model", kind): ["tokenizer=char"] for kind in ("tiny_random", "char_gpt")},
+    **{("tokenizer", kind): ["model=char_gpt"] for kind in ("char", "bpe")},
+    ("packing", "blocks"): ["loss=full"],
     ("dataset", "hub"): ["dataset.path=some/rows"],
     **{("dataset", kind): [f"dataset.data_files=rows.{kind}"] for kind in ("json", "csv", "parquet", "text", "arrow")},
     ("dataset", "function"): ["dataset.function=my_module.rows"],

@@ -168,7 +168,8 @@ def _same_numbers(value: Any) -> Any:
 
 def _deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in plain.items() if name not in ("output_dir", "tracking", "recipe")}
-    if Path(str(plain["model"]["name_or_path"])).expanduser().is_dir():  # `open_run` compares the weights by their bytes
+    name = plain["model"]["name_or_path"]
+    if name is not None and Path(name).expanduser().is_dir():  # `open_run` compares the weights by their bytes
         kept["model"] = {**plain["model"], "name_or_path": "a folder"}
     kept["sft"] = {name: value for name, value in plain["sft"].items() if name != "resume_from_checkpoint"}
     kept["dataset"] = {name: value for name, value in plain["dataset"].items() if name not in ("data_files", "num_proc")}

@@ -320,10 +320,11 @@ def _check_together(cfg: TrainConfig) -> list[Problem]:
         problems += _check_dataset(source, f"dataset.sources[{index}]")
         if source.format is not None:
             problems += _check_format(source.format, f"dataset.sources[{index}].format")
-    if cfg.packing and cfg.packing.strategy != "padding_free" and cfg.sft.get("max_length") is None:
+    problems += _check_model(cfg) + _check_tokenizer(cfg) + _check_blocks(cfg)
+    if cfg.packing and cfg.packing.strategy not in ("padding_free", "blocks") and cfg.sft.get("max_length") is None:
         found = f"null, and packing={cfg.packing.strategy} fills sequences of that length"
         problems.append(Problem("sft.max_length", found, fix="sft.max_length=1024"))
-    if cfg.packing and cfg.packing.strategy in ("bfd_split", "wrapped") and cfg.over_length == "truncate":
+    if cfg.packing and cfg.packing.strategy in ("bfd_split", "wrapped", "blocks") and cfg.over_length == "truncate":
         found = f"'truncate', and packing={cfg.packing.strategy} splits long rows"
         problems.append(Problem("over_length", found, fix="over_length=error, or packing=bfd"))
     if cfg.over_length == "truncate" and cfg.sft.get("max_length") is None:
@@ -347,6 +348,89 @@ def _check_sampling(evaluation: EvaluationConfig | None) -> list[Problem]:
         if not evaluation.do_sample and getattr(evaluation, name) != getattr(EvaluationConfig, name):
             found = f"{getattr(evaluation, name)!r}, and nothing reads it with evaluation.do_sample=false"
             problems.append(Problem(f"evaluation.{name}", found, fix="evaluation.do_sample=true, or leave it out"))
+    return problems
+
+
+_OF_THE_TOKENIZER = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
+
+
+def _check_model(cfg: TrainConfig) -> list[Problem]:
+    """Weights that are loaded, or a model from scratch; what only one of them reads."""
+    model, problems = cfg.model, []
+    if model.init == "pretrained":
+        if model.name_or_path is None:
+            problems.append(Problem("model.name_or_path", "not set, and model.init=pretrained loads weights", fix="model.name_or_path=..."))
+        if model.config:
+            found = "nothing reads it with init: pretrained: weights bring their own config"
+            problems.append(Problem("model.config", found, fix="model.init=random, or leave it out"))
+        return problems
+    named = model.name_or_path is not None
+    if not named and not model.config.get("model_type"):
+        found = "not set, and model.init=random makes a model of that kind"
+        problems.append(Problem("model.config.model_type", found, fix="model.config.model_type=gpt2, or model.name_or_path=..."))
+    if named and "model_type" in model.config:
+        problems.append(Problem("model.config.model_type", "model.name_or_path brings it", fix="leave one out"))
+    for name in ("revision", "source"):
+        value = getattr(model, name)
+        if not named and value not in (None, "auto"):
+            problems.append(Problem(f"model.{name}", f"{value!r}, and no model.name_or_path is named", fix="leave it out"))
+    for name in model.config:
+        owner = "tokenizer" if name in _OF_THE_TOKENIZER else "model.dtype" if name == "dtype" else ""
+        if owner:
+            problems.append(Problem(f"model.config.{name}", "another key owns this", fix=_use(owner)))
+    for group in ("lora", "quantization"):
+        if getattr(cfg, group):
+            found = f"{group} keeps the weights of a base as they are, and model.init=random has none that are worth keeping"
+            problems.append(Problem(f"{group} + model.init", found, fix=f"{group}=none, or model.init=pretrained"))
+    if not named and cfg.tokenizer.type == "pretrained" and cfg.tokenizer.name_or_path is None:
+        found = "not set, and a model from scratch has no tokenizer of its own"
+        problems.append(Problem("tokenizer.name_or_path", found, fix="tokenizer=char, tokenizer=bpe, or tokenizer.name_or_path=..."))
+    return problems
+
+
+def _check_tokenizer(cfg: TrainConfig) -> list[Problem]:
+    """A tokenizer that is loaded, or one that the run trains."""
+    tokenizer, problems = cfg.tokenizer, []
+    if tokenizer.type != "pretrained":
+        where = f"tokenizer.type={tokenizer.type}"
+        if cfg.model.init == "pretrained":
+            found = "the model was trained on other tokens, and would have to learn these from nothing"
+            problems.append(Problem(where, found, fix="tokenizer=default, or model.init=random"))
+        if tokenizer.name_or_path is not None:
+            found = f"nothing reads it with type: {tokenizer.type}, which is trained on the data"
+            problems.append(Problem("tokenizer.name_or_path", found, fix="tokenizer=default, or leave it out"))
+    if tokenizer.type == "bpe" and tokenizer.vocab_size is None:
+        problems.append(Problem("tokenizer.vocab_size", "not set, and type: bpe makes so many tokens", fix="tokenizer.vocab_size=4096"))
+    if tokenizer.type != "bpe" and tokenizer.vocab_size is not None:
+        problems.append(Problem("tokenizer.vocab_size", f"nothing reads it with type: {tokenizer.type}", "bpe", "leave it out"))
+    if tokenizer.type == "bpe" and tokenizer.unk_token != "keep":
+        problems.append(Problem("tokenizer.unk_token", "nothing reads it with type: bpe, which knows every byte", fix="leave it out"))
+    return problems
+
+
+def _check_blocks(cfg: TrainConfig) -> list[Problem]:
+    """packing=blocks makes one stream of all tokens; keys about rows have nothing to act on."""
+    packing = cfg.packing
+    problems: list[Problem] = []
+    if packing is None:
+        return problems
+    if packing.strategy != "blocks":
+        if packing.block_size is not None:
+            found = f"nothing reads it with strategy: {packing.strategy}"
+            problems.append(Problem("packing.block_size", found, "blocks", "packing=blocks, or leave it out"))
+        return problems
+    if packing.block_size is None:
+        found = "not set, and packing=blocks cuts windows of that length"
+        problems.append(Problem("packing.block_size", found, fix="packing.block_size=256"))
+    if cfg.loss.type != "full":
+        found = "packing=blocks trains every token of its windows"
+        problems.append(Problem(f"loss={cfg.loss.type}", found, fix="loss=full, or packing=bfd"))
+    unread = (
+        ("packing.pack_eval", packing.pack_eval, "validation and test are always cut into windows"),
+        ("packing.isolation", packing.isolation == "trust", "documents see each other in blocks, by design"),
+        ("sft.train_sampling_strategy", cfg.sft.get("train_sampling_strategy", "random") != "random", "windows are drawn at random"),
+    )
+    problems += [Problem(key, f"nothing reads it with packing=blocks: {why}", fix="leave it out") for key, wrong, why in unread if wrong]
     return problems
 
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sftpipe.data.cache import digest
 from sftpipe.data.packing import Collator, Isolation
 from sftpipe.errors import ModelError, Problem
 from sftpipe.schema import ModelConfig
+from sftpipe.scratch import model_config
 from sftpipe.storage import cache_dir, write_json
 from sftpipe.weights import Weights
 
@@ -34,7 +35,7 @@ def small_isolation(cfg: ModelConfig, weights: Weights) -> Isolation:
     Raises:
         ModelError: sequences leak whatever is given to the model.
     """
-    config = _small(AutoConfig.from_pretrained(weights.path, revision=weights.revision))
+    config = _small(model_config(cfg, weights))
     extra = {} if cfg.attn_implementation in ("auto", "flash_attention_2") else {"attn_implementation": cfg.attn_implementation}
     key = digest(config.to_json_string(), extra, torch.__version__, transformers.__version__)
     file = cache_dir() / "isolation" / f"{key[:32]}.json"

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from sftpipe.errors import ModelError, Problem
 from sftpipe.schema import ModelConfig
+from sftpipe.scratch import model_config, refused
 from sftpipe.weights import Weights
 
 
@@ -104,13 +105,35 @@ def load_base(
         ) from None
     # what PEFT and save_pretrained write down as the base: an identity, not a path of this machine
     model.name_or_path = model.config._name_or_path = weights.identity if weights.revision is None else weights.path
+    model.config.use_cache = False  # generation asks for its cache itself; training has no use for one
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # On CPUs with AVX512-BF16, bitsandbytes repacks the weights at the first forward in eval mode, for a bfloat16 kernel without
             # a backward: training after an evaluation would lose every gradient through the frozen weights, with a warning only.
             module.support_avx512bf16_for_cpu = False
-    model.config.use_cache = False  # generation asks for its cache itself; training has no use for one
     return model
+
+
+def random_base(cfg: ModelConfig, weights: Weights, tokenizer: PreTrainedTokenizerBase, seed: int, precision: Precision) -> PreTrainedModel:
+    """A model from scratch (`model.init=random`): its vocabulary is the tokenizer's, its weights are drawn from `seed`.
+
+    Raises:
+        ModelError: transformers refuses the config.
+    """
+    config = model_config(cfg, weights)
+    config.vocab_size = len(tokenizer)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(config, name, getattr(tokenizer, name))
+    extra = {} if cfg.attn_implementation == "auto" else {"attn_implementation": cfg.attn_implementation}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = AutoModelForCausalLM.from_config(config, dtype=precision.trained, **extra)
+        except (ValueError, TypeError, ImportError, RuntimeError) as error:
+            raise refused(error) from None
+    model.name_or_path = model.config._name_or_path = weights.identity
+    model.config.use_cache = False
+    return model.to(precision.device)
 
 
 def quantization_config(quantization: Mapping[str, Any], precision: Precision) -> BitsAndBytesConfig:

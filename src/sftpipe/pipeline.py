@@ -2,18 +2,21 @@
 
     config -> tokenizer -> data -> format -> encode + labels + pack -> model + adapter -> trainer -> artifacts
 
+A tokenizer that is trained by the run (tokenizer=char, bpe) waits for the data and is made of its texts.
 Data comes before the model on purpose: bad data fails before gigabytes are loaded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sftpipe.artifacts import RunPlan, close_run, open_run, plan_run, write_metrics, write_samples
 from sftpipe.catalog import conf_dir
 from sftpipe.data.packing import ISOLATED, Collator, Isolation
-from sftpipe.data.prepare import PreparedData, prepare_data
+from sftpipe.data.prepare import PreparedData, prepare_data, texts
+from sftpipe.data.source import Source, load_sources
 from sftpipe.errors import DataError, Problem
 from sftpipe.run import Run, load_run, read_metrics, samples_until
 from sftpipe.schema import TrainConfig
@@ -32,16 +35,16 @@ def prepare(cfg: TrainConfig) -> PreparedData:
         SftpipeError: the tokenizer, the data or the preflight.
     """
     with quiet(), quiet_libraries():
-        return _prepare(cfg, find_weights(cfg.model))
+        return _prepare(cfg, find_weights(cfg.model, cfg.seed))
 
 
 def _prepare(cfg: TrainConfig, weights: Weights) -> PreparedData:
-    markers = cfg.dataset.marker_tokens if cfg.dataset.markers == "special" else ()
-    tokenizer = load_tokenizer(cfg.tokenizer, weights)
-    new_tokens = settle_tokenizer(tokenizer, cfg.tokenizer, conf_dir() / "chat_template", markers)
+    _check_blocks(cfg, weights)
+    tokenizer, new_tokens, sources = _tokenizer(cfg, weights)
     kept = _keep_apart(cfg, weights)
     collate = Collator(int(tokenizer.pad_token_id), cfg.sft.get("pad_to_multiple_of"), kept.apart if kept else None)
-    data = replace(prepare_data(cfg, tokenizer, collate, kept), new_tokens=new_tokens)
+    data = replace(prepare_data(cfg, tokenizer, collate, kept, sources), new_tokens=new_tokens)
+    _check_prompts(cfg, data)
     if data.validation is None and cfg.sft.get("eval_strategy", "no") != "no":
         raise DataError(
             Problem(
@@ -51,6 +54,41 @@ def _prepare(cfg: TrainConfig, weights: Weights) -> PreparedData:
             )
         )
     return data
+
+
+def _tokenizer(cfg: TrainConfig, weights: Weights) -> tuple[Any, Sequence[int], list[Source] | None]:
+    """The tokenizer of a run, the ids of its new tokens, and the data that it was trained on; None for a loaded one, which needs none."""
+    templates, markers = conf_dir() / "chat_template", cfg.dataset.marker_tokens if cfg.dataset.markers == "special" else ()
+    if cfg.tokenizer.type == "pretrained":
+        tokenizer = load_tokenizer(cfg.tokenizer, weights)
+        return tokenizer, settle_tokenizer(tokenizer, cfg.tokenizer, templates, markers), None
+    from sftpipe.train_tokenizer import blank_tokenizer, train_tokenizer
+
+    sources = load_sources(cfg.dataset, cfg.format, cfg.allowed_targets)
+    blank = blank_tokenizer(cfg.tokenizer)
+    settle_tokenizer(blank, cfg.tokenizer, templates, markers)
+    tokenizer = train_tokenizer(cfg.tokenizer, texts(cfg, sources, blank))
+    settle_tokenizer(tokenizer, cfg.tokenizer, templates, markers)
+    return tokenizer, (), sources
+
+
+def _check_blocks(cfg: TrainConfig, weights: Weights) -> None:
+    """The windows of packing=blocks must fit the model's positions."""
+    if cfg.packing is None or cfg.packing.block_size is None:
+        return
+    from sftpipe.scratch import check_room, model_config
+
+    size = cfg.packing.block_size
+    check_room(model_config(cfg.model, weights), size + 1, "packing.block_size", size, "windows")
+
+
+def _check_prompts(cfg: TrainConfig, data: PreparedData) -> None:
+    """A character that a prompt of the config holds and the tokenizer does not would be lost without a word."""
+    for index, prompt in enumerate((cfg.evaluation and cfg.evaluation.sample_prompts) or ()):
+        error = data.encoder.lost_character([prompt], f"evaluation.sample_prompts[{index}]")
+        if error:
+            fix = "another prompt" + (", or tokenizer.unk_token='[UNK]' to read it as that" if cfg.tokenizer.type == "char" else "")
+            raise DataError(replace(error.problem, fix=fix))
 
 
 def _keep_apart(cfg: TrainConfig, weights: Weights) -> Isolation | None:
@@ -85,13 +123,16 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
 
         precision = models.choose_precision(cfg.model, use_cpu=bool(cfg.sft.get("use_cpu", False)))
         arguments = build_arguments(cfg.sft, seed=cfg.seed, folder=plan.folder, precision=precision)
-        weights = find_weights(cfg.model)
+        weights = find_weights(cfg.model, cfg.seed)
         console.print(f"weights   {weights.identity}\ndevice    {precision.reason}\nfolder    {plan.folder}")
 
         data = _prepare(cfg, weights)
         console.print(f"data      {data.preflight.summary()}", markup=False)  # a text may hold [/INST]
         with console.status("Loading the model ..."):
-            model = models.load_base(cfg.model, cfg.quantization, weights, precision, frozen=bool(cfg.lora))
+            if cfg.model.init == "random":
+                model = models.random_base(cfg.model, weights, data.tokenizer, cfg.seed, precision)
+            else:
+                model = models.load_base(cfg.model, cfg.quantization, weights, precision, frozen=bool(cfg.lora))
             rows = models.fit_to_tokenizer(model, data.tokenizer, data.end_ids(), data.new_tokens, cfg.tokenizer.pad_to_multiple_of)
             if cfg.packing and cfg.packing.isolation == "verify" and data.isolation:
                 verify(model, data.isolation)
@@ -111,11 +152,17 @@ def _train_and_measure(cfg: TrainConfig, plan: RunPlan, data: PreparedData, trai
     from sftpipe.callbacks import EpochSamples, watch
     from sftpipe.evaluate import sample_answers, split_loss, train_metrics
     from sftpipe.generate import sample_prompts
+    from sftpipe.scratch import check_room
     from sftpipe.tracking import track
 
     metrics: dict[str, Any] = read_metrics(plan.folder) if plan.checkpoint else {}
     samples = samples_until(plan.checkpoint) if plan.checkpoint else []
     prompts = sample_prompts(cfg.evaluation, cfg.format, data) if cfg.evaluation else []
+    if cfg.evaluation and prompts:
+        new = cfg.evaluation.max_new_tokens
+        longest = max(len(prompt.input_ids) for prompt in prompts) + new
+        otherwise = "short prompts of your own: evaluation.sample_prompts=[...]"
+        check_room(trainer.model.config, longest, "evaluation.max_new_tokens", new, "prompts and answers", otherwise)
     validates = cfg.evaluation is not None and data.validation is not None
 
     def answer(phase: str) -> None:

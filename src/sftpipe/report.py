@@ -69,12 +69,14 @@ def write_card(folder: Path, cfg: TrainConfig, weights: str, rows: tuple[int, in
     """
     metrics, samples = read_metrics(folder), read_samples(folder)
     name = cfg.recipe or folder.name
+    made = "Trained from scratch, from" if cfg.model.init == "random" else "Fine-tuned from"
     head = {"library_name": "peft" if cfg.lora else "transformers", "pipeline_tag": "text-generation", "tags": ["sftpipe", "sft"]}
-    if weights.startswith(f"{cfg.model.name_or_path}@"):
-        head["base_model"] = cfg.model.name_or_path
+    base = cfg.model.name_or_path
+    if base is not None and weights.startswith(f"{base}@"):
+        head["base_model"] = base
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}\n",
-        f"Fine-tuned from `{weights}` with sftpipe. `config.yaml` holds the whole config, `manifest.json` the versions and hashes.\n",
+        f"{made} `{weights}` with sftpipe. `config.yaml` holds the whole config, `manifest.json` the versions and hashes.\n",
         "## Numbers\n\n" + _metrics_table(metrics),
         "![Loss](loss.png)\n",
     ]
@@ -120,9 +122,11 @@ def _usage(cfg: TrainConfig, weights: str, rows: tuple[int, int]) -> str:
         "model, tokenizer = run.load_model(), run.tokenizer\n```\n"
     )
     if not cfg.lora:
+        without = "or without sftpipe"
         plain = 'model = AutoModelForCausalLM.from_pretrained("PATH/OF/THIS/FOLDER")'
         imports = "from transformers import AutoModelForCausalLM"
     else:
+        without = f"or without sftpipe, on the base weights `{weights}`"
         base = cfg.model.name_or_path if weights.startswith(f"{cfg.model.name_or_path}@") else "PATH/OF/THE/BASE"
         lines = [
             f'base = AutoModelForCausalLM.from_pretrained("{base}")',
@@ -131,7 +135,7 @@ def _usage(cfg: TrainConfig, weights: str, rows: tuple[int, int]) -> str:
         ]
         plain = "\n".join(lines)
         imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM"
-    return f"{with_sftpipe}\nor without sftpipe, on the base weights `{weights}`:\n\n```python\n{imports}\n\n{plain}\n```\n"
+    return f"{with_sftpipe}\n{without}:\n\n```python\n{imports}\n\n{plain}\n```\n"
 
 
 def _resize(before: int, after: int) -> list[str]:

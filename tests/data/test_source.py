@@ -509,7 +509,7 @@ def test_a_missing_file_in_a_missing_folder_says_where_it_was_sought(tmp_path: P
 def test_an_unknown_embedded_set_names_the_ones_there_are() -> None:
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="embedded", name="yodda"))
-    allowed = "instruct, instruct_ko, ko_marked, yoda"
+    allowed = "instruct, instruct_ko, ko_corpus, ko_marked, yoda"
     assert str(error.value) == f"dataset.name: no embedded data set 'yodda'\n    allowed: {allowed}\n    dataset.name=yoda"
 
 

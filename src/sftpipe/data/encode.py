@@ -6,6 +6,7 @@ exactly those that generation would feed (DESIGN rule L1). T is the number of to
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -54,15 +55,19 @@ class _Plan:
 class Encoder:
     """Renders and tokenises samples with one tokenizer and one loss."""
 
-    def __init__(self, tokenizer: Any, loss: LossConfig) -> None:
+    def __init__(self, tokenizer: Any, loss: LossConfig, *, reads_unknown: bool = False) -> None:
         self.tokenizer = tokenizer
         self.loss = loss
+        self.reads_unknown = reads_unknown  # whether a character outside the vocabulary may be read as UNK, or is an error
         self.template = ChatTemplate(tokenizer)
         self.special_ids = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         self._eos = tokenizer.eos_token_id
         self._bos = self._added_bos()
-        self._adds_space = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids)[0] == "\u2581a"
+        letter = tokenizer("a", add_special_tokens=False).input_ids
+        self._adds_space = tokenizer.convert_ids_to_tokens(letter)[:1] == ["\u2581a"]
+        self._around = "a" if tokenizer.decode(letter).strip() == "a" else ""  # keeps white space from the edges of a text
         self._swallowing = tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.rstrip)
+        self._added = re.compile("|".join(re.escape(str(token)) for token in tokenizer.added_tokens_decoder.values()) or "(?!)")
         self._known_characters: set[str] = set()
         self._turn_ends: set[int] | None = None
 
@@ -107,7 +112,7 @@ class Encoder:
         characters = set().union(*(part for plan in plans if isinstance(plan, _Plan) for part in plan.parts))
         if characters <= self._known_characters:
             return plans
-        return [plan if isinstance(plan, RowError) else self._lost_character(plan, where) or plan
+        return [plan if isinstance(plan, RowError) else self.lost_character(plan.parts, where) or plan
                 for plan, where in zip(plans, places, strict=True)]  # fmt: skip
 
     def _rows(self, plans: Sequence[_Plan | RowError], tokens: Future[list[Tokens]], places: Sequence[str]) -> list[Encoded | RowError]:
@@ -198,6 +203,10 @@ class Encoder:
         """Whether white space is read back as it was written."""
         return not self._adds_space and not self._swallowing
 
+    def holds_unknown(self, ids: Sequence[int]) -> bool:
+        """Whether UNK stands among the ids, and may."""
+        return self.reads_unknown and self.tokenizer.unk_token_id in ids
+
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids that generation is fed: of a string with the tokenizer's own BOS, or of turns through the chat template."""
         if isinstance(prompt, str):
@@ -271,17 +280,17 @@ class Encoder:
             ),
         )
 
-    def _lost_character(self, plan: _Plan, where: str) -> RowError | None:
+    def lost_character(self, parts: Sequence[str], where: str) -> RowError | None:
         """The error of a text that the tokenizer would lose: what it does not know is dropped, or written as UNK, without a word."""
-        characters = set().union(*plan.parts) - self._known_characters
+        characters = set().union(*(piece for part in parts for piece in self._added.split(part))) - self._known_characters
         for character in sorted(characters):
             if "\ud800" <= character <= "\udfff":
                 found = f"a lone surrogate, U+{ord(character):04X}: half of a character"
                 return RowError("broken text", Problem(where, found, fix="mend the row"))
-            text = f"a{character}a"
+            text = f"{self._around}{character}{self._around}"
             ids = self.tokenizer(text, add_special_tokens=False).input_ids
             decoded = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-            if _normal(decoded) != _normal(text):
+            if _normal(decoded) != _normal(text) and not self.holds_unknown(ids):
                 found = f"{character!r} (U+{ord(character):04X}) is not in the tokenizer's vocabulary; it would be read as {decoded!r}"
                 problem = Problem(where, found, fix="remove the character from the row, or use another tokenizer")
                 return RowError("character outside the vocabulary", problem)

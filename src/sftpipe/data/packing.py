@@ -8,15 +8,16 @@ B rows of a batch, T tokens of its longest row. A packed row carries `seq_length
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sftpipe.data.cache import cached, code_digest, digest
 from sftpipe.data.measure import row_lengths
+from sftpipe.errors import DataError, Problem
 
-SPLITTING = ("bfd_split", "wrapped")  # strategies that split rows; for the others `over_length` acts on long rows before
+SPLITTING = ("bfd_split", "wrapped", "blocks")  # strategies that split rows; for the others `over_length` acts on long rows before
 ISOLATED = ("bfd", "bfd_split", "padding_free")  # strategies whose rows must not see each other
 _AT_ONCE = 2_000_000  # tokens that are packed together: enough to fill, and few enough for memory
 
@@ -44,6 +45,97 @@ def pack(rows: Any, strategy: str, max_length: int | None, name: str) -> Any:
 
     key = digest(code_digest(), rows._fingerprint, strategy, max_length)
     return cached("packed", key, build, lambda folder: datasets.Dataset.from_file(str(folder / "rows.arrow")))
+
+
+def blocks(rows: Any, block_size: int, name: str) -> Any:
+    """The rows of a split as one stream of tokens, cut into consecutive windows that predict each token once.
+
+    A window of `block_size` predictions has one token more, which the next window begins with; the last may be shorter:
+
+        rows                      [5 6 7] [8 9] [4]
+        blocks of 2               [5 6 7] [7 8 9] [9 4]
+
+    Args:
+        rows: `datasets.Dataset` with `input_ids`; every token is a target (loss=full).
+        block_size: predictions of a window.
+        name: the split.
+
+    Returns:
+        `datasets.Dataset` with `input_ids` and `labels`, which are the same.
+
+    Raises:
+        DataError: the train split has fewer tokens than one window.
+    """
+    tokens = int(row_lengths(rows).sum())
+    if name == "train" and tokens <= block_size:
+        raise DataError(
+            Problem(
+                where="packing.block_size",
+                found=f"{block_size}, and the train split has {tokens:,} tokens: less than one window and the token behind it",
+                fix=f"packing.block_size={tokens - 1} or less, or more text",
+            )
+        )
+    import datasets
+    from datasets.arrow_writer import ArrowWriter
+
+    ids = datasets.List(datasets.Value("int32"))
+
+    def build(folder: Path) -> None:
+        with ArrowWriter(path=str(folder / "rows.arrow"), features=datasets.Features({"input_ids": ids, "labels": ids})) as writer:
+            for window in _windows(rows, block_size):
+                writer.write({"input_ids": window, "labels": window})
+            writer.finalize()
+
+    key = digest(code_digest(), rows._fingerprint, "blocks", block_size)
+    return cached("packed", key, build, lambda folder: datasets.Dataset.from_file(str(folder / "rows.arrow")))
+
+
+def _windows(rows: Any, block_size: int) -> Iterator[list[int]]:
+    waiting: list[int] = []
+    for batch in rows.select_columns("input_ids").iter(batch_size=1000):
+        for row in batch["input_ids"]:
+            waiting += row
+        last = (len(waiting) - 1) // block_size * block_size  # where the first window begins that is not whole yet
+        for start in range(0, last, block_size):
+            yield waiting[start : start + block_size + 1]
+        waiting = waiting[max(0, last) :]
+    if len(waiting) > 1:
+        yield waiting
+
+
+class RandomWindows:
+    """Any window of the stream that `blocks` cut: two neighbours among its rows hold every one.
+
+        rows                      [5 6 7] [7 8 9] [9 4]
+        window at token 1         [6 7 8]
+
+    rows: what `blocks` returned.
+    block_size: predictions of a window.
+    tokens: length of the stream.
+    """
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+        self.block_size = len(rows[0]["input_ids"]) - 1
+        self.tokens = (len(rows) - 1) * self.block_size + len(rows[len(rows) - 1]["input_ids"])
+
+    def __len__(self) -> int:
+        """Windows of an epoch: as many as fit the stream side by side."""
+        return self.tokens // self.block_size
+
+    def __getitem__(self, start: int) -> dict[str, list[int]]:
+        """The window that begins at token `start`, at most `tokens - block_size - 1`."""
+        number, offset = divmod(start, self.block_size)
+        ids = self.rows[number]["input_ids"][offset:]
+        if offset:
+            ids = ids + self.rows[number + 1]["input_ids"][1 : offset + 1]
+        return {"input_ids": ids, "labels": ids}
+
+    def starts(self, seed: int, epoch: int) -> list[int]:
+        """Where the windows of an epoch begin; decided by the two numbers alone, so that a resumed run sees the same ones."""
+        import numpy as np
+
+        return [int(start) for start in np.random.default_rng((seed, epoch)).integers(self.tokens - self.block_size, size=len(self))]
 
 
 def sequence_lengths(row: Mapping[str, Any]) -> list[int]:
@@ -74,7 +166,7 @@ class PackingReport:
     strategy: as in the config.
     rows: {split: [rows before, rows after]} of the splits that were packed; empty under padding_free, which packs each batch.
     fill: {split: tokens, as a share of the room in the packed rows}.
-    isolation: how sequences are kept apart, and how well; None where they are joined on purpose (wrapped).
+    isolation: how sequences are kept apart, and how well; None where they are joined on purpose (wrapped, blocks).
     """
 
     strategy: str

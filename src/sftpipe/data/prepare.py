@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
@@ -18,7 +20,7 @@ from sftpipe.data.formats import Conversation, PromptCompletion, Row, RowFunctio
 from sftpipe.data.guard import Guard
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.measure import Dropped, Part, padding_share, row_lengths
-from sftpipe.data.packing import SPLITTING, Collator, Isolation, PackingReport, pack
+from sftpipe.data.packing import SPLITTING, Collator, Isolation, PackingReport, blocks, pack
 from sftpipe.data.preflight import Preflight, inspect
 from sftpipe.data.read import load_function
 from sftpipe.data.source import SPLITS, Rows, Source, load_sources
@@ -32,7 +34,8 @@ _BATCH = 1000  # rows that are formatted and tokenised together
 class PreparedData:
     """Finished rows, and what made them.
 
-    train, validation, test: `datasets.Dataset` with `input_ids` and `labels`, each (T,); None for a split that is absent.
+    train, validation, test: `datasets.Dataset` with `input_ids` and `labels`, each (T,); None for a split that is absent. Under
+        packing=blocks the trainer draws its windows from all of train; the rows are the windows side by side.
     tokenizer: the fast tokenizer with PAD and chat template settled.
     preflight: the report on the rows.
     collate: (rows, padding_free=False) -> batch of (B, T) tensors, padded on the right; padding-free as one row (1, sum of T) whose
@@ -112,17 +115,25 @@ class Reader:
             return error
 
 
-def prepare_data(cfg: TrainConfig, tokenizer: Any, collate: Collator, isolation: Isolation | None = None) -> PreparedData:
+def prepare_data(
+    cfg: TrainConfig, tokenizer: Any, collate: Collator, isolation: Isolation | None = None, sources: Sequence[Source] | None = None
+) -> PreparedData:
     """Load, format, encode and pack every split, and check the result.
+
+    Args:
+        cfg: the config.
+        tokenizer: with its special tokens settled.
+        collate: makes batches of the rows.
+        isolation: how packed sequences are kept apart; None where none are.
+        sources: what `load_sources` gave; None loads them.
 
     Raises:
         DataError: the data set, a row or the preflight; see the modules of each step.
     """
-    sources = load_sources(cfg.dataset, cfg.format, cfg.allowed_targets)
-    paths = {source.format.function for source in sources if source.format.function}
-    functions = {path: load_function(path, "format.function", cfg.allowed_targets) for path in paths}
-    reader = Reader(sources, Guard(tokenizer, cfg.dataset, cfg.preflight), functions)
-    encoder = Encoder(tokenizer, cfg.loss)
+    if sources is None:
+        sources = load_sources(cfg.dataset, cfg.format, cfg.allowed_targets)
+    reader = _reader(cfg, sources, tokenizer)
+    encoder = _encoder(cfg, tokenizer)
     parts: dict[str, list[Part]] = {}
     for split in SPLITS:
         here = [source for source in sources if split in source.splits]
@@ -145,6 +156,45 @@ def prepare_data(cfg: TrainConfig, tokenizer: Any, collate: Collator, isolation:
         encoder=encoder,
         reader=reader,
     )
+
+
+def texts(cfg: TrainConfig, sources: Sequence[Source], blank: Any) -> Iterator[str]:
+    """What a tokenizer is trained on: the texts as they will be tokenised, without the special tokens that stand in them.
+
+    Of tokenizer=char those of all splits, so that no character of the data set is unknown; of bpe those of train. Rows that make no
+    sample are left to `prepare_data`, which names them.
+
+    Args:
+        cfg: the config.
+        sources: what `load_sources` gave.
+        blank: a tokenizer with the special tokens and the chat template, to write the texts with.
+
+    Raises:
+        DataError: a column is missing, or the loss does not go with the format.
+    """
+    reader, encoder = _reader(cfg, sources, blank), _encoder(cfg, blank)
+    special = re.compile("|".join(re.escape(str(token)) for token in blank.added_tokens_decoder.values()))
+    for source in sources:
+        for split in SPLITS if cfg.tokenizer.type == "char" else ("train",):
+            if split not in source.splits:
+                continue
+            rows = source.splits[split]
+            check_columns(rows.column_names, source.format, split)
+            for start in range(0, len(rows), _BATCH):
+                batch = rows[start : start + _BATCH]
+                for sample in reader.samples(batch, source.format, [f"{split}[{start + at}]" for at in range(len(batch))]):
+                    with contextlib.suppress(RowError):
+                        yield from () if isinstance(sample, RowError) else special.split(encoder.text(sample))
+
+
+def _reader(cfg: TrainConfig, sources: Sequence[Source], tokenizer: Any) -> Reader:
+    paths = {source.format.function for source in sources if source.format.function}
+    functions = {path: load_function(path, "format.function", cfg.allowed_targets) for path in paths}
+    return Reader(sources, Guard(tokenizer, cfg.dataset, cfg.preflight), functions)
+
+
+def _encoder(cfg: TrainConfig, tokenizer: Any) -> Encoder:
+    return Encoder(tokenizer, cfg.loss, reads_unknown=cfg.tokenizer.unk_token != "keep")
 
 
 # --- one split of one source ----------------------------------------------------------------------------------------------------------
@@ -217,6 +267,7 @@ def _key(rows: Rows, source: Source, place: str, cfg: TrainConfig, encoder: Enco
         cfg.over_length == "truncate" and cfg.sft.get("max_length"),
         cfg.preflight.forged_turns,
         [cfg.dataset.markers, cfg.dataset.marker_tokens],
+        encoder.reads_unknown,
         tokenizer.chat_template,
         tokenizer.special_tokens_map,
         tokenizer.backend_tokenizer.to_str(),
@@ -324,11 +375,16 @@ def _limit_length(part: Part, cfg: TrainConfig) -> Part:
 
 
 def _packed(finished: Mapping[str, Any], cfg: TrainConfig, isolation: Isolation | None) -> tuple[dict[str, Any], PackingReport]:
-    """The splits packed as the config says, validation and test only when asked; and what became of them."""
+    """The splits packed as the config says, validation and test only when asked (or cut into blocks); and what became of them."""
     assert cfg.packing
     strategy, limit = cfg.packing.strategy, cfg.sft.get("max_length")
-    packed = {split: pack(rows, strategy, limit, split) if split == "train" or cfg.packing.pack_eval else rows
-              for split, rows in finished.items()}  # fmt: skip
+    if strategy == "blocks":
+        assert cfg.packing.block_size is not None  # checks.py
+        limit = cfg.packing.block_size + 1
+        packed = {split: blocks(rows, cfg.packing.block_size, split) for split, rows in finished.items()}
+    else:
+        packed = {split: pack(rows, strategy, limit, split) if split == "train" or cfg.packing.pack_eval else rows
+                  for split, rows in finished.items()}  # fmt: skip
     changed = [split for split, rows in packed.items() if rows is not finished[split]]
     counts = {split: [len(finished[split]), len(packed[split])] for split in changed}
     fill = {split: round(float(row_lengths(packed[split]).sum()) / (len(packed[split]) * limit), 4) for split in changed if limit}
