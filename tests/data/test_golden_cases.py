@@ -311,17 +311,16 @@ def test_opts_conversation_in_the_golden_chatml(cases: dict[str, Any], prepared:
 
 
 def test_the_users_own_template_gives_the_golden_text_and_ids(cases: dict[str, Any], golden: Path, prepared: Prepared) -> None:
-    """The ids of the marker are those of its plain text here; as a token of its own it is 50266 once it is added to the vocabulary."""
     with (golden / "data" / "yoda" / "sentences.csv").open(encoding="utf-8", newline="") as file:
         rows = [{"prompt": row["sentence"], "completion": row["translation_extra"]} for row in list(csv.DictReader(file))[:1]]
     data = prepared(rows, "opt-350m", "format=template", f"format.prompt={quoted('{prompt} ##[YODA]##>')}",
-                    f"format.completion={quoted(' {completion}')}")  # fmt: skip
-    row, expected = data.train[0], cases["002-yoda-byot-ids"]["expected"]["input_ids"]
-    text = cases["002-yoda-byot-text"]["expected"]
-    assert data.tokenizer.decode(row["input_ids"]) == f"</s>{text}"
-    assert [row["input_ids"][0], row["input_ids"][-1]] == [expected[0], expected[-1]]
-    answer = expected[expected.index(50266) + 1 :]
-    assert kept(row)[-len(answer) + 1 :] == answer[1:]  # the first token has its space, which the notebook's marker takes
+                    f"format.completion={quoted(' {completion}')}", "tokenizer.special_tokens=['<|im_start|>']",
+                    "tokenizer.tokens=['##[YODA]##>']", "tokenizer.bos_token='<|im_start|>'")  # fmt: skip
+    expected = cases["002-yoda-byot-ids"]["expected"]["input_ids"]
+    assert data.train[0]["input_ids"] == expected
+    assert kept(data.train[0]) == expected[expected.index(50266) + 1 :]
+    assert data.tokenizer.decode(expected[1:]) == cases["002-yoda-byot-text"]["expected"]
+    assert data.tokenizer.convert_ids_to_tokens(50266) == cases["002-yoda-byot-marker-id"]["expected"]
     (sample,) = data.samples("train")
     assert f"{sample.prompt} " == cases["002-yoda-byot-gen"]["expected"][0].replace("The Force is strong in you.", rows[0]["prompt"])
 
@@ -479,8 +478,8 @@ def test_every_golden_case_is_tested_quoted_or_of_another_part(cases: dict[str, 
     """A case that is added to the golden values shows up here until somebody decides what becomes of it."""
     text = Path(__file__).read_text(encoding="utf-8")
     elsewhere = ("smart-resize", "special-tokens", "001-roundtrip", "001-vocab-constitution", "001-shapes", "002-phi-", "002-opt-",
-                 "002-pack-", "002-multiple-of", "002-hazard", "002-yoda-byot-marker", "004-judge", "004-stream-join", "004-extract-response",
-                 "-decode")  # fmt: skip
+                 "002-pack-", "002-multiple-of", "002-hazard", "002-yoda-byot-marker",
+                 "004-judge", "004-stream-join", "004-extract-response", "-decode")  # fmt: skip
     undecided = [
         name for name in cases
         if name not in text and not any(part in name for part in elsewhere) and not name.startswith(("000-preprocess", "004-test0"))
