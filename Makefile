@@ -47,10 +47,12 @@ lint: $(STAMP)  ## ruff and strict mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-ci: lint test-all  ## what .ci/run runs: lint, all tests, one real training and what it is good for
+ci: lint test-all  ## what .ci/run runs: lint, all tests, two real trainings and what they are good for
 	$(eval RUN := outputs/ci/$(shell date +%Y-%m-%d_%H-%M-%S))
 	$(MAKE) train RECIPE=yoda ARGS=run=$(RUN)
 	$(BIN)/python tests/e2e/yoda_quality.py $(RUN)
+	$(MAKE) train RECIPE=char_gpt_ko ARGS=run=$(RUN)-char
+	$(BIN)/python tests/e2e/char_gpt_quality.py $(RUN)-char
 
 golden: $(STAMP)  ## write the reviewed text files of tests/golden anew; say why in the pull request
 	$(BIN)/python -m pytest tests -k golden --write-golden $(ARGS)

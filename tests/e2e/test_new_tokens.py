@@ -32,7 +32,7 @@ def untied_model(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-@pytest.mark.parametrize("kind", ["tied", "untied"])
+@pytest.mark.parametrize("kind", ["tied", pytest.param("untied", marks=pytest.mark.slow)])
 def test_new_rows_move_and_survive(kind: str, tiny_model: Path, untied_model: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
     from bitsandbytes.nn import Linear4bit
     from peft import PeftModel

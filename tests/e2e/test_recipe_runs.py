@@ -19,11 +19,11 @@ RUNS: dict[str, tuple[tuple[str, ...], list[str]]] = {
         ("dataset.path=json", "dataset.data_files=instruction-data.json", "sft.gradient_accumulation_steps=2"),
         ["before", "after"],
     ),
-    "raw_text_ko": (("dataset.limit=4",), ["before", "after"]),
+    "raw_text_ko": (("dataset.limit=4", "dataset.markers=special"), ["before", "after"]),
 }
 
 
-@pytest.mark.parametrize("recipe", RUNS)
+@pytest.mark.parametrize("recipe", [pytest.param(name, marks=() if name == "instruct" else pytest.mark.slow) for name in RUNS])
 def test_a_recipe_trains(recipe: str, cli: Any, tiny_model: Path, tmp_path: Path) -> None:
     more, phases = RUNS[recipe]
     (tmp_path / "instruction-data.json").write_text(json.dumps(ROWS))

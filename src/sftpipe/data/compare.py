@@ -81,8 +81,8 @@ def _reads_back(ids: Sequence[int], sample: Sample, encoder: Encoder) -> bool:
     texts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False), encoder.text(sample)]
     if not encoder.keeps_space:
         texts = ["".join(text.split()) for text in texts]
-    bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
-    decoded, text = (unicodedata.normalize("NFKC", text.removeprefix(bos).removesuffix(eos)) for text in texts)
+    front, eos = tokenizer.decode(encoder.added_bos), tokenizer.eos_token or ""  # OPT's stays </s> whatever bos_token is
+    decoded, text = (unicodedata.normalize("NFKC", text.removeprefix(front).removesuffix(eos)) for text in texts)
     return decoded == text
 
 

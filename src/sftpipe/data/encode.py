@@ -62,7 +62,7 @@ class Encoder:
         self.template = ChatTemplate(tokenizer)
         self.special_ids = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         self._eos = tokenizer.eos_token_id
-        self._bos = self._added_bos()
+        self.added_bos = self._find_added_bos()
         letter = tokenizer("a", add_special_tokens=False).input_ids
         self._adds_space = tokenizer.convert_ids_to_tokens(letter)[:1] == ["\u2581a"]
         self._around = "a" if tokenizer.decode(letter).strip() == "a" else ""  # keeps white space from the edges of a text
@@ -71,7 +71,7 @@ class Encoder:
         self._known_characters: set[str] = set()
         self._turn_ends: set[int] | None = None
 
-    def _added_bos(self) -> list[int]:
+    def _find_added_bos(self) -> list[int]:
         """The ids that this tokenizer puts in front of plain text ([] for most chat models)."""
         with_bos = self.tokenizer("a").input_ids
         plain = self.tokenizer("a", add_special_tokens=False).input_ids
@@ -159,7 +159,7 @@ class Encoder:
             if best is not None:
                 return replace(best, cut=len(row.input_ids) - len(best.input_ids))
         else:
-            bos = len(self._bos) if row.input_ids[: len(self._bos)] == self._bos else 0
+            bos = len(self.added_bos) if row.input_ids[: len(self.added_bos)] == self.added_bos else 0
             cut = len(row.input_ids) - limit + bos
             if all(label == IGNORED for label in row.labels[: cut + 1]):
                 return Encoded(row.input_ids[:bos] + row.input_ids[cut:], row.labels[:bos] + row.labels[cut:], cut - bos)
@@ -211,7 +211,7 @@ class Encoder:
         """Ids that generation is fed: of a string with the tokenizer's own BOS, or of turns through the chat template."""
         if isinstance(prompt, str):
             ids = [token for part, _, _ in self._tokenize([prompt]) for token in part]
-            return ids if ids[: len(self._bos)] == self._bos else [*self._bos, *ids]
+            return ids if ids[: len(self.added_bos)] == self.added_bos else [*self.added_bos, *ids]
         rendered = self.template.prompt(prompt, "prompt")
         return [token for ids, _, _ in self._tokenize(_split(rendered.text, rendered.cuts)) for token in ids]
 
@@ -318,8 +318,8 @@ class Encoder:
         offsets = _Offsets()
         firsts: dict[int, int] = {}  # where a part begins: character -> token
         at = 0
-        if not plan.chat and tokens[0][0][: len(self._bos)] != self._bos:
-            ids += self._bos
+        if not plan.chat and tokens[0][0][: len(self.added_bos)] != self.added_bos:
+            ids += self.added_bos
             offsets.add(len(ids), 0, None)
         for part, (part_ids, encoding, moved) in zip(plan.parts, tokens, strict=True):
             firsts[at] = len(ids) if at or plan.chat else 0
@@ -436,7 +436,7 @@ class Encoder:
         answer = plan.answers[0]
         prompt = "".join(plan.parts)[: answer.start]
         alone = self.tokenizer(prompt, add_special_tokens=False).input_ids
-        bos = len(self._bos) if not plan.chat and alone[: len(self._bos)] != self._bos else 0
+        bos = len(self.added_bos) if not plan.chat and alone[: len(self.added_bos)] != self.added_bos else 0
         first = len(alone) + bos
         return first, len(ids) if answer.closed else self._turn_end(answer, first, ids, offsets, where)
 
