@@ -88,3 +88,11 @@ def display(file: Path) -> str:
         if file.resolve().is_relative_to(root.resolve()):
             return f"{name}/{file.resolve().relative_to(root.resolve())}"
     return str(file)
+
+
+def how_to_write(ours: str) -> str:
+    """How to write one of our keys: `lora.r=...`, `quantization=nf4`, or a group with its options."""
+    if "=" in ours:
+        return f"write {ours}"
+    options = groups().get(ours)
+    return f"write {ours}=OPTION, one of {', '.join(options)}" if options else f"write {ours}=..."

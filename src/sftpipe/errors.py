@@ -14,8 +14,9 @@ Anything else that escapes is a bug and keeps its traceback (exit code 1).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,17 @@ def nearest(name: str, options: Iterable[str]) -> str | None:
     """The option that `name` most likely was meant to be, or None when nothing is close."""
     matches = difflib.get_close_matches(name, list(options), n=1, cutoff=0.6)
     return matches[0] if matches else None
+
+
+def show_value(value: Any) -> str:
+    """A value of YAML with its type."""
+    if isinstance(value, bool):
+        return f"{str(value).lower()} (YAML reads yes, no, on and off without quotes as true or false)"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def wrong_choice(key: str, value: Any, choices: Sequence[str], where: str) -> Problem:
+    """The problem of a value that is none of the choices; `where` it stands, for people."""
+    match = nearest(str(value), choices)
+    found = show_value(value) if isinstance(value, bool) else repr(value)
+    return Problem(where=where, found=found, allowed=", ".join(choices), fix=f"{key}={match}" if match else "")
