@@ -85,7 +85,7 @@ def loss_and_gradients(model: Any, batch: dict[str, Any]) -> tuple[list[float], 
     return losses[targets != IGNORED][order].tolist(), gradients
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", [*EXACT_BY_POSITIONS, *BY_MASK])
 def test_padded_flattened_and_packed_batches_have_the_same_losses_and_gradients(family: str, attention: str) -> None:
     model = tiny(family, attention)

@@ -60,6 +60,7 @@ def test_it_loads_with_transformers_alone_and_gives_the_same_logits(run: Path) -
     assert sftpipe.prepare(ours.config).tokenizer.get_vocab() == tokenizer.get_vocab()
 
 
+@pytest.mark.slow
 def test_answers_that_the_model_has_no_positions_for_are_refused(cli: Any) -> None:
     done = cli("train", *SHORT, "evaluation.max_new_tokens=60")
     assert done.returncode == 2

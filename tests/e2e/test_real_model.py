@@ -77,6 +77,7 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_nf4_adapter_weights_are_float32_and_alone_trained(real: Trainer) -> None:
     trained = {name: p.dtype for name, p in real.model.named_parameters() if p.requires_grad}
     assert set(trained.values()) == {torch.float32}
@@ -84,6 +85,7 @@ def test_nf4_adapter_weights_are_float32_and_alone_trained(real: Trainer) -> Non
     assert len(trained) == 2 * 30 * 7
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_equal_plain_peft_with_full_logits(real: Trainer, data: PreparedData) -> None:
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
@@ -114,6 +116,7 @@ def test_loss_and_gradients_equal_plain_peft_with_full_logits(real: Trainer, dat
         assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item()), name
 
 
+@pytest.mark.slow
 def test_an_evaluation_leaves_the_gradients_as_they_were(real: Trainer, data: PreparedData) -> None:
     """bitsandbytes repacks 4-bit weights in eval mode on some CPUs, for a kernel without a backward."""
     batch = batch_of(data, 4, 5)

@@ -23,7 +23,8 @@ RUNS: dict[str, tuple[tuple[str, ...], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("recipe", [pytest.param(name, marks=() if name == "instruct" else pytest.mark.slow) for name in RUNS])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RUNS)
 def test_a_recipe_trains(recipe: str, cli: Any, tiny_model: Path, tmp_path: Path) -> None:
     more, phases = RUNS[recipe]
     (tmp_path / "instruction-data.json").write_text(json.dumps(ROWS))
