@@ -91,21 +91,31 @@ def data(smollm2: Any) -> Any:
     return prepare(compose(["recipe=yoda", "dataset.limit=64"]))
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random 2-layer Llama and the embedded model's tokenizer: trains in seconds."""
+def _write_llama(folder: Path, tokenizer: Any, *, tied: bool) -> Path:
+    """A random 2-layer Llama and the embedded model's tokenizer: trains in seconds."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny Llama, whose output embedding is the input one."""
+    return _write_llama(tmp_path_factory.mktemp("tiny") / "tiny-llama", tokenizer, tied=True)
+
+
+@pytest.fixture(scope="session")
+def untied_model(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_model`, with an output embedding of its own."""
+    return _write_llama(tmp_path_factory.mktemp("untied") / "untied-llama", tokenizer, tied=False)
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def measure(model: PreTrainedModel) -> Isolation:
         except Exception as error:  # a class that takes no positions, or no such mask, may fail in any way
             tried[apart] = f"fails ({type(error).__name__}: {' '.join(str(error).split())[:80]})"
             continue
-        if figure <= EXACT.get(model.dtype, EXACT[torch.float16]):
+        if figure <= _rounding(model):
             return Isolation(apart, figure, positions)
         tried[apart] = f"leaks ({figure:.2g} standard deviations of the logits)"
         positions = figure if apart == "positions" else None
@@ -85,7 +85,7 @@ def verify(model: PreTrainedModel, found: Isolation) -> None:
         ModelError: sequences leak on it.
     """
     figure = leak(model, found.apart)
-    if figure > EXACT.get(model.dtype, EXACT[torch.float16]):
+    if figure > _rounding(model):
         raise ModelError(
             Problem(
                 where=f"packing ({type(model).__name__}, {model.config._attn_implementation})",
@@ -105,7 +105,7 @@ def leak(model: PreTrainedModel, apart: str) -> float:
     generator = torch.Generator().manual_seed(0)
     size = model.get_input_embeddings().num_embeddings
     first, *rest = [torch.randint(size // 4, size - 1, (length,), generator=generator).tolist() for length in (LENGTHS[0], *LENGTHS)]
-    separate, behind = rest, sum(LENGTHS[:1])
+    separate, behind = rest, LENGTHS[0]
     packed = _logits(model, separate, apart)
     changed = _logits(model, [first, *separate[1:]], apart)
     scale = packed.std()
@@ -114,6 +114,11 @@ def leak(model: PreTrainedModel, apart: str) -> float:
         alone = torch.cat([_logits(model, [ids], apart) for ids in separate])
         figure = torch.maximum(figure, (alone - packed).abs().max() / scale)
     return float(figure)
+
+
+def _rounding(model: PreTrainedModel) -> float:
+    """The largest difference that its precision explains."""
+    return EXACT.get(model.dtype, EXACT[torch.float16])
 
 
 def _logits(model: PreTrainedModel, sequences: list[list[int]], apart: str) -> torch.Tensor:

@@ -57,7 +57,7 @@ def find_weights(cfg: ModelConfig, seed: int | None = None) -> Weights:
 
 def _find(cfg: ModelConfig) -> Weights:
     name = cfg.name_or_path
-    assert name is not None  # checks.py
+    assert name is not None  # clashes.py
     package = PACKAGES.get(name)
     if cfg.source == "package":
         if package is None:

@@ -16,22 +16,6 @@ import sftpipe
 TOKENS = ["<|turn|>", "##[YODA]##>"]
 
 
-@pytest.fixture(scope="module")
-def untied_model(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `tiny_model`, with an output embedding of its own."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("untied") / "untied-llama"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=512, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize("kind", ["tied", pytest.param("untied", marks=pytest.mark.slow)])
 def test_new_rows_move_and_survive(kind: str, tiny_model: Path, untied_model: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
     from bitsandbytes.nn import Linear4bit

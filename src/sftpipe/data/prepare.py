@@ -379,7 +379,7 @@ def _packed(finished: Mapping[str, Any], cfg: TrainConfig, isolation: Isolation 
     assert cfg.packing
     strategy, limit = cfg.packing.strategy, cfg.sft.get("max_length")
     if strategy == "blocks":
-        assert cfg.packing.block_size is not None  # checks.py
+        assert cfg.packing.block_size is not None  # clashes.py
         limit = cfg.packing.block_size + 1
         packed = {split: blocks(rows, cfg.packing.block_size, split) for split, rows in finished.items()}
     else:
