@@ -25,7 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No settings of the person who runs the tests."""
+    """No settings of the person who runs the tests, and the same `os.environ` for the next one.
+
+    datasets puts a copy in its place when it maps with several processes; undoing `setenv` on the old one would leave the copy as it is.
+    """
+    monkeypatch.setattr(os, "environ", os.environ)
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "NETRC"):
         monkeypatch.delenv(name, raising=False)
 

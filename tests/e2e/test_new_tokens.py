@@ -16,7 +16,8 @@ import sftpipe
 TOKENS = ["<|turn|>", "##[YODA]##>"]
 
 
-@pytest.mark.parametrize("kind", ["tied", pytest.param("untied", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tied", "untied"])
 def test_new_rows_move_and_survive(kind: str, tiny_model: Path, untied_model: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
     from bitsandbytes.nn import Linear4bit
     from peft import PeftModel

@@ -18,6 +18,7 @@ RUN_FOLDER = {
     ".hydra", "COMPLETE", "README.md", "adapter_config.json", "adapter_model.safetensors", "config.yaml", "log.jsonl", "loss.png",
     "manifest.json", "metrics.json", "preflight.json", "samples.jsonl", "tokenizer.json", "tokenizer_config.json", "trainer_state.json",
 }  # fmt: skip
+REAL = ["recipe=yoda", "dataset.limit=16", "sft.per_device_train_batch_size=2", "sft.max_steps=2", "evaluation.max_new_tokens=4"]
 
 
 def on(tiny_model: Path, *more: str) -> list[str]:
@@ -31,10 +32,10 @@ def on(tiny_model: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def real_run(tmp_path_factory: pytest.TempPathFactory, smollm2: Any) -> Path:
-    """`sftpipe train recipe=yoda` on the embedded model with NF4 and LoRA, for two steps, from an empty folder."""
+    """`sftpipe train recipe=yoda` on the embedded model with NF4 and LoRA, for two steps on 16 rows, from an empty folder."""
     folder = tmp_path_factory.mktemp("real")
     done = subprocess.run(
-        [sys.executable, "-m", "sftpipe", "train", "recipe=yoda", "sft.max_steps=2", "evaluation.max_new_tokens=4", "--json"],
+        [sys.executable, "-m", "sftpipe", "train", *REAL, "--json"],
         cwd=folder, env={**os.environ, "WANDB_API_KEY": "a-secret-key", "HF_TOKEN": "hf_a_secret_token"}, capture_output=True, text=True,
         timeout=600,
     )  # fmt: skip
@@ -95,8 +96,7 @@ def test_the_recorded_config_makes_the_same_config(real_run: Path) -> None:
     from sftpipe import compose, load_run
     from sftpipe.schema import to_plain
 
-    overrides = ["recipe=yoda", "sft.max_steps=2", "evaluation.max_new_tokens=4"]
-    assert to_plain(load_run(real_run).config) == to_plain(compose(overrides))
+    assert to_plain(load_run(real_run).config) == to_plain(compose(REAL))
 
 
 def test_the_adapter_loads_with_plain_peft_and_gives_the_same_logits(real_run: Path, smollm2: Any) -> None:
