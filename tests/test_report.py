@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sftpipe.report import plot_loss, token_ticks
+from sftpipe.report import SHOWN, plot_loss, short_prompts, token_ticks
 
 HISTORY = [
     {"step": 0, "epoch": 0, "eval_loss": 3.0},
@@ -34,3 +34,24 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
         plot_loss(tmp_path)
         assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
         (tmp_path / "loss.png").unlink()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "shown"),
+    [
+        (["Sort 3 1 2.", "Sort 2 1."], ["Sort 3 1 2.", "Sort 2 1."]),
+        (["Below is a task. Write a\nresponse. Swim?", "Below is a task. Write a\nresponse. Go\nhome?"], ["... Swim?", "... Go home?"]),
+        (["Below is a task. Write a response."] * 2, ["Below is a task. Write a response."] * 2),
+        (["Below is a task. Write a response."], ["Below is a task. Write a response."]),
+        ([], []),
+    ],
+)
+def test_prompts_are_shown_without_the_words_of_their_format(prompts: list[str], shown: list[str]) -> None:
+    assert short_prompts(prompts) == shown
+
+
+def test_a_long_prompt_is_shown_by_its_last_words() -> None:
+    (shown,) = short_prompts([" ".join(f"word{at}" for at in range(100))])
+    assert shown.startswith("... word")
+    assert shown.endswith(" word98 word99")
+    assert SHOWN - 10 < len(shown) <= SHOWN

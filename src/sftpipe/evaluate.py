@@ -17,10 +17,18 @@ if TYPE_CHECKING:
 
 
 def split_loss(trainer: Trainer, rows: Any, split: str) -> dict[str, float]:
-    """Loss and perplexity per trained token of a split."""
+    """Loss and perplexity per trained token of a split; what an evaluation of these weights has logged is not measured again."""
     prefix = "eval" if split == "validation" else split
-    measured = trainer.evaluate(rows, metric_key_prefix=prefix)
+    measured = _logged_now(trainer, prefix) or trainer.evaluate(rows, metric_key_prefix=prefix)
     return {"loss": measured[f"{prefix}_loss"], "perplexity": measured[f"{prefix}_perplexity"]}
+
+
+def _logged_now(trainer: Trainer, prefix: str) -> dict[str, float] | None:
+    """The log entry of an evaluation behind the last step (`sft.eval_strategy`), if the weights are those of that step."""
+    last: dict[str, float] | None = next((entry for entry in reversed(trainer.state.log_history) if f"{prefix}_loss" in entry), None)
+    if last is None or last["step"] != trainer.state.global_step or trainer.args.load_best_model_at_end:
+        return None
+    return last
 
 
 def sample_answers(trainer: Trainer, prompts: Sequence[SamplePrompt], phase: str, cfg: EvaluationConfig) -> list[dict[str, Any]]:

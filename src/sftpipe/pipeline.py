@@ -152,6 +152,7 @@ def _train_and_measure(cfg: TrainConfig, plan: RunPlan, data: PreparedData, trai
     from sftpipe.callbacks import EpochSamples, watch
     from sftpipe.evaluate import sample_answers, split_loss, train_metrics
     from sftpipe.generate import sample_prompts
+    from sftpipe.report import short_prompts
     from sftpipe.scratch import check_room
     from sftpipe.tracking import track
 
@@ -181,9 +182,8 @@ def _train_and_measure(cfg: TrainConfig, plan: RunPlan, data: PreparedData, trai
 
     def answer_behind_epoch(number: int) -> None:
         answer(f"epoch {number}")
-        first = samples[-len(prompts)]
-        asked = one_line(first["prompt"])[-100:]  # its end: prompts of a pattern begin alike
-        console.print(f"epoch {number}   {asked}\n     ->   {one_line(first['completion'])}", markup=False)
+        asked, answered = short_prompts([prompt.text for prompt in prompts])[0], samples[-len(prompts)]["completion"]
+        console.print(f"epoch {number}   {asked}\n     ->   {one_line(answered)}", markup=False)
 
     with track(cfg, plan.folder, trainer) as tracker:
         if plan.checkpoint is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ import yaml
 from sftpipe.run import read_metrics, read_samples
 from sftpipe.schema import TrainConfig
 from sftpipe.storage import write_text
+from sftpipe.terminal import one_line
+
+BOILERPLATE = 4  # words; what prompts share in front, if it is longer, comes from their format
+SHOWN = 200  # characters of a prompt or an answer in a table
 
 
 def plot_loss(folder: Path) -> None:
@@ -107,13 +112,30 @@ def _metrics_table(metrics: Mapping[str, Any]) -> str:
 
 
 def _samples_table(samples: Sequence[Mapping[str, Any]]) -> str:
-    def cell(text: Any) -> str:
-        return " ".join(str(text).split()).replace("|", "\\|")[:200]
+    def cell(text: str) -> str:
+        return one_line(text)[:SHOWN].replace("|", "\\|")
 
-    after = {row["prompt"]: row["completion"] for row in samples if row["phase"] == "after"}
-    rows = [row for row in samples if row["phase"] == "before"]
-    lines = [f"| {cell(r['prompt'])} | {cell(r['completion'])} | {cell(after.get(r['prompt'], ''))} |\n" for r in rows]
+    before, after = ([row for row in samples if row["phase"] == phase] for phase in ("before", "after"))
+    prompts = short_prompts([row["prompt"] for row in before])
+    rows = zip(prompts, before, after, strict=True)
+    lines = [f"| {cell(prompt)} | {cell(b['completion'])} | {cell(a['completion'])} |\n" for prompt, b, a in rows]
     return "| prompt | before | after |\n|---|---|---|\n" + "".join(lines)
+
+
+def short_prompts(prompts: Sequence[str]) -> list[str]:
+    """Prompts on one line each, for people: without the words that all of them begin with, and the end of long ones."""
+    lines = [text.split() for text in prompts]
+    shared = len(list(takewhile(lambda words: len(set(words)) == 1, zip(*lines, strict=False)))) if len(lines) > 1 else 0
+    cut = shared if shared > BOILERPLATE and all(len(line) > shared for line in lines) else 0
+    return [_end(("... " if cut else "") + " ".join(line[cut:])) for line in lines]
+
+
+def _end(line: str) -> str:
+    """The end of a line of more than `SHOWN` characters: an answer follows it."""
+    if len(line) <= SHOWN:
+        return line
+    end = line[-SHOWN + 4 :]
+    return "... " + end[end.find(" ") + 1 :]
 
 
 def _usage(cfg: TrainConfig, weights: str, rows: tuple[int, int]) -> str:

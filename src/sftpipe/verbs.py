@@ -128,7 +128,7 @@ def _print_run(run: Run, *, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sftpipe.report import metric_rows
+    from sftpipe.report import metric_rows, short_prompts
     from sftpipe.run import read_samples
 
     out = Console(highlight=False, soft_wrap=True)
@@ -137,8 +137,10 @@ def _print_run(run: Run, *, as_json: bool) -> None:
         numbers.add_row(name, text)
     out.print(numbers)
     samples = read_samples(run.dir)
-    for before, after in zip(*[[row for row in samples if row["phase"] == phase] for phase in ("before", "after")], strict=True):
-        out.print(f"\n[dim]prompt[/]  {_one_line(before['prompt'])}", f"[dim]before[/]  {_one_line(before['completion'])}",
+    answers = [[row for row in samples if row["phase"] == phase] for phase in ("before", "after")]
+    prompts = short_prompts([row["prompt"] for row in answers[0]])
+    for prompt, before, after in zip(prompts, *answers, strict=True):
+        out.print(f"\n[dim]prompt[/]  {_one_line(prompt)}", f"[dim]before[/]  {_one_line(before['completion'])}",
                   f"[green]after[/]   {_one_line(after['completion'])}", sep="\n")  # fmt: skip
     out.print(f"\n{run.dir}/README.md shows how to load the model; {run.dir}/loss.png is its loss curve.")
 

@@ -352,6 +352,18 @@ def test_a_wrong_column_names_the_key_the_columns_and_the_nearest(file: str) -> 
     )
 
 
+def test_a_column_that_two_names_take_is_told_with_what_removes_one(file: str) -> None:
+    with pytest.raises(DataError) as error:
+        load_splits(
+            DatasetConfig(path="json", data_files=file, columns={"instruction": "prompt", "text": "prompt", "output": "completion"})
+        )
+    assert str(error.value) == (
+        "dataset.columns (train): instruction and text take the column 'prompt'\n"
+        "    allowed: a column of its own for each name\n"
+        "    ~dataset.columns.instruction removes what a recipe or an option has set"
+    )
+
+
 # --- splits and sizes -----------------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Recipes through the real command line: two steps on a tiny model, with the recipe's own data where it is embedded."""
+"""Recipes through the real command line: two steps on a tiny model, on their own data where these are embedded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ ROWS = [{"instruction": f"Add {n} and {n + 1}.", "input": "" if n % 2 else f"{n}
 RUNS: dict[str, tuple[tuple[str, ...], list[str]]] = {
     "instruct": (("sft.eval_steps=1", "dataset.limit=16"), ["before", "epoch 1", "after"]),
     "instruct_ko": (("sft.eval_steps=1", "dataset.limit=16", "evaluation.do_sample=true"), ["before", "epoch 1", "after"]),
-    "instruct_gpt2_medium": (("sft.eval_steps=1", "dataset.limit=16"), ["before", "epoch 1", "after"]),  # instruction-data.json lies there
     "alpaca": (("dataset.limit=16",), ["before", "after"]),
     "alpaca_llama7b": (
         ("dataset.path=json", "dataset.data_files=instruction-data.json", "sft.gradient_accumulation_steps=2"),
@@ -37,5 +36,5 @@ def test_a_recipe_trains(recipe: str, cli: Any, tiny_model: Path, tmp_path: Path
     validated = [entry["step"] for entry in log if "eval_loss" in entry]
     assert list(dict.fromkeys(row["phase"] for row in samples)) == phases
     assert ("epoch 1 " in done.stderr) == ("epoch 1" in phases)
-    assert (validated[:3] == [0, 1, 2]) == ("sft.eval_steps=1" in more)
+    assert (validated == [0, 1, 2]) == ("sft.eval_steps=1" in more)
     assert {"model.safetensors", "trainer_state.json", "COMPLETE", "loss.png"} <= {path.name for path in run.iterdir()}

@@ -13,6 +13,7 @@ import torch
 from sftpipe.data.packing import Collator
 from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import ConfigError
+from sftpipe.evaluate import split_loss
 from sftpipe.storage import is_whole
 from sftpipe.trainer import Trainer, build_arguments
 from trainers import CPU, batch_of, tiny, trainer_of, wake_adapter
@@ -33,6 +34,24 @@ def test_evaluation_is_a_mean_over_trained_tokens(data: PreparedData, tiny_model
     measured = trainer.evaluate(rows)
     assert measured["eval_loss"] == pytest.approx(nll / tokens, rel=1e-5)
     assert measured["eval_perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-4)
+
+
+def test_weights_that_an_evaluation_has_just_measured_are_not_measured_again(data: PreparedData, tiny_model: Path, tmp_path: Path) -> None:
+    cfg = tiny(tiny_model, "sft.max_steps=2", "sft.eval_strategy=steps", "+sft.eval_steps=1", "sft.warmup_steps=0")
+    trainer = trainer_of(cfg, data, tmp_path)
+
+    def losses() -> list[float]:
+        return [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+
+    before = split_loss(trainer, data.validation, "validation")["loss"]
+    trainer.train()
+    first, second = losses()  # training keeps a log of its own
+    assert before > first > second
+    assert split_loss(trainer, data.validation, "validation")["loss"] == second
+    assert losses() == [first, second]
+    trainer.args.load_best_model_at_end = True  # the weights may then be those of another step
+    split_loss(trainer, data.validation, "validation")
+    assert len(losses()) == 3
 
 
 @pytest.mark.parametrize("option", ["none", "default"])

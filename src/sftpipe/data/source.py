@@ -341,13 +341,15 @@ def _named(rows: Rows, split: str, cfg: DatasetConfig) -> Rows:
                     fix=f"dataset.columns.{ours}={match}" if match else f"dataset.columns.{ours}=COLUMN",
                 )
             )
-    twice = [ours for ours, theirs in cfg.columns.items() if list(cfg.columns.values()).count(theirs) > 1]
-    if twice:
+    twice = {theirs: [ours for ours in cfg.columns if cfg.columns[ours] == theirs] for theirs in cfg.columns.values()}
+    taken = {theirs: names for theirs, names in twice.items() if len(names) > 1}
+    if taken:
         raise DataError(
             Problem(
                 where=f"dataset.columns ({split})",
-                found=f"{' and '.join(twice)} both take the column {cfg.columns[twice[0]]!r}",
+                found="; ".join(f"{' and '.join(names)} take the column {theirs!r}" for theirs, names in taken.items()),
                 allowed="a column of its own for each name",
+                fix=" ".join(f"~dataset.columns.{names[0]}" for names in taken.values()) + " removes what a recipe or an option has set",
             )
         )
     return replace(rows, columns=dict(cfg.columns), digest=digest(rows.digest, dict(cfg.columns)))
