@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,18 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from sftpipe.storage import HASHES, cache_dir, is_whole, publish_files, publish_folder, sha256_file, sha256_text, write_json, write_text
+from sftpipe.storage import (
+    HASHES,
+    cache_dir,
+    is_whole,
+    publish_files,
+    publish_folder,
+    sha256_file,
+    sha256_still,
+    sha256_text,
+    write_json,
+    write_text,
+)
 
 
 def fill(folder: Path, text: str = "one") -> None:
@@ -79,6 +91,17 @@ def test_hashes_are_sha256(tmp_path: Path) -> None:
 
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, example B.1
     assert sha256_file(tmp_path / "a.txt") == sha256_text("abc") == abc
+
+
+def test_a_file_that_changed_is_hashed_anew(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    hashes = []
+    for at, text in enumerate(("abc", "abd", "abc")):
+        file.write_text(text)
+        os.utime(file, ns=(at, at))
+        hashes += [sha256_still(file), sha256_still(file)]
+
+    assert hashes == [sha256_text(text) for text in ("abc", "abc", "abd", "abd", "abc", "abc")]
 
 
 # --- a folder -------------------------------------------------------------------------------------------------------------------------

