@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from sftpipe.errors import ConfigError, Problem
+from sftpipe.errors import ConfigError, Problem, one_line
 
 
 def conf_dir() -> Path:
@@ -76,7 +76,7 @@ def _read_yaml(file: Path, _changed: int) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(Problem(where=str(file), found=f"no valid YAML: {' '.join(str(error).split())}", fix="mend that line")) from None
+        raise ConfigError(Problem(where=str(file), found=f"no valid YAML: {one_line(error)}", fix="mend that line")) from None
     if loaded is not None and not isinstance(loaded, dict):
         raise ConfigError(Problem(where=str(file), found=f"a YAML {type(loaded).__name__}", allowed="keys and values (a mapping)"))
     return loaded or {}

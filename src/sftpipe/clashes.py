@@ -12,7 +12,6 @@ from sftpipe.schema import DatasetConfig, EvaluationConfig, FormatConfig, Mixtur
 
 def clashes(cfg: TrainConfig) -> list[Problem]:
     """All of them, each with what to type instead."""
-    """Choices that each are fine and together are not."""
     problems = []
     quantization = cfg.quantization
     if quantization and not cfg.lora:

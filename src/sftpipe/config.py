@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sftpipe.catalog import conf_dir, display, find_recipes, groups, read_yaml
 from sftpipe.checks import Origin, check, unknown_key
-from sftpipe.errors import ConfigError, Problem, nearest
+from sftpipe.errors import ConfigError, Problem, nearest, one_line
 from sftpipe.schema import TrainConfig
 
 _FOLDERS = ("hydra.run", "hydra.sweep.", "hydra.output_subdir", "hydra.job.chdir")
@@ -131,17 +131,13 @@ def _load_recipe(file: Path, _changed: int) -> Any:
     try:
         return OmegaConf.load(file)
     except _REFUSED as error:
-        raise ConfigError(Problem(display(file), f"no valid YAML: {_one_line(error)}", fix="mend that line")) from None
+        raise ConfigError(Problem(display(file), f"no valid YAML: {one_line(error)}", fix="mend that line")) from None
 
 
 def _refused(error: Exception, overrides: Sequence[Override]) -> Problem:
     recipes = [find_recipes().get(str(o.value())) for o in overrides if o.key_or_group == "recipe"]
     where = next((f"recipe ({display(file)})" for file in recipes if file), "config")
-    return Problem(where, f"Hydra cannot compose it: {_one_line(error)}", fix="mend the YAML or the override")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return Problem(where, f"Hydra cannot compose it: {one_line(error)}", fix="mend the YAML or the override")
 
 
 def enter_hydra(flags: Sequence[str], overrides: Sequence[str], settings: Sequence[str], job: Callable[[TrainConfig, int], None]) -> None:

@@ -98,6 +98,11 @@ def nearest(name: str, options: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def one_line(text: object) -> str:
+    """A text, or what another library's exception says, without line breaks."""
+    return " ".join(str(text).split())
+
+
 def show_value(value: Any) -> str:
     """A value of YAML with its type."""
     if isinstance(value, bool):

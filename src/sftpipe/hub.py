@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from sftpipe.errors import Problem
+from sftpipe.errors import Problem, one_line
 
 TIMEOUT_S = 10
 
@@ -53,7 +53,7 @@ def latest_commit(kind: Literal["model", "dataset"], name: str, revision: str | 
     except ValueError as error:  # not of the form user/name
         raise NotOnHub(Problem(where=key, found=f"{name!r}: {error}", allowed="a folder or user/name on the hub")) from None
     except Exception as error:  # every way in which a network can fail; the client has no common base for them
-        raise HubUnreachable(f"{type(error).__name__}: {' '.join(str(error).split())[:120]}") from None
+        raise HubUnreachable(f"{type(error).__name__}: {one_line(error)[:120]}") from None
 
 
 @contextmanager

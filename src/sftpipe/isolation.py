@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sftpipe.data.cache import digest
 from sftpipe.data.packing import Collator, Isolation
-from sftpipe.errors import ModelError, Problem
+from sftpipe.errors import ModelError, Problem, one_line
 from sftpipe.schema import ModelConfig
 from sftpipe.scratch import model_config
 from sftpipe.storage import cache_dir, write_json
@@ -62,7 +62,7 @@ def measure(model: PreTrainedModel) -> Isolation:
         try:
             figure = leak(model, apart)
         except Exception as error:  # a class that takes no positions, or no such mask, may fail in any way
-            tried[apart] = f"fails ({type(error).__name__}: {' '.join(str(error).split())[:80]})"
+            tried[apart] = f"fails ({type(error).__name__}: {one_line(error)[:80]})"
             continue
         if figure <= _rounding(model):
             return Isolation(apart, figure, positions)

@@ -12,7 +12,7 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from sftpipe.errors import ModelError, Problem
+from sftpipe.errors import ModelError, Problem, one_line
 from sftpipe.schema import ModelConfig
 from sftpipe.scratch import model_config, refused
 from sftpipe.weights import Weights
@@ -98,7 +98,7 @@ def load_base(
         raise ModelError(
             Problem(
                 where="model",
-                found=f"{weights.identity} cannot be loaded: {' '.join(str(error).split())[:300]}",
+                found=f"{weights.identity} cannot be loaded: {one_line(error)[:300]}",
                 allowed="a causal language model of transformers, with safetensors weights",
                 fix="check model.name_or_path, model.attn_implementation and quantization",
             )

@@ -17,10 +17,10 @@ from sftpipe.catalog import conf_dir
 from sftpipe.data.packing import ISOLATED, Collator, Isolation
 from sftpipe.data.prepare import PreparedData, prepare_data, texts
 from sftpipe.data.source import Source, load_sources
-from sftpipe.errors import DataError, Problem
+from sftpipe.errors import DataError, Problem, one_line
 from sftpipe.run import Run, load_run, read_metrics, samples_until
 from sftpipe.schema import TrainConfig
-from sftpipe.terminal import console, one_line, quiet, quiet_libraries
+from sftpipe.terminal import console, quiet, quiet_libraries
 from sftpipe.tokenizer import load_tokenizer, settle_tokenizer
 from sftpipe.weights import Weights, find_weights
 

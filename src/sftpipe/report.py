@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from sftpipe.errors import one_line
 from sftpipe.run import read_metrics, read_samples
 from sftpipe.schema import TrainConfig
 from sftpipe.storage import write_text
-from sftpipe.terminal import one_line
 
 BOILERPLATE = 4  # words; what prompts share in front, if it is longer, comes from their format
 SHOWN = 200  # characters of a prompt or an answer in a table
@@ -115,11 +115,15 @@ def _samples_table(samples: Sequence[Mapping[str, Any]]) -> str:
     def cell(text: str) -> str:
         return one_line(text)[:SHOWN].replace("|", "\\|")
 
+    lines = ["| " + " | ".join(map(cell, row)) + " |\n" for row in answers_side_by_side(samples)]
+    return "| prompt | before | after |\n|---|---|---|\n" + "".join(lines)
+
+
+def answers_side_by_side(samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """(prompt as people see it, answer before training, answer after it) of the rows of samples.jsonl."""
     before, after = ([row for row in samples if row["phase"] == phase] for phase in ("before", "after"))
     prompts = short_prompts([row["prompt"] for row in before])
-    rows = zip(prompts, before, after, strict=True)
-    lines = [f"| {cell(prompt)} | {cell(b['completion'])} | {cell(a['completion'])} |\n" for prompt, b, a in rows]
-    return "| prompt | before | after |\n|---|---|---|\n" + "".join(lines)
+    return [(prompt, b["completion"], a["completion"]) for prompt, b, a in zip(prompts, before, after, strict=True)]
 
 
 def short_prompts(prompts: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from sftpipe.errors import ModelError, Problem, nearest
+from sftpipe.errors import ModelError, Problem, nearest, one_line
 from sftpipe.schema import ModelConfig
 from sftpipe.weights import Weights
 
@@ -40,7 +40,7 @@ def model_config(cfg: ModelConfig, weights: Weights) -> Any:
 
 def refused(error: Exception) -> ModelError:
     """What transformers says against a config, as a user's mistake."""
-    found = f"transformers refuses it: {' '.join(str(error).split())[:300]}"
+    found = f"transformers refuses it: {one_line(error)[:300]}"
     return ModelError(Problem("model.config", found, fix="see the config class of this model_type in transformers' docs"))
 
 

@@ -25,11 +25,6 @@ _ENVIRONMENT = {
 }
 
 
-def one_line(text: str) -> str:
-    """A text without its line breaks."""
-    return " ".join(text.split())
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Run a block without telemetry and without the libraries' chatter. What a user set in the environment stays."""

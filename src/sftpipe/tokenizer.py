@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AddedToken, AutoTokenizer
 
-from sftpipe.errors import ModelError, Problem, nearest
+from sftpipe.errors import ModelError, Problem, nearest, one_line
 from sftpipe.schema import TokenizerConfig
 from sftpipe.weights import Weights
 
@@ -35,7 +35,7 @@ def load_tokenizer(cfg: TokenizerConfig, weights: Weights) -> Any:
         raise ModelError(
             Problem(
                 where="tokenizer.name_or_path",
-                found=f"no tokenizer could be loaded from {name} ({' '.join(str(error).split())[:160]})",
+                found=f"no tokenizer could be loaded from {name} ({one_line(error)[:160]})",
                 fix="name a folder or hub id that holds a tokenizer.json",
             )
         ) from None
@@ -95,6 +95,11 @@ def unknown_tokens(tokenizer: Any) -> list[str]:
     return list(dict.fromkeys(token for token in re.findall(r"<\|[a-z0-9_]+\|>", source) if token not in vocabulary))
 
 
+def how_to_add(tokens: Sequence[str]) -> str:
+    """What to type so that these strings become special tokens."""
+    return f"tokenizer.special_tokens=[{','.join(map(repr, tokens))}]"
+
+
 def _check_new(tokenizer: Any, key: str, words: Sequence[str]) -> None:
     """Refuse to make a new token of a word that the vocabulary holds: it would be cut out of other words from then on."""
     vocabulary, added = tokenizer.get_vocab(), {str(token) for token in tokenizer.added_tokens_decoder.values()}
@@ -117,7 +122,7 @@ def _check_known(tokenizer: Any, key: str, wanted: str) -> None:
             where=key,
             found=f"{wanted!r} is not in the vocabulary: it is split into {len(pieces)} tokens, {' '.join(pieces[:12])}",
             allowed=f"auto, keep, or a token such as {', '.join(tokenizer.all_special_tokens)}",
-            fix=f"{key}='{match}'" if match else f"tokenizer.special_tokens=['{wanted}'] makes one token of it",
+            fix=f"{key}='{match}'" if match else f"{how_to_add([wanted])} makes one token of it",
         )
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftpipe.errors import ConfigError, Interrupted, Problem, SftpipeError, nearest
+from sftpipe.errors import ConfigError, Interrupted, Problem, SftpipeError, nearest, one_line
 
 if TYPE_CHECKING:
     from sftpipe.run import Run
@@ -128,7 +128,7 @@ def _print_run(run: Run, *, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sftpipe.report import metric_rows, short_prompts
+    from sftpipe.report import answers_side_by_side, metric_rows
     from sftpipe.run import read_samples
 
     out = Console(highlight=False, soft_wrap=True)
@@ -136,19 +136,16 @@ def _print_run(run: Run, *, as_json: bool) -> None:
     for name, text in metric_rows(run.metrics):
         numbers.add_row(name, text)
     out.print(numbers)
-    samples = read_samples(run.dir)
-    answers = [[row for row in samples if row["phase"] == phase] for phase in ("before", "after")]
-    prompts = short_prompts([row["prompt"] for row in answers[0]])
-    for prompt, before, after in zip(prompts, *answers, strict=True):
-        out.print(f"\n[dim]prompt[/]  {_one_line(prompt)}", f"[dim]before[/]  {_one_line(before['completion'])}",
-                  f"[green]after[/]   {_one_line(after['completion'])}", sep="\n")  # fmt: skip
+    for prompt, before, after in answers_side_by_side(read_samples(run.dir)):
+        out.print(f"\n[dim]prompt[/]  {_escaped(prompt)}", f"[dim]before[/]  {_escaped(before)}",
+                  f"[green]after[/]   {_escaped(after)}", sep="\n")  # fmt: skip
     out.print(f"\n{run.dir}/README.md shows how to load the model; {run.dir}/loss.png is its loss curve.")
 
 
-def _one_line(text: str) -> str:
+def _escaped(text: str) -> str:
     from rich.markup import escape
 
-    return escape(" ".join(text.split()))
+    return escape(one_line(text))
 
 
 def _config(arguments: Arguments) -> int:
@@ -240,8 +237,8 @@ def _preflight_tables(preflight: Any) -> Iterator[Any]:
 def _preflight_facts(preflight: Any) -> Iterator[str]:
     """What holds for all splits together."""
     for name, (token, number) in preflight.special_tokens.items():
-        yield f"{name:<10} {_shown(token)} {number if number is not None else ''}"
-    yield f"{'answers end':<10} in {_shown(', '.join(preflight.end_tokens)) or 'no special token'}"
+        yield f"{name:<10} {one_line(token)} {number if number is not None else ''}"
+    yield f"{'answers end':<10} in {one_line(', '.join(preflight.end_tokens)) or 'no special token'}"
     compared = sum(report.compared_rows for report in preflight.splits)
     yield f"compared   {compared} rows with the prompt of generation, and with their text"
     yield f"padding    {preflight.padding_share:.1%} of the tokens in training batches (an estimate)"
@@ -249,10 +246,6 @@ def _preflight_facts(preflight: Any) -> Iterator[str]:
         rows, apart = preflight.packing.lines()
         yield f"packing    {rows}"
         yield f"isolation  {apart}"
-
-
-def _shown(text: Any) -> str:
-    return " ".join(str(text).split())
 
 
 def _dropped_rows(preflight: Any) -> Iterator[str]:
@@ -319,7 +312,7 @@ def _list(arguments: Arguments) -> int:
     for group, options in described.items():
         table.add_row(f"[bold]{group}[/]", "")
         for name, text in options.items():
-            table.add_row(f"  {name}", _one_line(text))
+            table.add_row(f"  {name}", _escaped(text))
     Console(highlight=False).print(table)
     return 0
 

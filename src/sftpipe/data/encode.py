@@ -20,7 +20,7 @@ from sftpipe.data.formats import Conversation, Prompt, PromptCompletion, Sample,
 from sftpipe.data.labels import IGNORED, Span, labels_from_spans, response_spans
 from sftpipe.errors import DataError, Problem, RowError
 from sftpipe.schema import LossConfig
-from sftpipe.tokenizer import unknown_tokens
+from sftpipe.tokenizer import how_to_add, unknown_tokens
 
 _TOGETHER = 128  # samples that are tokenised by one call
 TOO_LONG = "longer than sft.max_length"  # the reason of rows that are dropped for their length
@@ -404,18 +404,13 @@ class Encoder:
         return span[1] - span[0] == len(self.tokenizer.convert_ids_to_tokens(token))
 
     def _no_end(self, where: str) -> DataError:
-        return DataError(
-            Problem(
-                where=f"{where}, tokenizer.chat_template",
-                found=f"the template ends the answer with no special token, so the model could not learn to stop{self._unknown()}",
-                fix="a chat template that closes each turn with eos_token or another special token"
-                + (f", or tokenizer.special_tokens={unknown_tokens(self.tokenizer)}".replace(" '", "'") if self._unknown() else ""),
-            )
-        )
-
-    def _unknown(self) -> str:
+        found = "the template ends the answer with no special token, so the model could not learn to stop"
+        fix = "a chat template that closes each turn with eos_token or another special token"
         unknown = unknown_tokens(self.tokenizer)
-        return f"; the tokenizer does not know {', '.join(unknown)}" if unknown else ""
+        if unknown:
+            found += f"; the tokenizer does not know {', '.join(unknown)}"
+            fix += f", or {how_to_add(unknown)}"
+        return DataError(Problem(where=f"{where}, tokenizer.chat_template", found=found, fix=fix))
 
     def _plain_ends(self, where: str) -> set[int]:
         """The tokens that end an answer without tool calls."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from sftpipe.errors import DataError, Problem
+from sftpipe.errors import DataError, Problem, one_line
 from sftpipe.storage import HASHES, cache_dir, is_whole, publish_folder, sha256_text
 from sftpipe.terminal import console
 
@@ -48,7 +48,7 @@ def _download(url: str, file: Path) -> None:
     except (OSError, ValueError) as error:  # URLError is an OSError
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection
-        reason = " ".join(str(getattr(error, "reason", error)).split())[:160]
+        reason = one_line(getattr(error, "reason", error))[:160]
         found = f"{url} cannot be fetched ({reason})"
         fix = f"go online; or put {file.name} into the working folder; or dataset.data_files=FILE"
         raise DataError(Problem("dataset.data_files", found, fix=fix)) from None

@@ -16,7 +16,7 @@ from sftpipe.data.measure import Dropped, Part, RowFacts, equal_before, read_fac
 from sftpipe.data.packing import PackingReport
 from sftpipe.errors import DataError, Problem
 from sftpipe.schema import TrainConfig
-from sftpipe.tokenizer import unknown_tokens
+from sftpipe.tokenizer import how_to_add, unknown_tokens
 
 _SHOWN = 3  # rows that a message shows of each reason
 
@@ -339,7 +339,7 @@ def _split_turn_tokens(parts: Sequence[Part], encoder: Encoder) -> list[Problem]
             where="tokenizer.chat_template",
             found=f"it writes {', '.join(unknown)}, which the tokenizer does not know: {unknown[0]} is split into {len(pieces)} tokens",
             allowed="a template whose turn tokens the model was trained with, or new tokens that this run trains",
-            fix=f"tokenizer.special_tokens={unknown}".replace(" ", ""),
+            fix=how_to_add(unknown),
         )
     ]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sftpipe.data.cache import cached, code_digest, digest
-from sftpipe.errors import DataError, Problem, nearest
+from sftpipe.errors import DataError, Problem, nearest, one_line
 from sftpipe.hub import HubUnreachable, NotOnHub, latest_commit, offline
 from sftpipe.schema import DatasetConfig
 from sftpipe.storage import cache_dir
@@ -253,7 +253,7 @@ def _read_parquet(files: Mapping[str, Sequence[str]], content: str) -> dict[str,
         return cached("rows", digest("parquet", content), load_from, load_from)
     except (datasets.exceptions.DatasetGenerationError, ValueError, StopIteration) as error:
         names = ", ".join(name for group in files.values() for name in group)
-        cause = " ".join(str(error.__cause__ or error).split())[:200]
+        cause = one_line(error.__cause__ or error)[:200]
         raise DataError(
             Problem(
                 where="dataset.data_files",
@@ -272,7 +272,7 @@ def _read_arrow(files: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         try:
             found = datasets.load_from_disk(folder)
         except (FileNotFoundError, ValueError, OSError, KeyError) as error:
-            problem = Problem("dataset.data_files", f"{folder} is no saved data set ({' '.join(str(error).split())[:120]})",
+            problem = Problem("dataset.data_files", f"{folder} is no saved data set ({one_line(error)[:120]})",
                               "a folder that Dataset.save_to_disk wrote")  # fmt: skip
             raise DataError(problem) from None
         if more or (isinstance(found, datasets.DatasetDict) and len(files) > 1):
@@ -405,7 +405,7 @@ def read_hub(cfg: DatasetConfig) -> dict[str, Any]:
                 return {split: store_stream(rows, f"{cfg.path}/{split}", cfg.limit) for split, rows in loaded.items()}
             return dict(loaded)
     except (ConnectionError, OSError, ValueError) as error:
-        found = "is not in the local cache" if reason else " ".join(str(error).split())[:200]
+        found = "is not in the local cache" if reason else one_line(error)[:200]
         raise DataError(
             Problem(
                 where="dataset.path",
