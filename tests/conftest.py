@@ -13,14 +13,18 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the libraries that read it
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"  # as many workers as cores: more threads would wait for each other
+    os.environ["OMP_NUM_THREADS"] = (
+        "1"  # as many workers as cores: more threads would wait for each other
+    )
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(os.environ.get("SFTPIPE_GOLDEN", REPOSITORY.parent / "shared" / "golden"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-golden", action="store_true", help="write tests/golden anew instead of comparing")
+    parser.addoption(
+        "--write-golden", action="store_true", help="write tests/golden anew instead of comparing"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +60,9 @@ def golden_text(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         if request.config.getoption("--write-golden"):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
-        assert file.read_text(encoding="utf-8") == text, f"{file} differs; if the change is meant: make golden"
+        assert file.read_text(encoding="utf-8") == text, (
+            f"{file} differs; if the change is meant: make golden"
+        )
 
     return compare
 
@@ -72,17 +78,19 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Any:
     """`Weights` of the embedded model, converted into the cache."""
-    from sftpipe.schema import ModelConfig
-    from sftpipe.weights import find_weights
+    from sftpipe.config.schema import ModelConfig
+    from sftpipe.model.weights import find_weights
 
-    return find_weights(ModelConfig(name_or_path="HuggingFaceTB/SmolLM2-135M-Instruct", source="package"))
+    return find_weights(
+        ModelConfig(name_or_path="HuggingFaceTB/SmolLM2-135M-Instruct", source="package")
+    )
 
 
 @pytest.fixture(scope="session")
 def tokenizer(smollm2: Any) -> Any:
     """The embedded model's tokenizer, with PAD settled."""
-    from settled import settled
-    from sftpipe.schema import TokenizerConfig
+    from sftpipe.config.schema import TokenizerConfig
+    from support.tokenizers import settled
 
     return settled(TokenizerConfig(), smollm2)
 
@@ -102,9 +110,18 @@ def _write_llama(folder: Path, tokenizer: Any, *, tied: bool) -> Path:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=tied, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -131,9 +148,17 @@ def tiny_opt(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "tiny-opt"
     torch.manual_seed(0)
     config = OPTConfig(
-        vocab_size=len(tokenizer), hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=512,
-        word_embed_proj_dim=64, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        ffn_dim=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        word_embed_proj_dim=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     OPTForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -146,7 +171,9 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 def cli(tmp_path: Path) -> Cli:
     """Run the real command line in a process of its own, from an empty folder."""
 
-    def run(*words: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *words: str, cwd: Path = tmp_path, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "sftpipe", *words],
             cwd=cwd,

@@ -17,11 +17,24 @@ PACKAGE = Path(sftpipe.__file__).parent
 FILES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "accelerate"}
-LIGHT = ["__init__.py", "__main__.py", "cli.py", "config.py", "schema.py", "fields.py", "errors.py", "synonyms.py", "storage.py"]
+LIGHT = [
+    "__init__.py",
+    "__main__.py",
+    "cli.py",
+    "config.py",
+    "schema.py",
+    "fields.py",
+    "errors.py",
+    "synonyms.py",
+    "storage.py",
+]
 
 
 def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+    return isinstance(node, ast.If) and ast.unparse(node.test) in {
+        "TYPE_CHECKING",
+        "typing.TYPE_CHECKING",
+    }
 
 
 def imports(node: ast.AST, *, in_functions: bool) -> Iterator[str]:
@@ -32,24 +45,40 @@ def imports(node: ast.AST, *, in_functions: bool) -> Iterator[str]:
         elif isinstance(child, ast.ImportFrom):
             assert child.level == 0, "the package imports itself by its full name"
             yield child.module or ""
-        elif is_type_checking(child) or (isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not in_functions):
+        elif is_type_checking(child) or (
+            isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            and not in_functions
+        ):
             continue
         yield from imports(child, in_functions=in_functions)
 
 
 def importers(library: str) -> set[str]:
     """Files that import a library anywhere."""
-    return {name for name, tree in TREES.items() if library in {module.split(".")[0] for module in imports(tree, in_functions=True)}}
+    return {
+        name
+        for name, tree in TREES.items()
+        if library in {module.split(".")[0] for module in imports(tree, in_functions=True)}
+    }
 
 
 def of_package(name: str) -> set[str]:
     """Files of the package that a file imports, anywhere in it."""
-    modules = {module for module in imports(TREES[name], in_functions=True) if module.split(".")[0] == "sftpipe"}
-    paths = {module.removeprefix("sftpipe").removeprefix(".").replace(".", "/") for module in modules}
-    return {f"{path}.py" if f"{path}.py" in FILES else f"{path}/__init__.py".lstrip("/") for path in paths}
+    modules = {
+        module
+        for module in imports(TREES[name], in_functions=True)
+        if module.split(".")[0] == "sftpipe"
+    }
+    paths = {
+        module.removeprefix("sftpipe").removeprefix(".").replace(".", "/") for module in modules
+    }
+    return {
+        f"{path}.py" if f"{path}.py" in FILES else f"{path}/__init__.py".lstrip("/")
+        for path in paths
+    }
 
 
-# --- the reader of the rules itself ---------------------------------------------------------------------------------------------------
+# --- the reader of the rules itself ---------------------------------------------------------------
 
 
 def test_the_reader_finds_imports_wherever_they_stand() -> None:
@@ -67,7 +96,7 @@ def test_the_reader_sees_the_package() -> None:
     assert of_package("data/formats.py") == {"errors.py", "schema.py"}
 
 
-# --- who may import what --------------------------------------------------------------------------------------------------------------
+# --- who may import what --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -92,7 +121,10 @@ def test_a_library_is_imported_by_its_owners_alone(library: str, allowed: set[st
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_what_every_command_loads_imports_nothing_heavy(name: str) -> None:
-    assert HEAVY & {module.split(".")[0] for module in imports(TREES[name], in_functions=False)} == set()
+    assert (
+        HEAVY & {module.split(".")[0] for module in imports(TREES[name], in_functions=False)}
+        == set()
+    )
 
 
 @pytest.mark.parametrize("name", ["data/formats.py", "data/labels.py"])
@@ -104,18 +136,36 @@ def test_pure_modules_import_the_standard_library_and_sftpipe_alone(name: str) -
 # the layers of DESIGN.md, lower ones first; a file that is not named stands wherever its imports allow
 LAYERS = [
     ["errors.py", "schema.py", "synonyms.py", "fields.py", "storage.py"],
-    ["tokenizer.py", "train_tokenizer.py", "scratch.py",
-     "data/cache.py", "data/chat.py", "data/encode.py", "data/formats.py", "data/guard.py", "data/labels.py",
-     "data/compare.py", "data/measure.py", "data/preflight.py",
-     "data/prepare.py", "data/preview.py", "data/read.py", "data/source.py", "model.py", "tracking.py"],
+    [
+        "tokenizer.py",
+        "train_tokenizer.py",
+        "scratch.py",
+        "data/cache.py",
+        "data/chat.py",
+        "data/encode.py",
+        "data/formats.py",
+        "data/guard.py",
+        "data/labels.py",
+        "data/compare.py",
+        "data/measure.py",
+        "data/preflight.py",
+        "data/prepare.py",
+        "data/preview.py",
+        "data/read.py",
+        "data/source.py",
+        "model.py",
+        "tracking.py",
+    ],
     ["trainer.py", "artifacts.py", "evaluate.py"],
     ["pipeline.py"],
     ["cli.py"],
     ["__main__.py"],
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("depth", "name"), [(depth, name) for depth, layer in enumerate(LAYERS) for name in layer])
+@pytest.mark.parametrize(
+    ("depth", "name"), [(depth, name) for depth, layer in enumerate(LAYERS) for name in layer]
+)
 def test_imports_flow_one_way(depth: int, name: str) -> None:
     above = {other for layer in LAYERS[depth + 1 :] for other in layer}
     assert of_package(name) & above == set()
@@ -128,7 +178,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert edges == {}
 
 
-# --- the public face ------------------------------------------------------------------------------------------------------------------
+# --- the public face ------------------------------------------------------------------------------
 
 
 def test_the_public_names_are_sorted_and_there() -> None:
@@ -148,17 +198,26 @@ def test_importing_changes_no_environment_variable_and_loads_nothing_heavy() -> 
         "loaded = sorted({name.split('.')[0] for name in sys.modules})\n"
         "print(json.dumps({'same': before == dict(os.environ), 'loaded': loaded}))"
     )
-    found = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    found = json.loads(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+    )
     assert found["same"]
     assert HEAVY & set(found["loaded"]) == set()
 
 
 def test_a_public_name_loads_its_own_module_alone() -> None:
     code = "import sys, sftpipe; sftpipe.compose, sftpipe.TrainConfig, sftpipe.Run; print(sorted({'torch', 'trl'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
 
 
-# --- how it is written ----------------------------------------------------------------------------------------------------------------
+# --- how it is written ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FILES)

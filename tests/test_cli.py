@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 import sftpipe
-from sftpipe.artifacts import run_key
-from sftpipe.catalog import find_recipes, groups
 from sftpipe.cli import main
-from sftpipe.config import compose
-from sftpipe.schema import to_plain
+from sftpipe.config.hydra import compose
+from sftpipe.config.options import find_recipes, groups
+from sftpipe.config.schema import to_plain
+from sftpipe.runs.folder import run_key
 from sftpipe.verbs import VERBS
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -42,7 +42,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
     return run
 
 
-# --- help and flags -------------------------------------------------------------------------------------------------------------------
+# --- help and flags -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
@@ -85,17 +85,25 @@ def test_version_is_printed_alone(said: Said) -> None:
             f"recipe=yoda: no such verb\n      allowed: {', '.join(VERBS)}\n      sftpipe train recipe=yoda lora.r=8",
         ),
         (["config", "--fast"], "--fast: unknown flag\n      sftpipe --help"),
-        (["config", "recipe=yodaa"], f"allowed: {', '.join(sorted(find_recipes()))}\n      recipe=yoda"),
+        (
+            ["config", "recipe=yodaa"],
+            f"allowed: {', '.join(sorted(find_recipes()))}\n      recipe=yoda",
+        ),
         (["list", "nonsense"], "nonsense: no such group\n      allowed: recipe, model, tokenizer"),
         (["list", "recpe"], "sftpipe list recipe"),
         (["train", "-m", "recipe=yoda,yodaa"], "recipe=yodaa (command line): no such recipe"),
         (["train", "-m", "recipe=yoda", "seed=1,x"], "seed (command line): 'x' (str)"),
-        (["train", "recipe=yoda", "lora.r=4,8"], "use -m for a sweep: sftpipe train -m recipe=yoda lora.r=4,8"),
+        (
+            ["train", "recipe=yoda", "lora.r=4,8"],
+            "use -m for a sweep: sftpipe train -m recipe=yoda lora.r=4,8",
+        ),
         (["bench"], "sftpipe bench: no part\n      allowed: step, data, memory"),
         (["bench", "stepp"], "sftpipe bench: stepp\n      allowed: step, data, memory"),
     ],
 )
-def test_a_mistake_says_what_to_type_and_exits_with_2(words: list[str], message: str, said: Said, tmp_path: Path) -> None:
+def test_a_mistake_says_what_to_type_and_exits_with_2(
+    words: list[str], message: str, said: Said, tmp_path: Path
+) -> None:
     code, out, err = said(*words)
 
     assert (code, out) == (2, "")
@@ -116,7 +124,9 @@ def test_several_problems_are_counted(said: Said) -> None:
     code, _, err = said("config", "sedd=1", "sft.learning_rat=1")
 
     assert code == 2
-    assert err.startswith("2 errors\n  sedd (command line): unknown key\n      did you mean seed?\n  sft.learning_rat (command line)")
+    assert err.startswith(
+        "2 errors\n  sedd (command line): unknown key\n      did you mean seed?\n  sft.learning_rat (command line)"
+    )
 
 
 def test_a_sweep_reports_a_problem_that_all_jobs_share_once(said: Said) -> None:
@@ -125,12 +135,14 @@ def test_a_sweep_reports_a_problem_that_all_jobs_share_once(said: Said) -> None:
     assert err == "error\n  sedd (command line): unknown key\n      did you mean seed?\n"
 
 
-# --- config ---------------------------------------------------------------------------------------------------------------------------
+# --- config ---------------------------------------------------------------------------------------
 
 
 def test_config_prints_the_same_as_yaml_and_as_json(said: Said) -> None:
     _, as_yaml, _ = said("config", "recipe=yoda", "lora.r=8", "sft.learning_rate=1e-5")
-    code, as_json, err = said("config", "recipe=yoda", "lora.r=8", "sft.learning_rate=1e-5", "--json")
+    code, as_json, err = said(
+        "config", "recipe=yoda", "lora.r=8", "sft.learning_rate=1e-5", "--json"
+    )
 
     assert (code, err) == (0, "")
     assert yaml.safe_load(as_yaml) == json.loads(as_json)
@@ -138,15 +150,29 @@ def test_config_prints_the_same_as_yaml_and_as_json(said: Said) -> None:
 
 
 def test_a_misspelt_key_is_a_message_without_a_traceback_in_a_real_process(cli: Cli) -> None:
-    done = cli("config", "recipe=yoda", "sft.learning_rat=1", "lora.lora_alph=1", "quantization.bnb_4bit_quant_typ=nf4", "sedd=1")
+    done = cli(
+        "config",
+        "recipe=yoda",
+        "sft.learning_rat=1",
+        "lora.lora_alph=1",
+        "quantization.bnb_4bit_quant_typ=nf4",
+        "sedd=1",
+    )
 
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
-    for right in ("seed", "sft.learning_rate", "lora.lora_alpha", "quantization.bnb_4bit_quant_type"):
+    for right in (
+        "seed",
+        "sft.learning_rate",
+        "lora.lora_alpha",
+        "quantization.bnb_4bit_quant_type",
+    ):
         assert f"(command line): unknown key\n      did you mean {right}?" in done.stderr
 
 
-def test_a_misspelt_key_in_a_recipe_stops_a_training_before_it_begins(cli: Cli, tmp_path: Path) -> None:
+def test_a_misspelt_key_in_a_recipe_stops_a_training_before_it_begins(
+    cli: Cli, tmp_path: Path
+) -> None:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "mine.yaml").write_text(
         "sedd: 1\nsft: {learning_rat: 1}\nlora: {lora_alph: 1}\nquantization: {bnb_4bit_quant_typ: nf4}\n"
@@ -156,7 +182,12 @@ def test_a_misspelt_key_in_a_recipe_stops_a_training_before_it_begins(cli: Cli, 
 
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
-    for right in ("seed", "sft.learning_rate", "lora.lora_alpha", "quantization.bnb_4bit_quant_type"):
+    for right in (
+        "seed",
+        "sft.learning_rate",
+        "lora.lora_alpha",
+        "quantization.bnb_4bit_quant_type",
+    ):
         assert f"(./recipes/mine.yaml): unknown key\n      did you mean {right}?" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["recipes"]
 
@@ -172,12 +203,19 @@ sys.exit(f"imported {heavy}" if heavy else 0)
 
 
 def test_help_list_and_config_import_nothing_heavy(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", LIGHT], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
     assert done.returncode == 0, done.stderr
 
 
-# --- list and env ---------------------------------------------------------------------------------------------------------------------
+# --- list and env ---------------------------------------------------------------------------------
 
 
 def test_list_describes_every_option_of_every_group(said: Said) -> None:
@@ -185,7 +223,9 @@ def test_list_describes_every_option_of_every_group(said: Said) -> None:
 
     listed = json.loads(out)
     assert (code, err) == (0, "")
-    assert {group: list(options) for group, options in listed.items() if group != "chat_template"} == groups()
+    assert {
+        group: list(options) for group, options in listed.items() if group != "chat_template"
+    } == groups()
     assert all(description for options in listed.values() for description in options.values())
     assert list(listed["chat_template"]) == ["chatml", "chatml_bos_eos", "llama3", "phi3", "zephyr"]
 
@@ -220,7 +260,7 @@ def test_env_names_versions_and_folders(said: Said, monkeypatch: pytest.MonkeyPa
     assert (facts["cache"], facts["hub_offline"]) == ("/some/cache", "1")
 
 
-# --- check and preview ----------------------------------------------------------------------------------------------------------------
+# --- check and preview ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -233,13 +273,18 @@ def test_preview_prints_rows_as_json_lines(small: list[str], said: Said) -> None
 
     rows: list[dict[str, Any]] = [json.loads(line) for line in out.splitlines()]
     assert (code, err) == (0, "page      outputs/preview.html\n")
-    assert [list(row) for row in rows] == [["index", "text", "input_ids", "labels", "position_ids"]] * 2
+    assert [list(row) for row in rows] == [
+        ["index", "text", "input_ids", "labels", "position_ids"]
+    ] * 2
     for number, row in enumerate(rows):
         assert row["index"] == number
         assert row["position_ids"] == list(range(len(row["input_ids"])))
         assert len(row["labels"]) == len(row["input_ids"])
         assert {label for label in row["labels"] if label != -100}
-        assert all(label in (-100, token) for label, token in zip(row["labels"], row["input_ids"], strict=True))
+        assert all(
+            label in (-100, token)
+            for label, token in zip(row["labels"], row["input_ids"], strict=True)
+        )
 
 
 def test_preview_shows_as_many_rows_as_asked_for(small: list[str], said: Said) -> None:
@@ -250,7 +295,9 @@ def test_preview_shows_as_many_rows_as_asked_for(small: list[str], said: Said) -
     assert re.findall(r"train\[(\d+)\]  \d+ tokens, \d+ trained", out) == ["0", "1"]
 
 
-def test_preview_writes_a_page_of_every_split_into_the_output_folder(small: list[str], said: Said) -> None:
+def test_preview_writes_a_page_of_every_split_into_the_output_folder(
+    small: list[str], said: Said
+) -> None:
     code, _, err = said("preview", *small, "output_dir='there/[it] is'")
 
     page = Path("there/[it] is/preview.html")
@@ -272,9 +319,10 @@ def test_check_prints_the_preflight_as_json(small: list[str], said: Said) -> Non
     _, out, _ = said("check", *small, "--json")
 
     report = json.loads(out)
-    assert [(facts["split"], facts["source"], facts["rows"], facts["dropped"]) for facts in report["splits"]] == [
-        ("train", "", 3, {}), ("validation", "", 3, {}), ("test", "", 3, {})
-    ]  # fmt: skip
+    assert [
+        (facts["split"], facts["source"], facts["rows"], facts["dropped"])
+        for facts in report["splits"]
+    ] == [("train", "", 3, {}), ("validation", "", 3, {}), ("test", "", 3, {})]
     assert all(0 < facts["trained_tokens"] < facts["tokens"] for facts in report["splits"])
     assert report["special_tokens"]["pad_token"] != report["special_tokens"]["eos_token"]
 
@@ -282,11 +330,16 @@ def test_check_prints_the_preflight_as_json(small: list[str], said: Said) -> Non
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("dataset.columns.output=comple", "'comple'\n      allowed: prompt, completion\n      dataset.columns.output=completion"),
+        (
+            "dataset.columns.output=comple",
+            "'comple'\n      allowed: prompt, completion\n      dataset.columns.output=completion",
+        ),
         ("sft.max_length=10", "rows of train are longer than sft.max_length=10 tokens"),
     ],
 )
-def test_bad_data_are_named_by_key_or_row(override: str, message: str, small: list[str], said: Said) -> None:
+def test_bad_data_are_named_by_key_or_row(
+    override: str, message: str, small: list[str], said: Said
+) -> None:
     code, out, err = said("check", *small, override)
 
     assert (code, out) == (2, "")
@@ -296,17 +349,21 @@ def test_bad_data_are_named_by_key_or_row(override: str, message: str, small: li
 def test_a_hub_model_without_a_network_says_what_was_tried_and_what_to_do(
     said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # whatever this machine has cached
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path)
+    )  # whatever this machine has cached
 
     code, out, err = said("check", "recipe=yoda_opt350m")
 
     assert (code, out) == (2, "")
-    assert "model.name_or_path: facebook/opt-350m is no local folder and not in the hub cache" in err
+    assert (
+        "model.name_or_path: facebook/opt-350m is no local folder and not in the hub cache" in err
+    )
     assert "the hub cannot be reached (HF_HUB_OFFLINE is set)" in err
     assert "go online; or run `hf download facebook/opt-350m --local-dir DIR`" in err
 
 
-# --- what passes through to Hydra -----------------------------------------------------------------------------------------------------
+# --- what passes through to Hydra -----------------------------------------------------------------
 
 
 def test_cfg_prints_hydras_view_and_trains_nothing(cli: Cli, tmp_path: Path) -> None:
@@ -333,10 +390,12 @@ def test_a_mistake_beside_cfg_is_still_a_mistake(cli: Cli) -> None:
     assert "did you mean seed?" in done.stderr
 
 
-# --- what train begins ----------------------------------------------------------------------------------------------------------------
+# --- what train begins ----------------------------------------------------------------------------
 
 
-def test_auto_on_a_complete_run_changes_nothing(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_on_a_complete_run_changes_nothing(
+    said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # `train` sets it
     words = ["recipe=yoda", "run=mine", "sft.resume_from_checkpoint=auto"]
     cfg = compose(words)
@@ -357,10 +416,16 @@ def test_auto_on_a_complete_run_changes_nothing(said: Said, monkeypatch: pytest.
 
     assert (code, json.loads(out)) == (0, {"run": "mine", "metrics": {"train": train}})
     assert "mine is complete; there is nothing to do." in err
-    assert {str(path.relative_to("mine")): path.read_text() for path in Path("mine").rglob("*") if path.is_file()} == files
+    assert {
+        str(path.relative_to("mine")): path.read_text()
+        for path in Path("mine").rglob("*")
+        if path.is_file()
+    } == files
 
 
-def test_a_sweep_cannot_write_into_one_run_folder(said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_cannot_write_into_one_run_folder(
+    said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     bad_data = "dataset.name=stops-here"  # so that nothing trains where this is not refused
 

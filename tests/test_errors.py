@@ -10,9 +10,19 @@ import pytest
 
 import sftpipe
 from sftpipe import errors
-from sftpipe.errors import ConfigError, DataError, Interrupted, ModelError, Problem, RowError, RunError, SftpipeError, nearest
+from sftpipe.errors import (
+    ConfigError,
+    DataError,
+    Interrupted,
+    ModelError,
+    Problem,
+    RowError,
+    RunError,
+    SftpipeError,
+    nearest,
+)
 
-PROBLEM = Problem(where="lora.rank", found="unknown key", allowed="r, lora_alpha", fix="did you mean lora.r?")
+PROBLEM = Problem("lora.rank", "unknown key", allowed="r, lora_alpha", fix="did you mean lora.r?")
 TEXT = "lora.rank: unknown key\n    allowed: r, lora_alpha\n    did you mean lora.r?"
 MENDABLE = [SftpipeError, ConfigError, DataError, ModelError, RunError]
 
@@ -46,7 +56,12 @@ def test_a_row_error_is_a_data_error_that_knows_its_reason() -> None:
     error = RowError("empty text", PROBLEM)
     assert isinstance(error, DataError)
     assert str(error) == TEXT
-    assert (error.reason, error.problem, error.problems, error.exit_code) == ("empty text", PROBLEM, (PROBLEM,), 2)
+    assert (error.reason, error.problem, error.problems, error.exit_code) == (
+        "empty text",
+        PROBLEM,
+        (PROBLEM,),
+        2,
+    )
 
 
 def test_the_tests_above_cover_the_whole_tree() -> None:
@@ -54,7 +69,9 @@ def test_the_tests_above_cover_the_whole_tree() -> None:
 
 
 def test_the_drawn_tree_names_exactly_the_classes_there_are() -> None:
-    drawn = re.findall(r"^ +(?:│ +)?(?:[├└]── )?([A-Z]\w+) {2,}", errors.__doc__ or "", flags=re.MULTILINE)
+    drawn = re.findall(
+        r"^ +(?:│ +)?(?:[├└]── )?([A-Z]\w+) {2,}", errors.__doc__ or "", flags=re.MULTILINE
+    )
     assert sorted(drawn) == sorted(cls.__name__ for cls in tree())
 
 
@@ -81,7 +98,10 @@ def test_a_row_error_of_a_worker_process_arrives_whole() -> None:
         (Problem("a.b", "1"), "a.b: 1"),
         (Problem("a.b", "1", allowed="2 or 3"), "a.b: 1\n    allowed: 2 or 3"),
         (Problem("a.b", "1", fix="a.b=2"), "a.b: 1\n    a.b=2"),
-        (Problem("a.b", "1", "2 or 3", "a.b=2"), "a.b: 1\n    allowed: 2 or 3\n    a.b=2"),
+        (
+            Problem("a.b", "1", allowed="2 or 3", fix="a.b=2"),
+            "a.b: 1\n    allowed: 2 or 3\n    a.b=2",
+        ),
     ],
 )
 def test_a_problem_prints_the_parts_that_it_has(problem: Problem, text: str) -> None:
@@ -89,7 +109,17 @@ def test_a_problem_prints_the_parts_that_it_has(problem: Problem, text: str) -> 
 
 
 def test_equal_problems_are_one_in_a_set() -> None:
-    assert len({PROBLEM, Problem("lora.rank", "unknown key", "r, lora_alpha", "did you mean lora.r?")}) == 1
+    assert (
+        len(
+            {
+                PROBLEM,
+                Problem(
+                    "lora.rank", "unknown key", allowed="r, lora_alpha", fix="did you mean lora.r?"
+                ),
+            }
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,7 +133,9 @@ def test_equal_problems_are_one_in_a_set() -> None:
         ("", ["a", "b"], None),
     ],
 )
-def test_nearest_is_a_close_name_or_nothing(name: str, options: list[str], match: str | None) -> None:
+def test_nearest_is_a_close_name_or_nothing(
+    name: str, options: list[str], match: str | None
+) -> None:
     assert nearest(name, options) == match
 
 

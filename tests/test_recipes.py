@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 import yaml
 
-from sftpipe.catalog import conf_dir, find_recipes, groups, header
-from sftpipe.checks import MOVED, OURS, UPSTREAM
-from sftpipe.config import compose
-from sftpipe.fields import upstream_fields
-from sftpipe.schema import TrainConfig
+from sftpipe.config.check import MOVED, OURS, UPSTREAM
+from sftpipe.config.hydra import compose
+from sftpipe.config.options import conf_dir, find_recipes, groups, header
+from sftpipe.config.schema import TrainConfig
+from sftpipe.config.upstream import upstream_fields
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
-OPTIONS = sorted(path for path in (REPOSITORY / "conf").glob("*/**/*") if path.suffix in (".yaml", ".jinja"))
+OPTIONS = sorted(
+    path for path in (REPOSITORY / "conf").glob("*/**/*") if path.suffix in (".yaml", ".jinja")
+)
 
 # how many files each folder holds; a file that was forgotten, lost or added by accident shows here
 COUNTS = {
@@ -46,7 +48,10 @@ NEEDS: dict[tuple[str, str], list[str]] = {
     **{("tokenizer", kind): ["model=char_gpt"] for kind in ("char", "bpe")},
     ("packing", "blocks"): ["loss=full"],
     ("dataset", "hub"): ["dataset.path=some/rows"],
-    **{("dataset", kind): [f"dataset.data_files=rows.{kind}"] for kind in ("json", "csv", "parquet", "text", "arrow")},
+    **{
+        ("dataset", kind): [f"dataset.data_files=rows.{kind}"]
+        for kind in ("json", "csv", "parquet", "text", "arrow")
+    },
     ("dataset", "function"): ["dataset.function=my_module.rows"],
     ("dataset", "mixture"): ["dataset.sources=[{path: embedded, name: yoda}]"],
     ("format", "text"): ["loss=full"],
@@ -71,8 +76,14 @@ def test_each_folder_holds_as_many_files_as_the_table_says() -> None:
 
 def test_groups_lists_every_file_and_the_defaults_first() -> None:
     listed = {(group, option) for group, options in groups().items() for option in options}
-    files = {(path.parent.name, path.stem) for path in OPTIONS if path.suffix == ".yaml"} | {("recipe", path.stem) for path in RECIPES}
-    defaults = [entry for entry in _keys_of(REPOSITORY / "conf" / "config.yaml")["defaults"] if isinstance(entry, dict)]
+    files = {(path.parent.name, path.stem) for path in OPTIONS if path.suffix == ".yaml"} | {
+        ("recipe", path.stem) for path in RECIPES
+    }
+    defaults = [
+        entry
+        for entry in _keys_of(REPOSITORY / "conf" / "config.yaml")["defaults"]
+        if isinstance(entry, dict)
+    ]
 
     assert listed == files
     for entry in defaults:
@@ -92,9 +103,17 @@ def test_each_option_composes_with_the_values_of_its_file(path: Path) -> None:
     cfg = compose([f"{group}={option}", *NEEDS.get((group, option), [])])
 
     block = getattr(cfg, group)
-    composed = dataclasses.asdict(block) if dataclasses.is_dataclass(block) and not isinstance(block, type) else block or {}
-    expected = {key: value for key, value in _keys_of(path).items() if key != "defaults" and value != "???"}
-    assert {key: composed.get(key) for key in expected} == {key: _number(value) for key, value in expected.items()}
+    composed = (
+        dataclasses.asdict(block)
+        if dataclasses.is_dataclass(block) and not isinstance(block, type)
+        else block or {}
+    )
+    expected = {
+        key: value for key, value in _keys_of(path).items() if key != "defaults" and value != "???"
+    }
+    assert {key: composed.get(key) for key in expected} == {
+        key: _number(value) for key, value in expected.items()
+    }
     assert bool(block) == (option != "none")  # none is off
 
 
@@ -122,7 +141,9 @@ def test_each_key_in_conf_is_known(path: Path) -> None:
 def test_each_key_of_the_primary_config_is_known() -> None:
     keys = _keys_of(REPOSITORY / "conf" / "config.yaml")
 
-    assert set(keys) - {"defaults", "hydra"} <= {field.name for field in dataclasses.fields(TrainConfig)}
+    assert set(keys) - {"defaults", "hydra"} <= {
+        field.name for field in dataclasses.fields(TrainConfig)
+    }
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=named)
@@ -140,7 +161,9 @@ def test_the_header_of_each_recipe_holds_its_command(path: Path) -> None:
     comment = re.match(r"(?:#.*\n)+", path.read_text(encoding="utf-8"))
 
     assert comment is not None
-    assert re.search(rf"sftpipe train recipe={path.stem}\b|make train RECIPE={path.stem}\b", comment[0])
+    assert re.search(
+        rf"sftpipe train recipe={path.stem}\b|make train RECIPE={path.stem}\b", comment[0]
+    )
 
 
 def test_the_package_reads_these_files() -> None:
@@ -159,7 +182,13 @@ def _number(value: Any) -> Any:
 
 def _known(group: str) -> set[str]:
     if group in UPSTREAM:
-        return set(upstream_fields(UPSTREAM[group])) - set(MOVED.get(group, {})) - set(OURS.get(group, {}))
+        return (
+            set(upstream_fields(UPSTREAM[group]))
+            - set(MOVED.get(group, {}))
+            - set(OURS.get(group, {}))
+        )
     hint = typing.get_type_hints(TrainConfig)[group]
-    block = next((part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part)), None)
+    block = next(
+        (part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part)), None
+    )
     return {field.name for field in dataclasses.fields(block)} if block else set()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sftpipe.config import compose
+from sftpipe.config.hydra import compose
 from sftpipe.data.formats import pattern_fields
 
 PAGE = Path(__file__).parents[1] / "docs" / "sources.md"
@@ -17,7 +17,11 @@ ROWS = [
     for line in PAGE.read_text(encoding="utf-8").splitlines()
     if line.startswith("|") and not line.startswith(("|---", "| there |"))
 ]
-COMMANDS = [command.replace("\\|", "|") for row in ROWS for command in re.findall(r"`(sftpipe [^`]+)`", row[1])]
+COMMANDS = [
+    command.replace("\\|", "|")
+    for row in ROWS
+    for command in re.findall(r"`(sftpipe [^`]+)`", row[1])
+]
 
 
 def test_each_row_says_what_there_was_the_command_for_it_and_why() -> None:

@@ -19,8 +19,8 @@ from sftpipe.storage import (
     is_whole,
     publish_files,
     publish_folder,
+    sha256_cached,
     sha256_file,
-    sha256_still,
     sha256_text,
     write_json,
     write_text,
@@ -46,7 +46,7 @@ def published(tmp_path: Path) -> Path:
     return final
 
 
-# --- one file -------------------------------------------------------------------------------------------------------------------------
+# --- one file -------------------------------------------------------------------------------------
 
 
 def test_write_text_writes_and_replaces(tmp_path: Path) -> None:
@@ -60,11 +60,15 @@ def test_write_text_writes_and_replaces(tmp_path: Path) -> None:
 def test_write_json_is_readable_by_people(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"name": "ä", "list": [1]})
 
-    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "name": "ä",\n  "list": [\n    1\n  ]\n}\n'
+    assert (tmp_path / "a.json").read_text(
+        encoding="utf-8"
+    ) == '{\n  "name": "ä",\n  "list": [\n    1\n  ]\n}\n'
 
 
 @pytest.mark.parametrize("before", ["old", None])
-def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, before: str | None) -> None:
+def test_a_text_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, before: str | None
+) -> None:
     file = tmp_path / "a.txt"
     if before is not None:
         file.write_text(before)
@@ -99,12 +103,12 @@ def test_a_file_that_changed_is_hashed_anew(tmp_path: Path) -> None:
     for at, text in enumerate(("abc", "abd", "abc")):
         file.write_text(text)
         os.utime(file, ns=(at, at))
-        hashes += [sha256_still(file), sha256_still(file)]
+        hashes += [sha256_cached(file), sha256_cached(file)]
 
     assert hashes == [sha256_text(text) for text in ("abc", "abc", "abd", "abd", "abc", "abc")]
 
 
-# --- a folder -------------------------------------------------------------------------------------------------------------------------
+# --- a folder -------------------------------------------------------------------------------------
 
 
 def test_a_published_folder_is_whole_and_leaves_nothing_beside_it(published: Path) -> None:
@@ -116,7 +120,10 @@ def test_a_published_folder_is_whole_and_leaves_nothing_beside_it(published: Pat
 def test_the_hashes_cover_every_file_and_the_inner_ones(published: Path) -> None:
     hashes = json.loads((published / HASHES).read_text())
 
-    assert hashes == {"a.txt": sha256_text("one"), "inner/b.bin": sha256_file(published / "inner" / "b.bin")}
+    assert hashes == {
+        "a.txt": sha256_text("one"),
+        "inner/b.bin": sha256_file(published / "inner" / "b.bin"),
+    }
 
 
 def test_nothing_stands_under_the_final_name_while_it_is_filled(tmp_path: Path) -> None:
@@ -159,10 +166,15 @@ with publish_folder(Path(sys.argv[1])) as partial:
 """
 
 
-def test_a_killed_process_leaves_nothing_that_looks_whole_and_the_next_one_succeeds(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_nothing_that_looks_whole_and_the_next_one_succeeds(
+    tmp_path: Path,
+) -> None:
     final = tmp_path / "final"
 
-    assert subprocess.run([sys.executable, "-c", KILLED, final], check=False).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run([sys.executable, "-c", KILLED, final], check=False).returncode
+        == -signal.SIGKILL
+    )
     assert not final.exists()
 
     with publish_folder(final) as partial:
@@ -183,10 +195,15 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a truncated file": lambda folder: (folder / "a.txt").write_text("on"),
     "an empty file": lambda folder: (folder / "a.txt").write_text(""),
     "a missing file": lambda folder: (folder / "inner" / "b.bin").unlink(),
-    "a folder in place of a file": lambda folder: ((folder / "a.txt").unlink(), (folder / "a.txt").mkdir()),
+    "a folder in place of a file": lambda folder: (
+        (folder / "a.txt").unlink(),
+        (folder / "a.txt").mkdir(),
+    ),
     "no hashes": lambda folder: (folder / HASHES).unlink(),
     "empty hashes": lambda folder: (folder / HASHES).write_text("{}"),
-    "half of the hashes": lambda folder: (folder / HASHES).write_text((folder / HASHES).read_text()[:40]),
+    "half of the hashes": lambda folder: (folder / HASHES).write_text(
+        (folder / HASHES).read_text()[:40]
+    ),
     "hashes of another shape": lambda folder: (folder / HASHES).write_text("[1]"),
     "hashes that are no text": lambda folder: (folder / HASHES).write_bytes(b"\xff\xfe"),
 }
@@ -203,7 +220,7 @@ def test_a_folder_that_is_not_there_is_not_whole(tmp_path: Path) -> None:
     assert not is_whole(tmp_path / "nowhere")
 
 
-# --- files into a folder --------------------------------------------------------------------------------------------------------------
+# --- files into a folder --------------------------------------------------------------------------
 
 
 def test_published_files_join_the_folder_and_replace_their_namesakes(tmp_path: Path) -> None:
@@ -215,7 +232,11 @@ def test_published_files_join_the_folder_and_replace_their_namesakes(tmp_path: P
         (partial / "b.txt").write_text("b")
         assert (tmp_path / "a.txt").read_text() == "old"
 
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"kept.txt": "kept", "a.txt": "new", "b.txt": "b"}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "kept.txt": "kept",
+        "a.txt": "new",
+        "b.txt": "b",
+    }
 
 
 def test_an_exception_publishes_no_file(tmp_path: Path) -> None:
@@ -227,7 +248,7 @@ def test_an_exception_publishes_no_file(tmp_path: Path) -> None:
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "old"}
 
 
-# --- where the cache is ---------------------------------------------------------------------------------------------------------------
+# --- where the cache is ---------------------------------------------------------------------------
 
 
 def test_the_cache_follows_sftpipe_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +260,9 @@ def test_the_cache_follows_sftpipe_cache(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("unset", ["", None])
-def test_without_sftpipe_cache_it_is_the_users_cache(unset: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_sftpipe_cache_it_is_the_users_cache(
+    unset: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("SFTPIPE_CACHE", raising=False)
     if unset is not None:
         monkeypatch.setenv("SFTPIPE_CACHE", unset)

@@ -13,23 +13,32 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sftpipe.errors import ConfigError, DataError, Interrupted, ModelError, Problem, RowError, RunError, SftpipeError
+from sftpipe.errors import (
+    ConfigError,
+    DataError,
+    Interrupted,
+    ModelError,
+    Problem,
+    RowError,
+    RunError,
+    SftpipeError,
+)
 
 if TYPE_CHECKING:
-    from sftpipe.config import compose
+    from sftpipe.config.hydra import compose
+    from sftpipe.config.schema import TrainConfig
     from sftpipe.data.prepare import PreparedData
     from sftpipe.pipeline import prepare, train
-    from sftpipe.run import Run, load_run
-    from sftpipe.schema import TrainConfig
+    from sftpipe.runs.load import Run, load_run
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "PreparedData": "sftpipe.data.prepare",
-    "Run": "sftpipe.run",
-    "TrainConfig": "sftpipe.schema",
-    "compose": "sftpipe.config",
-    "load_run": "sftpipe.run",
+    "Run": "sftpipe.runs.load",
+    "TrainConfig": "sftpipe.config.schema",
+    "compose": "sftpipe.config.hydra",
+    "load_run": "sftpipe.runs.load",
     "prepare": "sftpipe.pipeline",
     "train": "sftpipe.pipeline",
 }

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from sftpipe.config.schema import TrainConfig
 from sftpipe.data.labels import IGNORED
-from sftpipe.schema import TrainConfig
 from sftpipe.terminal import console, quiet_libraries
 
 ROUNDS = 5
@@ -31,21 +31,25 @@ def step() -> dict[str, Any]:
     """
     from trl import SFTTrainer
 
-    from sftpipe import model as models
-    from sftpipe.config import compose
+    from sftpipe.config.hydra import compose
+    from sftpipe.model import load as models
+    from sftpipe.model.weights import find_weights
     from sftpipe.pipeline import prepare
-    from sftpipe.trainer import build_arguments, build_trainer
-    from sftpipe.weights import find_weights
+    from sftpipe.training.trainer import build_arguments, build_trainer
 
     cfg = compose(["recipe=yoda"])
     precision = models.choose_precision(cfg.model)
     data = prepare(cfg)
     weights = find_weights(cfg.model)
     with tempfile.TemporaryDirectory() as folder, quiet_libraries():
-        arguments = build_arguments(cfg.sft, seed=cfg.seed, folder=Path(folder), precision=precision)
+        arguments = build_arguments(
+            cfg.sft, seed=cfg.seed, folder=Path(folder), precision=precision
+        )
         model = models.load_base(cfg.model, cfg.quantization, weights, precision, frozen=True)
         models.fit_to_tokenizer(model, data.tokenizer)
-        trainer = build_trainer(arguments, model, models.lora_config(cfg.lora, weights), data, precision)
+        trainer = build_trainer(
+            arguments, model, models.lora_config(cfg.lora, weights), data, precision
+        )
     trainer.model.train()
     batch = trainer._prepare_inputs(data.collate([data.train[row] for row in range(8)]))
     items = (batch["labels"][:, 1:] != -100).sum()
@@ -84,18 +88,29 @@ def data(rows: int = 22_000) -> dict[str, Any]:
     """
     from unittest.mock import patch
 
-    from sftpipe.config import compose
+    from sftpipe.config.hydra import compose
     from sftpipe.data.packing import pack
     from sftpipe.pipeline import prepare
 
     with tempfile.TemporaryDirectory() as folder, quiet_libraries():
         file = Path(folder) / "rows.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in _instructions(rows)), encoding="utf-8")
-        words = ["dataset=json", f"dataset.data_files={file}", "format=instruction", "sft.max_length=null"]
+        file.write_text(
+            "".join(json.dumps(row) + "\n" for row in _instructions(rows)), encoding="utf-8"
+        )
+        words = [
+            "dataset=json",
+            f"dataset.data_files={file}",
+            "format=instruction",
+            "sft.max_length=null",
+        ]
         tokenizer = prepare(compose([*words, "dataset.limit=8"])).tokenizer
 
-        cfg = {processes: compose([*words, f"dataset.num_proc={processes}"]) for processes in (1, 2)}
-        seconds: dict[str, list[float]] = {name: [] for name in ("trl", "miss", "miss, 2 processes", "hit")}
+        cfg = {
+            processes: compose([*words, f"dataset.num_proc={processes}"]) for processes in (1, 2)
+        }
+        seconds: dict[str, list[float]] = {
+            name: [] for name in ("trl", "miss", "miss, 2 processes", "hit")
+        }
 
         def timed(name: str, make: Callable[[], Any]) -> Any:
             start = time.perf_counter()
@@ -113,7 +128,9 @@ def data(rows: int = 22_000) -> dict[str, Any]:
                     timed("miss", lambda: _encoded(cfg[1], tokenizer))
                     made = timed("hit", lambda: _encoded(cfg[1], tokenizer))
                     packed = pack(made, "bfd", _PACKED_LENGTH, "train")
-            same, tokens = _compared(made, theirs, tokenizer("\n", add_special_tokens=False).input_ids)
+            same, tokens = _compared(
+                made, theirs, tokenizer("\n", add_special_tokens=False).input_ids
+            )
     median = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "rows": f"{rows}, {tokens / rows:.0f} tokens on average",
@@ -139,9 +156,18 @@ def memory(rows: Sequence[int] = (22_000, 220_000)) -> dict[str, Any]:
             file = Path(folder) / f"{count}.jsonl"
             with file.open("w", encoding="utf-8") as out:
                 out.writelines(json.dumps(row) + "\n" for row in _instructions(count))
-            words = ["check", "dataset=json", f"dataset.data_files={file}", "format=instruction", "sft.max_length=null"]
+            words = [
+                "check",
+                "dataset=json",
+                f"dataset.data_files={file}",
+                "format=instruction",
+                "sft.max_length=null",
+            ]
             process = subprocess.Popen(
-                [sys.executable, "-m", "sftpipe", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+                [sys.executable, "-m", "sftpipe", *words],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
             )
             peak = 0
             while process.poll() is None:
@@ -156,7 +182,9 @@ def memory(rows: Sequence[int] = (22_000, 220_000)) -> dict[str, Any]:
 def _own_memory(pid: int) -> int:
     """Bytes that a process holds for itself; 0 when it has just ended."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    line = next((line for line in status.splitlines() if line.startswith("RssAnon:")), "RssAnon: 0 kB")
+    line = next(
+        (line for line in status.splitlines() if line.startswith("RssAnon:")), "RssAnon: 0 kB"
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -171,9 +199,38 @@ def _encoded(cfg: TrainConfig, tokenizer: Any) -> Any:
 def _instructions(rows: int) -> Iterator[dict[str, str]]:
     """Instruction rows of random words, each another; a third of them with an input, answers mostly short and some long."""
     draw = random.Random(0)
-    words = ["the", "of", "a", "robot", "weather", "river", "summer", "small", "question", "answer", "learn", "model", "data", "light",
-             "house", "green", "winter", "apple", "music", "write", "simple", "careful", "morning", "letter", "build", "quiet", "window",
-             "travel", "number", "story"]  # fmt: skip
+    words = [
+        "the",
+        "of",
+        "a",
+        "robot",
+        "weather",
+        "river",
+        "summer",
+        "small",
+        "question",
+        "answer",
+        "learn",
+        "model",
+        "data",
+        "light",
+        "house",
+        "green",
+        "winter",
+        "apple",
+        "music",
+        "write",
+        "simple",
+        "careful",
+        "morning",
+        "letter",
+        "build",
+        "quiet",
+        "window",
+        "travel",
+        "number",
+        "story",
+    ]
 
     def sentence(length: int) -> str:
         return " ".join(draw.choice(words) for _ in range(length)).capitalize() + "."
@@ -192,11 +249,14 @@ def _conversations(file: Path) -> Any:
 
     def turns(row: dict[str, str]) -> dict[str, Any]:
         question = f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]
-        return {"prompt": [{"role": "user", "content": question}], "completion": [{"role": "assistant", "content": row["output"]}]}
+        return {
+            "prompt": [{"role": "user", "content": question}],
+            "completion": [{"role": "assistant", "content": row["output"]}],
+        }
 
-    datasets.Dataset.from_list([turns(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]).save_to_disk(
-        str(file.parent / "conversations")
-    )
+    datasets.Dataset.from_list(
+        [turns(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    ).save_to_disk(str(file.parent / "conversations"))
     return datasets.load_from_disk(str(file.parent / "conversations"))
 
 
@@ -207,11 +267,17 @@ def _prepared_by_trl(source: Any, tokenizer: Any) -> Any:
 
     trainer = SimpleNamespace(chat_template=None, completion_only_loss=True, _tokenizer=tokenizer)
     arguments = SimpleNamespace(
-        assistant_only_loss=False, max_length=None, dataset_text_field="text", dataset_num_proc=None, shuffle_dataset=False
+        assistant_only_loss=False,
+        max_length=None,
+        dataset_text_field="text",
+        dataset_num_proc=None,
+        shuffle_dataset=False,
     )
     datasets.disable_caching()
     try:
-        return SFTTrainer._prepare_dataset(trainer, source, tokenizer, arguments, False, None, "train")
+        return SFTTrainer._prepare_dataset(
+            trainer, source, tokenizer, arguments, False, None, "train"
+        )
     finally:
         datasets.enable_caching()
 
@@ -221,7 +287,8 @@ def _compared(ours: Any, theirs: Any, end: list[int]) -> tuple[int, int]:
     same = tokens = 0
     for row, other in zip(ours, theirs, strict=True):
         labels = other.get("labels") or [
-            token if trained else IGNORED for token, trained in zip(other["input_ids"], other["completion_mask"], strict=True)
+            token if trained else IGNORED
+            for token, trained in zip(other["input_ids"], other["completion_mask"], strict=True)
         ]
         if labels[-len(end) :] == end:
             labels = [*labels[: -len(end)], *[IGNORED] * len(end)]

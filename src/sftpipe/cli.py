@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
         fix = "make room there, or write elsewhere: output_dir=DIR (runs), SFTPIPE_CACHE (models)"
-        print_error(SftpipeError(Problem(where=str(error.filename or "disk"), found=str(error.strerror), fix=fix)))
+        print_error(
+            SftpipeError(Problem(str(error.filename or "disk"), str(error.strerror), fix=fix))
+        )
         return 2
 
 
@@ -59,7 +61,7 @@ def _parse(words: list[str]) -> Arguments:
         example = f"sftpipe {match}" if match else "sftpipe --help"
         if "=" in verb:
             example = f"sftpipe train {' '.join(words)}"
-        raise ConfigError(Problem(where=verb, found="no such verb", allowed=", ".join(VERBS), fix=example))
+        raise ConfigError(Problem(verb, "no such verb", allowed=", ".join(VERBS), fix=example))
     arguments = Arguments(verb)
     while rest:
         word = rest.pop(0)
@@ -69,16 +71,24 @@ def _parse(words: list[str]) -> Arguments:
             arguments.help = True
         elif word in ("-m", "--multirun") and verb == "train":
             arguments.multirun = True
-        elif word.split("=")[0] in ("--cfg", "-c", "--info", "-i", "--hydra-help", "--resolve", "--package", "-p") and verb == "train":
+        elif (
+            word.split("=")[0]
+            in ("--cfg", "-c", "--info", "-i", "--hydra-help", "--resolve", "--package", "-p")
+            and verb == "train"
+        ):
             arguments.hydra_flags.append(word)
-            if word in ("--cfg", "-c", "--info", "-i", "--package", "-p") and rest and "=" not in rest[0]:
+            if (
+                word in ("--cfg", "-c", "--info", "-i", "--package", "-p")
+                and rest
+                and "=" not in rest[0]
+            ):
                 arguments.hydra_flags.append(rest.pop(0))
         else:
             arguments.overrides.append(word)
     return arguments
 
 
-# --- help -----------------------------------------------------------------------------------------------------------------------------
+# --- help -----------------------------------------------------------------------------------------
 
 
 def _help() -> str:
@@ -98,9 +108,11 @@ def _verb_help(name: str) -> str:
     verb = VERBS[name]
     text = f"sftpipe {name}: {verb.summary}\n\nusage: {verb.usage}\n\n{verb.details}"
     if "key=value" in verb.usage:
-        from sftpipe.catalog import groups
+        from sftpipe.config.options import groups
 
-        options = "\n".join(f"  {group:<13} {', '.join(names)}" for group, names in groups().items())
+        options = "\n".join(
+            f"  {group:<13} {', '.join(names)}" for group, names in groups().items()
+        )
         text += f"\n\ngroups and their options, the default first (`sftpipe list` says what each is):\n{options}"
     return text
 

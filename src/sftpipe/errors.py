@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 
@@ -31,6 +31,7 @@ class Problem:
 
     where: str
     found: str
+    _: KW_ONLY
     allowed: str = ""
     fix: str = ""
 
@@ -106,7 +107,9 @@ def one_line(text: object) -> str:
 def show_value(value: Any) -> str:
     """A value of YAML with its type."""
     if isinstance(value, bool):
-        return f"{str(value).lower()} (YAML reads yes, no, on and off without quotes as true or false)"
+        return (
+            f"{str(value).lower()} (YAML reads yes, no, on and off without quotes as true or false)"
+        )
     return f"{value!r} ({type(value).__name__})"
 
 
@@ -114,4 +117,4 @@ def wrong_choice(key: str, value: Any, choices: Sequence[str], where: str) -> Pr
     """The problem of a value that is none of the choices; `where` it stands, for people."""
     match = nearest(str(value), choices)
     found = show_value(value) if isinstance(value, bool) else repr(value)
-    return Problem(where=where, found=found, allowed=", ".join(choices), fix=f"{key}={match}" if match else "")
+    return Problem(where, found, allowed=", ".join(choices), fix=f"{key}={match}" if match else "")

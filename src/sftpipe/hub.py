@@ -31,7 +31,11 @@ def latest_commit(kind: Literal["model", "dataset"], name: str, revision: str | 
         NotOnHub: it did, and has no such thing for us.
     """
     from huggingface_hub import HfApi, is_offline_mode
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     if is_offline_mode():
         raise HubUnreachable("HF_HUB_OFFLINE is set")
@@ -41,18 +45,34 @@ def latest_commit(kind: Literal["model", "dataset"], name: str, revision: str | 
         return str(ask(name, revision=revision, timeout=TIMEOUT_S).sha)
     except RevisionNotFoundError:
         where = "model.revision" if kind == "model" else "dataset.revision"
-        raise NotOnHub(Problem(where=where, found=f"{name} has no revision {revision!r}", fix="leave it out for the newest")) from None
+        raise NotOnHub(
+            Problem(
+                where, f"{name} has no revision {revision!r}", fix="leave it out for the newest"
+            )
+        ) from None
     except GatedRepoError:
         raise NotOnHub(
-            Problem(where=key, found=f"{name} wants its licence accepted on the hub", fix="accept it there, then `hf auth login`")
+            Problem(
+                key,
+                f"{name} wants its licence accepted on the hub",
+                fix="accept it there, then `hf auth login`",
+            )
         ) from None
     except RepositoryNotFoundError:
         raise NotOnHub(
-            Problem(where=key, found=f"the hub has no {kind} {name!r} (or it is private)", fix="check the name, or `hf auth login`")
+            Problem(
+                key,
+                f"the hub has no {kind} {name!r} (or it is private)",
+                fix="check the name, or `hf auth login`",
+            )
         ) from None
     except ValueError as error:  # not of the form user/name
-        raise NotOnHub(Problem(where=key, found=f"{name!r}: {error}", allowed="a folder or user/name on the hub")) from None
-    except Exception as error:  # every way in which a network can fail; the client has no common base for them
+        raise NotOnHub(
+            Problem(key, f"{name!r}: {error}", allowed="a folder or user/name on the hub")
+        ) from None
+    except (
+        Exception
+    ) as error:  # every way in which a network can fail; the client has no common base for them
         raise HubUnreachable(f"{type(error).__name__}: {one_line(error)[:120]}") from None
 
 

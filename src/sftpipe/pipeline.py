@@ -12,20 +12,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sftpipe.artifacts import RunPlan, close_run, open_run, plan_run, write_metrics, write_samples
-from sftpipe.catalog import conf_dir
+from sftpipe.config.options import conf_dir
+from sftpipe.config.schema import TrainConfig
 from sftpipe.data.packing import ISOLATED, Collator, Isolation
 from sftpipe.data.prepare import PreparedData, prepare_data, texts
 from sftpipe.data.source import Source, load_sources
 from sftpipe.errors import DataError, Problem, one_line
-from sftpipe.run import Run, load_run, read_metrics, samples_until
-from sftpipe.schema import TrainConfig
+from sftpipe.model.weights import Weights, find_weights
+from sftpipe.runs.folder import RunPlan, close_run, open_run, plan_run, write_metrics, write_samples
+from sftpipe.runs.load import Run, load_run, read_metrics, samples_until
 from sftpipe.terminal import console, quiet, quiet_libraries
-from sftpipe.tokenizer import load_tokenizer, settle_tokenizer
-from sftpipe.weights import Weights, find_weights
+from sftpipe.tokenizer.load import load_tokenizer, settle_tokenizer
 
 if TYPE_CHECKING:
-    from sftpipe.trainer import Trainer
+    from sftpipe.training.trainer import Trainer
 
 
 def prepare(cfg: TrainConfig) -> PreparedData:
@@ -42,27 +42,34 @@ def _prepare(cfg: TrainConfig, weights: Weights) -> PreparedData:
     _check_blocks(cfg, weights)
     tokenizer, new_tokens, sources = _tokenizer(cfg, weights)
     kept = _keep_apart(cfg, weights)
-    collate = Collator(int(tokenizer.pad_token_id), cfg.sft.get("pad_to_multiple_of"), kept.apart if kept else None)
+    collate = Collator(
+        int(tokenizer.pad_token_id), cfg.sft.get("pad_to_multiple_of"), kept.apart if kept else None
+    )
     data = replace(prepare_data(cfg, tokenizer, collate, kept, sources), new_tokens=new_tokens)
     _check_prompts(cfg, data)
     if data.validation is None and cfg.sft.get("eval_strategy", "no") != "no":
         raise DataError(
             Problem(
-                where="sft.eval_strategy",
-                found=f"{cfg.sft['eval_strategy']!r}, but the data set has no validation split",
+                "sft.eval_strategy",
+                f"{cfg.sft['eval_strategy']!r}, but the data set has no validation split",
                 fix="dataset.validation_size=0.1, or sft.eval_strategy=no",
             )
         )
     return data
 
 
-def _tokenizer(cfg: TrainConfig, weights: Weights) -> tuple[Any, Sequence[int], list[Source] | None]:
+def _tokenizer(
+    cfg: TrainConfig, weights: Weights
+) -> tuple[Any, Sequence[int], list[Source] | None]:
     """The tokenizer of a run, the ids of its new tokens, and the data that it was trained on; None for a loaded one, which needs none."""
-    templates, markers = conf_dir() / "chat_template", cfg.dataset.marker_tokens if cfg.dataset.markers == "special" else ()
+    templates, markers = (
+        conf_dir() / "chat_template",
+        cfg.dataset.marker_tokens if cfg.dataset.markers == "special" else (),
+    )
     if cfg.tokenizer.type == "pretrained":
         tokenizer = load_tokenizer(cfg.tokenizer, weights)
         return tokenizer, settle_tokenizer(tokenizer, cfg.tokenizer, templates, markers), None
-    from sftpipe.train_tokenizer import blank_tokenizer, train_tokenizer
+    from sftpipe.tokenizer.train import blank_tokenizer, train_tokenizer
 
     sources = load_sources(cfg.dataset, cfg.format, cfg.allowed_targets)
     blank = blank_tokenizer(cfg.tokenizer)
@@ -76,7 +83,7 @@ def _check_blocks(cfg: TrainConfig, weights: Weights) -> None:
     """The windows of packing=blocks must fit the model's positions."""
     if cfg.packing is None or cfg.packing.block_size is None:
         return
-    from sftpipe.scratch import check_room, model_config
+    from sftpipe.model.architecture import check_room, model_config
 
     size = cfg.packing.block_size
     check_room(model_config(cfg.model, weights), size + 1, "packing.block_size", size, "windows")
@@ -87,7 +94,11 @@ def _check_prompts(cfg: TrainConfig, data: PreparedData) -> None:
     for index, prompt in enumerate((cfg.evaluation and cfg.evaluation.sample_prompts) or ()):
         error = data.encoder.lost_character([prompt], f"evaluation.sample_prompts[{index}]")
         if error:
-            fix = "another prompt" + (", or tokenizer.unk_token='[UNK]' to read it as that" if cfg.tokenizer.type == "char" else "")
+            fix = "another prompt" + (
+                ", or tokenizer.unk_token='[UNK]' to read it as that"
+                if cfg.tokenizer.type == "char"
+                else ""
+            )
             raise DataError(replace(error.problem, fix=fix))
 
 
@@ -97,7 +108,7 @@ def _keep_apart(cfg: TrainConfig, weights: Weights) -> Isolation | None:
         return None
     if cfg.packing.isolation == "trust":
         return Isolation("positions")
-    from sftpipe.isolation import small_isolation
+    from sftpipe.model.isolation import small_isolation
 
     return small_isolation(cfg.model, weights)
 
@@ -117,28 +128,44 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
         console.print(f"{plan.folder} is complete; there is nothing to do.")
         return load_run(plan.folder)
     with quiet(), quiet_libraries():
-        from sftpipe import model as models
-        from sftpipe.isolation import verify
-        from sftpipe.trainer import build_arguments, build_trainer
+        from sftpipe.model import load as models
+        from sftpipe.model.isolation import verify
+        from sftpipe.training.trainer import build_arguments, build_trainer
 
         precision = models.choose_precision(cfg.model, use_cpu=bool(cfg.sft.get("use_cpu", False)))
         arguments = build_arguments(cfg.sft, seed=cfg.seed, folder=plan.folder, precision=precision)
         weights = find_weights(cfg.model, cfg.seed)
-        console.print(f"weights   {weights.identity}\ndevice    {precision.reason}\nfolder    {plan.folder}")
+        console.print(
+            f"weights   {weights.identity}\ndevice    {precision.reason}\nfolder    {plan.folder}"
+        )
 
         data = _prepare(cfg, weights)
-        console.print(f"data      {data.preflight.summary()}", markup=False)  # a text may hold [/INST]
+        console.print(
+            f"data      {data.preflight.summary()}", markup=False
+        )  # a text may hold [/INST]
         with console.status("Loading the model ..."):
             if cfg.model.init == "random":
                 model = models.random_base(cfg.model, weights, data.tokenizer, cfg.seed, precision)
             else:
-                model = models.load_base(cfg.model, cfg.quantization, weights, precision, frozen=bool(cfg.lora))
-            rows = models.fit_to_tokenizer(model, data.tokenizer, data.end_ids(), data.new_tokens, cfg.tokenizer.pad_to_multiple_of)
+                model = models.load_base(
+                    cfg.model, cfg.quantization, weights, precision, frozen=bool(cfg.lora)
+                )
+            rows = models.fit_to_tokenizer(
+                model,
+                data.tokenizer,
+                data.end_ids(),
+                data.new_tokens,
+                cfg.tokenizer.pad_to_multiple_of,
+            )
             if cfg.packing and cfg.packing.isolation == "verify" and data.isolation:
                 verify(model, data.isolation)
         open_run(plan, cfg, weights.identity, precision.reason, data)
 
-        adapter = models.lora_config(cfg.lora, weights, models.token_rows(model, data.trained_tokens())) if cfg.lora else None
+        adapter = (
+            models.lora_config(cfg.lora, weights, models.token_rows(model, data.trained_tokens()))
+            if cfg.lora
+            else None
+        )
         trainer = build_trainer(arguments, model, adapter, data, precision)
         trained, total = models.count_parameters(trainer.model)
         console.print(f"training  {trained:,} of {total:,} parameters ({trained / total:.2%})")
@@ -147,14 +174,16 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
     return load_run(plan.folder)
 
 
-def _train_and_measure(cfg: TrainConfig, plan: RunPlan, data: PreparedData, trainer: Trainer) -> None:
+def _train_and_measure(
+    cfg: TrainConfig, plan: RunPlan, data: PreparedData, trainer: Trainer
+) -> None:
     """Measure, train, measure. A run that goes on from a checkpoint finds its first measurement in the run folder."""
-    from sftpipe.callbacks import EpochSamples, watch
-    from sftpipe.evaluate import sample_answers, split_loss, train_metrics
-    from sftpipe.generate import sample_prompts
-    from sftpipe.report import short_prompts
-    from sftpipe.scratch import check_room
-    from sftpipe.tracking import track
+    from sftpipe.evaluation.answers import sample_prompts
+    from sftpipe.evaluation.losses import sample_answers, split_loss, train_metrics
+    from sftpipe.model.architecture import check_room
+    from sftpipe.runs.report import short_prompts
+    from sftpipe.training.callbacks import EpochSamples, watch
+    from sftpipe.training.tracking import track
 
     metrics: dict[str, Any] = read_metrics(plan.folder) if plan.checkpoint else {}
     samples = samples_until(plan.checkpoint) if plan.checkpoint else []
@@ -163,7 +192,14 @@ def _train_and_measure(cfg: TrainConfig, plan: RunPlan, data: PreparedData, trai
         new = cfg.evaluation.max_new_tokens
         longest = max(len(prompt.input_ids) for prompt in prompts) + new
         otherwise = "short prompts of your own: evaluation.sample_prompts=[...]"
-        check_room(trainer.model.config, longest, "evaluation.max_new_tokens", new, "prompts and answers", otherwise)
+        check_room(
+            trainer.model.config,
+            longest,
+            "evaluation.max_new_tokens",
+            new,
+            "prompts and answers",
+            otherwise,
+        )
     validates = cfg.evaluation is not None and data.validation is not None
 
     def answer(phase: str) -> None:
@@ -174,7 +210,9 @@ def _train_and_measure(cfg: TrainConfig, plan: RunPlan, data: PreparedData, trai
     def measure(phase: str) -> None:
         with console.status(f"Measuring {phase} training ..."):
             if validates:
-                metrics.setdefault("validation", {})[phase] = split_loss(trainer, data.validation, "validation")
+                metrics.setdefault("validation", {})[phase] = split_loss(
+                    trainer, data.validation, "validation"
+                )
             if cfg.evaluation and data.test is not None and phase == "after":
                 metrics["test"] = split_loss(trainer, data.test, "test")
             write_metrics(plan.folder, metrics)
@@ -182,7 +220,10 @@ def _train_and_measure(cfg: TrainConfig, plan: RunPlan, data: PreparedData, trai
 
     def answer_behind_epoch(number: int) -> None:
         answer(f"epoch {number}")
-        asked, answered = short_prompts([prompt.text for prompt in prompts])[0], samples[-len(prompts)]["completion"]
+        asked, answered = (
+            short_prompts([prompt.text for prompt in prompts])[0],
+            samples[-len(prompts)]["completion"],
+        )
         console.print(f"epoch {number}   {asked}\n     ->   {one_line(answered)}", markup=False)
 
     with track(cfg, plan.folder, trainer) as tracker:
@@ -197,9 +238,11 @@ def _train_and_measure(cfg: TrainConfig, plan: RunPlan, data: PreparedData, trai
         tracker.finish(metrics, samples)
 
 
-def _save(cfg: TrainConfig, plan: RunPlan, weights: Weights, rows: tuple[int, int], trainer: Trainer) -> None:
+def _save(
+    cfg: TrainConfig, plan: RunPlan, weights: Weights, rows: tuple[int, int], trainer: Trainer
+) -> None:
     """Model, tokenizer, curves and card into the run folder; COMPLETE comes last."""
-    from sftpipe.report import plot_loss, write_card
+    from sftpipe.runs.report import plot_loss, write_card
 
     trainer.save_final()
     plot_loss(plan.folder)

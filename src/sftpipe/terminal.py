@@ -30,7 +30,9 @@ def quiet() -> Iterator[None]:
     """Run a block without telemetry and without the libraries' chatter. What a user set in the environment stays."""
     missing = [name for name in _ENVIRONMENT if name not in os.environ]
     os.environ.update({name: _ENVIRONMENT[name] for name in missing})
-    logger = logging.getLogger("bitsandbytes")  # warns at import of an optional kernel that nobody asked for
+    logger = logging.getLogger(
+        "bitsandbytes"
+    )  # warns at import of an optional kernel that nobody asked for
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -52,7 +54,10 @@ def quiet_libraries() -> Iterator[None]:
     from transformers.utils import logging as hf_logging
 
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    dataset_bars, dataset_verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    dataset_bars, dataset_verbosity = (
+        datasets.are_progress_bars_disabled(),
+        datasets.logging.get_verbosity(),
+    )
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     datasets.disable_progress_bars()

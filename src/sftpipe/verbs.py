@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from sftpipe.errors import ConfigError, Interrupted, Problem, SftpipeError, nearest, one_line
 
 if TYPE_CHECKING:
-    from sftpipe.run import Run
-    from sftpipe.schema import TrainConfig
+    from sftpipe.config.schema import TrainConfig
+    from sftpipe.runs.load import Run
 
 
 @dataclass
@@ -25,7 +25,9 @@ class Arguments:
     json: bool = False
     help: bool = False
     multirun: bool = False
-    hydra_flags: list[str] = field(default_factory=list)  # --cfg, --info, ...: handed to Hydra as they are
+    hydra_flags: list[str] = field(
+        default_factory=list
+    )  # --cfg, --info, ...: handed to Hydra as they are
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def print_error(error: SftpipeError) -> None:
 
 
 def _train(arguments: Arguments) -> int:
-    from sftpipe.config import enter_hydra, expand_sweep
+    from sftpipe.config.hydra import enter_hydra, expand_sweep
 
     jobs = expand_sweep(arguments.overrides) if arguments.multirun else [arguments.overrides]
     configs = _compose_all(jobs)
@@ -54,14 +56,21 @@ def _train(arguments: Arguments) -> int:
         enter_hydra(arguments.hydra_flags, arguments.overrides, [], lambda _cfg, _number: None)
         return 0
 
-    from sftpipe.artifacts import RunPlan, plan_run, stamp
+    from sftpipe.runs.folder import RunPlan, plan_run, stamp
 
     if arguments.multirun:
         _check_sweep(configs)
         recipes = {cfg.recipe or "custom" for cfg in configs}
-        sweep = Path(configs[0].output_dir) / (recipes.pop() if len(recipes) == 1 else "sweep") / stamp()
+        sweep = (
+            Path(configs[0].output_dir)
+            / (recipes.pop() if len(recipes) == 1 else "sweep")
+            / stamp()
+        )
         plans = [RunPlan(sweep / str(number)) for number in range(len(jobs))]
-        flags, settings = ["--multirun"], [_literal("hydra.sweep.dir", sweep), "hydra.sweep.subdir=${hydra.job.num}"]
+        flags, settings = (
+            ["--multirun"],
+            [_literal("hydra.sweep.dir", sweep), "hydra.sweep.subdir=${hydra.job.num}"],
+        )
     else:
         plans = [plan_run(configs[0])]
         if plans[0].complete:  # Hydra would write its records anew
@@ -70,7 +79,10 @@ def _train(arguments: Arguments) -> int:
             _print_run(train(configs[0], plans[0]), as_json=arguments.json)
             return 0
         records = plans[0].records.relative_to(plans[0].folder) / ".hydra"
-        flags, settings = [], [_literal("hydra.run.dir", plans[0].folder), _literal("hydra.output_subdir", records)]
+        flags, settings = (
+            [],
+            [_literal("hydra.run.dir", plans[0].folder), _literal("hydra.output_subdir", records)],
+        )
     failed: list[SftpipeError] = []
 
     def job(cfg: TrainConfig, number: int) -> None:
@@ -92,17 +104,23 @@ def _check_sweep(configs: Sequence[TrainConfig]) -> None:
     """A sweep makes its folders itself."""
     problems = []
     if any(cfg.run for cfg in configs):
-        problems.append(Problem("run", "one folder, and a sweep makes one for each job", fix="output_dir=DIR"))
+        problems.append(
+            Problem("run", "one folder, and a sweep makes one for each job", fix="output_dir=DIR")
+        )
     if any(cfg.sft.get("resume_from_checkpoint") for cfg in configs):
-        fix = "run the unfinished job alone, without -m: sft.resume_from_checkpoint=FOLDER/OF/THE/JOB"
-        problems.append(Problem("sft.resume_from_checkpoint", "a sweep begins every job anew", fix=fix))
+        fix = (
+            "run the unfinished job alone, without -m: sft.resume_from_checkpoint=FOLDER/OF/THE/JOB"
+        )
+        problems.append(
+            Problem("sft.resume_from_checkpoint", "a sweep begins every job anew", fix=fix)
+        )
     if problems:
         raise ConfigError(*problems)
 
 
 def _compose_all(jobs: Sequence[Sequence[str]]) -> list[TrainConfig]:
     """The config of every job, or one error with every distinct problem."""
-    from sftpipe.config import compose
+    from sftpipe.config.hydra import compose
 
     configs, problems = [], dict[Problem, None]()
     for job in jobs:
@@ -128,8 +146,8 @@ def _print_run(run: Run, *, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sftpipe.report import answers_side_by_side, metric_rows
-    from sftpipe.run import read_samples
+    from sftpipe.runs.load import read_samples
+    from sftpipe.runs.report import answers_side_by_side, metric_rows
 
     out = Console(highlight=False, soft_wrap=True)
     numbers = Table.grid(padding=(0, 2))
@@ -137,9 +155,15 @@ def _print_run(run: Run, *, as_json: bool) -> None:
         numbers.add_row(name, text)
     out.print(numbers)
     for prompt, before, after in answers_side_by_side(read_samples(run.dir)):
-        out.print(f"\n[dim]prompt[/]  {_escaped(prompt)}", f"[dim]before[/]  {_escaped(before)}",
-                  f"[green]after[/]   {_escaped(after)}", sep="\n")  # fmt: skip
-    out.print(f"\n{run.dir}/README.md shows how to load the model; {run.dir}/loss.png is its loss curve.")
+        out.print(
+            f"\n[dim]prompt[/]  {_escaped(prompt)}",
+            f"[dim]before[/]  {_escaped(before)}",
+            f"[green]after[/]   {_escaped(after)}",
+            sep="\n",
+        )
+    out.print(
+        f"\n{run.dir}/README.md shows how to load the model; {run.dir}/loss.png is its loss curve."
+    )
 
 
 def _escaped(text: str) -> str:
@@ -149,8 +173,8 @@ def _escaped(text: str) -> str:
 
 
 def _config(arguments: Arguments) -> int:
-    from sftpipe.config import compose
-    from sftpipe.schema import to_plain
+    from sftpipe.config.hydra import compose
+    from sftpipe.config.schema import to_plain
 
     plain = to_plain(compose(arguments.overrides))
     if arguments.json:
@@ -163,8 +187,8 @@ def _config(arguments: Arguments) -> int:
 
 
 def _check(arguments: Arguments) -> int:
-    from sftpipe.config import compose
-    from sftpipe.data.preview import colored
+    from sftpipe.config.hydra import compose
+    from sftpipe.data.preflight.preview import colored
     from sftpipe.pipeline import prepare
 
     cfg = compose(arguments.overrides)
@@ -202,16 +226,33 @@ def _preflight_tables(preflight: Any) -> Iterator[Any]:
             made.add_column(name, justify="right", no_wrap=True)
         for report in preflight.splits:
             texts = [f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells(report)]
-            made.add_row(report.place, *(Text(text, style="dim" if text in ("0", "-") else "") for text in texts))
+            made.add_row(
+                report.place,
+                *(Text(text, style="dim" if text in ("0", "-") else "") for text in texts),
+            )
         return made
 
     yield table(
-        ("rows", "tokens", "trained", "p50", "p95", "p99", "longest", "too long", "cut", "answers lost"),
+        (
+            "rows",
+            "tokens",
+            "trained",
+            "p50",
+            "p95",
+            "p99",
+            "longest",
+            "too long",
+            "cut",
+            "answers lost",
+        ),
         lambda report: (
             report.rows,
             report.tokens,
             f"{report.trained_tokens / report.tokens:.1%}" if report.tokens else "-",
-            *(round(length) for length in (report.length_p50, report.length_p95, report.length_p99)),
+            *(
+                round(length)
+                for length in (report.length_p50, report.length_p95, report.length_p99)
+            ),
             report.length_max,
             report.over_length_rows,
             report.truncated_rows,
@@ -219,7 +260,17 @@ def _preflight_tables(preflight: Any) -> Iterator[Any]:
         ),
     )
     yield table(
-        ("dropped", "end trained", "BOS 0/1/2", "UNK", "PAD", "forged", "repeated", "in 2 splits", "prompt in 2"),
+        (
+            "dropped",
+            "end trained",
+            "BOS 0/1/2",
+            "UNK",
+            "PAD",
+            "forged",
+            "repeated",
+            "in 2 splits",
+            "prompt in 2",
+        ),
         lambda report: (
             sum(report.dropped.values()),
             f"{report.end_trained_rows / report.rows:.1%}" if report.rows else "-",
@@ -253,14 +304,18 @@ def _dropped_rows(preflight: Any) -> Iterator[str]:
     for report in preflight.splits:
         for reason, count in report.dropped.items():
             yield f"\n{report.place}: {count} dropped, {reason}"
-            same = [one for one in preflight.dropped if one.reason == reason and one.where.startswith(f"{report.place}[")]
+            same = [
+                one
+                for one in preflight.dropped
+                if one.reason == reason and one.where.startswith(f"{report.place}[")
+            ]
             for one in same[:3]:
                 yield f"  {one.problem()}"
 
 
 def _preview(arguments: Arguments) -> int:
-    from sftpipe.config import compose
-    from sftpipe.data.preview import colored, preview_rows, write_page
+    from sftpipe.config.hydra import compose
+    from sftpipe.data.preflight.preview import colored, preview_rows, write_page
     from sftpipe.pipeline import prepare
     from sftpipe.terminal import console
 
@@ -277,31 +332,55 @@ def _preview(arguments: Arguments) -> int:
             print(json.dumps(row, ensure_ascii=False))
         else:
             trained = sum(label != -100 for label in row["labels"])
-            out.rule(f"train[{row['index']}]  {len(row['input_ids'])} tokens, {trained} trained", style="dim")
+            out.rule(
+                f"train[{row['index']}]  {len(row['input_ids'])} tokens, {trained} trained",
+                style="dim",
+            )
             out.print(colored(data.train[row["index"]], data.tokenizer))
-    page = write_page(Path(cfg.output_dir), data.splits(), data.tokenizer, count, cfg.recipe or "custom")
+    page = write_page(
+        Path(cfg.output_dir), data.splits(), data.tokenizer, count, cfg.recipe or "custom"
+    )
     console.print(f"page      {page}", markup=False)
     return 0
 
 
 def _list(arguments: Arguments) -> int:
-    from sftpipe.catalog import conf_dir, find_recipes, groups, header
+    from sftpipe.config.options import conf_dir, find_recipes, groups, header
 
     files: Mapping[str, Mapping[str, Path]] = {
-        group: find_recipes() if group == "recipe" else {name: conf_dir() / group / f"{name}.yaml" for name in names}
+        group: find_recipes()
+        if group == "recipe"
+        else {name: conf_dir() / group / f"{name}.yaml" for name in names}
         for group, names in groups().items()
     }
-    files = {**files, "chat_template": {path.stem: path for path in sorted((conf_dir() / "chat_template").glob("*.jinja"))}}
+    files = {
+        **files,
+        "chat_template": {
+            path.stem: path for path in sorted((conf_dir() / "chat_template").glob("*.jinja"))
+        },
+    }
     for wanted in arguments.overrides:
         if wanted.startswith("-"):
             raise ConfigError(Problem(wanted, "unknown flag", allowed="--json, --help"))
         if wanted.rstrip("s") not in {name.rstrip("s") for name in files}:
             match = nearest(wanted, files)
             raise ConfigError(
-                Problem(where=wanted, found="no such group", allowed=", ".join(files), fix=f"sftpipe list {match}" if match else "")
+                Problem(
+                    wanted,
+                    "no such group",
+                    allowed=", ".join(files),
+                    fix=f"sftpipe list {match}" if match else "",
+                )
             )
-    chosen = {g: f for g, f in files.items() if not arguments.overrides or g.rstrip("s") in {w.rstrip("s") for w in arguments.overrides}}
-    described = {group: {name: header(path) for name, path in options.items()} for group, options in chosen.items()}
+    chosen = {
+        g: f
+        for g, f in files.items()
+        if not arguments.overrides or g.rstrip("s") in {w.rstrip("s") for w in arguments.overrides}
+    }
+    described = {
+        group: {name: header(path) for name, path in options.items()}
+        for group, options in chosen.items()
+    }
     if arguments.json:
         print(json.dumps(described, indent=2, ensure_ascii=False))
         return 0
@@ -319,7 +398,9 @@ def _list(arguments: Arguments) -> int:
 
 def _env(arguments: Arguments) -> int:
     if arguments.overrides:
-        raise ConfigError(Problem(" ".join(arguments.overrides), "`env` takes no words", fix="sftpipe env"))
+        raise ConfigError(
+            Problem(" ".join(arguments.overrides), "`env` takes no words", fix="sftpipe env")
+        )
     from sftpipe.environment import describe
 
     facts = describe()
@@ -338,9 +419,20 @@ def _bench(arguments: Arguments) -> int:
     part = arguments.overrides[0] if arguments.overrides else ""
     if part not in PARTS or len(arguments.overrides) != 1:
         found = " ".join(arguments.overrides) or "no part"
-        raise ConfigError(Problem("sftpipe bench", found, ", ".join(PARTS), f"sftpipe bench {next(iter(PARTS))}"))
+        raise ConfigError(
+            Problem(
+                "sftpipe bench",
+                found,
+                allowed=", ".join(PARTS),
+                fix=f"sftpipe bench {next(iter(PARTS))}",
+            )
+        )
     measured = PARTS[part]()
-    print(json.dumps(measured, indent=2) if arguments.json else "\n".join(f"{name:<40} {value}" for name, value in measured.items()))
+    print(
+        json.dumps(measured, indent=2)
+        if arguments.json
+        else "\n".join(f"{name:<40} {value}" for name, value in measured.items())
+    )
     return 0
 
 
@@ -354,7 +446,12 @@ VERBS: dict[str, Verb] = {
         "-m runs a grid: every combination of the values that are separated by commas, each in a folder of its own.\n"
         "--cfg job, --info and --hydra-help are Hydra's own.",
     ),
-    "config": Verb(_config, "print the resolved config", f"sftpipe config {_ANY} [--json]", "Checks every key on the way; trains nothing."),
+    "config": Verb(
+        _config,
+        "print the resolved config",
+        f"sftpipe config {_ANY} [--json]",
+        "Checks every key on the way; trains nothing.",
+    ),
     "check": Verb(
         _check,
         "encode the data and check it, without a model",

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from settled import settled
-from sftpipe.schema import TokenizerConfig
+from sftpipe.config.schema import TokenizerConfig
+from support.tokenizers import settled
 
 
 @pytest.fixture
@@ -20,7 +20,9 @@ def rows_file(tmp_path: Path) -> Callable[..., str]:
 
     def write(rows: Sequence[Mapping[str, Any]], name: str = "rows.jsonl") -> str:
         path = tmp_path / name
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
         return str(path)
 
     return write
@@ -48,5 +50,7 @@ def phi3(golden: Path) -> Any:
 @pytest.fixture(scope="session")
 def opt(golden: Path) -> Any:
     """OPT's tokenizer: it puts BOS in front of plain text, and its BOS is its EOS; the template is ours."""
-    cfg = TokenizerConfig(name_or_path=str(golden / "tokenizers" / "opt-350m"), chat_template="chatml_bos_eos")
+    cfg = TokenizerConfig(
+        name_or_path=str(golden / "tokenizers" / "opt-350m"), chat_template="chatml_bos_eos"
+    )
     return settled(cfg)

@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 
-from byte_model import write_byte_model
 from sftpipe import DataError, PreparedData, compose, prepare
-from sftpipe.data import cache as kept
-from sftpipe.data.cache import cached
+from sftpipe import storage as kept
 from sftpipe.data.encode import Encoder
-from sftpipe.storage import HASHES
+from sftpipe.storage import HASHES, cached
+from support.byte_model import write_byte_model
 
 Prepare = Callable[..., PreparedData]
 ROWS = [{"prompt": f"q{at} ", "completion": f"a{at}"} for at in range(20)]
@@ -51,7 +50,12 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def prepared(models: dict[str, Path], file: Path, store: Path) -> Prepare:
     def run(*overrides: str) -> PreparedData:
-        plain = [f"model.name_or_path={models['plain']}", "evaluation=none", "dataset=json", f"dataset.data_files={file}"]
+        plain = [
+            f"model.name_or_path={models['plain']}",
+            "evaluation=none",
+            "dataset=json",
+            f"dataset.data_files={file}",
+        ]
         return prepare(compose([*plain, "format=prompt_completion", *overrides]))
 
     return run
@@ -65,7 +69,9 @@ def write(file: Path, rows: list[dict[str, Any]]) -> Path:
 def entries(store: Path, kind: str = "encoded") -> dict[str, int]:
     """{entry: when its hashes, the last file of a build, were written}."""
     return {
-        entry.name: (entry / HASHES).stat().st_mtime_ns for entry in (store / kind).glob("*") if entry.is_dir() and entry.name[0] != "."
+        entry.name: (entry / HASHES).stat().st_mtime_ns
+        for entry in (store / kind).glob("*")
+        if entry.is_dir() and entry.name[0] != "."
     }
 
 
@@ -73,10 +79,12 @@ def rows_of(data: PreparedData) -> list[Any]:
     return [data.train[at] for at in range(len(data.train))]
 
 
-# --- keys -----------------------------------------------------------------------------------------------------------------------------
+# --- keys -----------------------------------------------------------------------------------------
 
 
-def test_a_second_preparation_encodes_nothing(prepared: Prepare, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_preparation_encodes_nothing(
+    prepared: Prepare, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, made = prepared(), entries(store)
 
     def refuse(*_: Any) -> None:
@@ -92,11 +100,20 @@ def test_a_second_preparation_encodes_nothing(prepared: Prepare, store: Path, mo
 
 @pytest.mark.parametrize(
     "overrides",
-    [["seed=7"], ["sft.learning_rate=1"], ["sft.max_length=900"], ["over_length=drop"], ["dataset.num_proc=1"],
-     ["preflight.max_empty_rows=0.5"], ["lora=default"]],
+    [
+        ["seed=7"],
+        ["sft.learning_rate=1"],
+        ["sft.max_length=900"],
+        ["over_length=drop"],
+        ["dataset.num_proc=1"],
+        ["preflight.max_empty_rows=0.5"],
+        ["lora=default"],
+    ],
     ids="+".join,
-)  # fmt: skip
-def test_what_rows_do_not_depend_on_makes_no_new_entry(prepared: Prepare, store: Path, overrides: list[str]) -> None:
+)
+def test_what_rows_do_not_depend_on_makes_no_new_entry(
+    prepared: Prepare, store: Path, overrides: list[str]
+) -> None:
     prepared()
     made = entries(store)
     prepared(*overrides)
@@ -106,21 +123,36 @@ def test_what_rows_do_not_depend_on_makes_no_new_entry(prepared: Prepare, store:
 @pytest.mark.parametrize(
     ("first", "then"),
     [
-        pytest.param([], ["format=template", "format.prompt='{prompt}'", "format.completion='{completion}'"], id="format"),
-        pytest.param(["format=template", "format.prompt='{prompt}'", "format.completion='{completion}'"],
-                     ["format=template", "format.prompt='{prompt}:'", "format.completion='{completion}'"], id="pattern"),
+        pytest.param(
+            [],
+            ["format=template", "format.prompt='{prompt}'", "format.completion='{completion}'"],
+            id="format",
+        ),
+        pytest.param(
+            ["format=template", "format.prompt='{prompt}'", "format.completion='{completion}'"],
+            ["format=template", "format.prompt='{prompt}:'", "format.completion='{completion}'"],
+            id="pattern",
+        ),
         pytest.param([], ["loss=full"], id="loss"),
         pytest.param([], ["loss.boundary=joint"], id="boundary"),
-        pytest.param([], ["dataset.columns={completion: prompt, prompt: completion}"], id="columns"),
+        pytest.param(
+            [], ["dataset.columns={completion: prompt, prompt: completion}"], id="columns"
+        ),
         pytest.param([], ["dataset.limit=19"], id="limit"),
         pytest.param([], ["dataset.shuffle_seed=1"], id="order"),
         pytest.param([], ["dataset.markers=strip", "dataset.marker_tokens=[q]"], id="markers"),
         pytest.param([], ["preflight.forged_turns=escape"], id="forged turns"),
         pytest.param([], ["over_length=truncate"], id="truncation"),
-        pytest.param(["over_length=truncate", "sft.max_length=9"], ["over_length=truncate", "sft.max_length=8"], id="length of truncation"),
+        pytest.param(
+            ["over_length=truncate", "sft.max_length=9"],
+            ["over_length=truncate", "sft.max_length=8"],
+            id="length of truncation",
+        ),
     ],
-)  # fmt: skip
-def test_what_rows_depend_on_makes_a_new_entry(prepared: Prepare, store: Path, first: list[str], then: list[str]) -> None:
+)
+def test_what_rows_depend_on_makes_a_new_entry(
+    prepared: Prepare, store: Path, first: list[str], then: list[str]
+) -> None:
     prepared(*first)
     made = entries(store)
     prepared(*then)
@@ -128,7 +160,9 @@ def test_what_rows_depend_on_makes_a_new_entry(prepared: Prepare, store: Path, f
     assert entries(store).items() > made.items()  # the first one stays as it is
 
 
-def test_other_bytes_of_the_data_make_new_rows_even_under_the_same_name_size_and_time(prepared: Prepare, store: Path, file: Path) -> None:
+def test_other_bytes_of_the_data_make_new_rows_even_under_the_same_name_size_and_time(
+    prepared: Prepare, store: Path, file: Path
+) -> None:
     prepared()
     before = file.stat()
     write(file, [*ROWS[:-1], {"prompt": "q19 ", "completion": "b19"}])
@@ -139,7 +173,9 @@ def test_other_bytes_of_the_data_make_new_rows_even_under_the_same_name_size_and
     assert len(entries(store)) == len(entries(store, "rows")) == 2
 
 
-def test_the_same_bytes_elsewhere_are_not_encoded_again(prepared: Prepare, store: Path, tmp_path: Path) -> None:
+def test_the_same_bytes_elsewhere_are_not_encoded_again(
+    prepared: Prepare, store: Path, tmp_path: Path
+) -> None:
     prepared()
     (tmp_path / "copy").mkdir()
     prepared(f"dataset.data_files={write(tmp_path / 'copy' / 'rows.jsonl', ROWS)}")
@@ -147,7 +183,9 @@ def test_the_same_bytes_elsewhere_are_not_encoded_again(prepared: Prepare, store
 
 
 @pytest.mark.parametrize("other", ["merges", "specials"])
-def test_another_tokenizer_or_special_token_makes_a_new_entry(prepared: Prepare, store: Path, models: dict[str, Path], other: str) -> None:
+def test_another_tokenizer_or_special_token_makes_a_new_entry(
+    prepared: Prepare, store: Path, models: dict[str, Path], other: str
+) -> None:
     prepared()
     prepared(f"model.name_or_path={models[other]}")
     assert len(entries(store)) == 2
@@ -159,29 +197,45 @@ def test_another_pad_token_makes_a_new_entry(prepared: Prepare, store: Path) -> 
     assert len(entries(store)) == 2
 
 
-def test_another_chat_template_makes_a_new_entry(prepared: Prepare, store: Path, tmp_path: Path) -> None:
-    chats = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}]
+def test_another_chat_template_makes_a_new_entry(
+    prepared: Prepare, store: Path, tmp_path: Path
+) -> None:
+    chats = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    ]
     run = ("format=messages", f"dataset.data_files={write(tmp_path / 'chats.jsonl', chats)}")
     prepared(*run)
     prepared(*run, "tokenizer.chat_template=chatml_bos_eos")
     assert len(entries(store)) == 2
 
 
-def test_a_functions_other_answer_makes_new_rows(prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_functions_other_answer_makes_new_rows(
+    prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "told.txt").write_text("one", encoding="utf-8")
     (tmp_path / "cache_function.py").write_text(
         "from pathlib import Path\ndef tell(row): return {'prompt': row['prompt'], 'completion': Path('told.txt').read_text()}\n",
         encoding="utf-8",
     )
-    run = ("format=function", "format.function=cache_function.tell", "allowed_targets=[cache_function]")
-    assert prepared(*run).train[0]["input_ids"][-2:-1] == prepared(*run).train[1]["input_ids"][-2:-1]
-    (tmp_path / "told.txt").write_text("two", encoding="utf-8")  # nothing in the config or the code says so
+    run = (
+        "format=function",
+        "format.function=cache_function.tell",
+        "allowed_targets=[cache_function]",
+    )
+    assert (
+        prepared(*run).train[0]["input_ids"][-2:-1] == prepared(*run).train[1]["input_ids"][-2:-1]
+    )
+    (tmp_path / "told.txt").write_text(
+        "two", encoding="utf-8"
+    )  # nothing in the config or the code says so
     data = prepared(*run)
     assert data.tokenizer.decode(data.train[0]["input_ids"]) == "q0 two<|im_end|>"
 
 
-def test_dropped_rows_come_back_from_the_cache_with_their_lines(prepared: Prepare, tmp_path: Path) -> None:
+def test_dropped_rows_come_back_from_the_cache_with_their_lines(
+    prepared: Prepare, tmp_path: Path
+) -> None:
     file = write(tmp_path / "bad.jsonl", [*ROWS, {"prompt": "q", "completion": ""}])
     run = (f"dataset.data_files={file}", "preflight.max_empty_rows=1")
     made, again = prepared(*run).preflight.dropped, prepared(*run).preflight.dropped
@@ -189,14 +243,18 @@ def test_dropped_rows_come_back_from_the_cache_with_their_lines(prepared: Prepar
     assert [one.origin for one in again] == ["bad.jsonl, line 21"]
 
 
-def test_an_error_while_reading_leaves_no_entry(prepared: Prepare, store: Path, tmp_path: Path) -> None:
+def test_an_error_while_reading_leaves_no_entry(
+    prepared: Prepare, store: Path, tmp_path: Path
+) -> None:
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{\n', encoding="utf-8")
     with pytest.raises(DataError, match="line 2"):
         prepared(f"dataset.data_files={tmp_path / 'bad.jsonl'}")
-    assert [path for path in store.rglob("*") if not path.name.endswith(".lock") and path.is_file()] == []
+    assert [
+        path for path in store.rglob("*") if not path.name.endswith(".lock") and path.is_file()
+    ] == []
 
 
-# --- eviction -------------------------------------------------------------------------------------------------------------------------
+# --- eviction -------------------------------------------------------------------------------------
 
 
 def fill(size: int) -> Callable[[Path], None]:
@@ -207,7 +265,9 @@ def use(key: str, *, size: int = 1000, kind: str = "rows") -> None:
     cached(kind, key, fill(size), lambda folder: None)
 
 
-def test_eviction_keeps_the_cap_and_removes_what_was_not_used_for_longest(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eviction_keeps_the_cap_and_removes_what_was_not_used_for_longest(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kept, "CAP_BYTES", 3500)  # three entries of 1,000 bytes and their hashes
     for at, key in enumerate("abc"):
         use(key, kind="rows" if key == "b" else "encoded")
@@ -219,14 +279,18 @@ def test_eviction_keeps_the_cap_and_removes_what_was_not_used_for_longest(store:
     assert {*entries(store), *entries(store, "rows")} == {"a", "d", "e"}
 
 
-def test_an_entry_larger_than_the_cap_is_kept_while_it_is_wanted(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_larger_than_the_cap_is_kept_while_it_is_wanted(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kept, "CAP_BYTES", 10)
     use("a")
     use("b")
     assert list(entries(store, "rows")) == ["b"]
 
 
-def test_the_rows_of_a_run_outlive_their_eviction(prepared: Prepare, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rows_of_a_run_outlive_their_eviction(
+    prepared: Prepare, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = prepared()
     monkeypatch.setattr(kept, "CAP_BYTES", 10)
     use("other")
@@ -234,12 +298,12 @@ def test_the_rows_of_a_run_outlive_their_eviction(prepared: Prepare, store: Path
     assert data.tokenizer.decode(data.train[3]["input_ids"]) == "q3 a3<|im_end|>"
 
 
-# --- processes ------------------------------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------
 
 BUILDER = """
 import os, sys, time
 from pathlib import Path
-from sftpipe.data.cache import cached
+from sftpipe.storage import cached
 
 def build(folder):
     with open(sys.argv[1], "a") as log:
@@ -255,7 +319,12 @@ print(cached("rows", "key", build, lambda folder: (folder / "data").read_text())
 
 
 def start(log: Path, mode: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", BUILDER, str(log), mode], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILDER, str(log), mode],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_two_processes_that_ask_at_once_build_once(store: Path, tmp_path: Path) -> None:
@@ -263,7 +332,9 @@ def test_two_processes_that_ask_at_once_build_once(store: Path, tmp_path: Path) 
     told = [process.communicate(timeout=60) for process in both]
     assert [out for out, _ in told] == ["whole\n"] * 2
     assert (tmp_path / "log").read_text(encoding="utf-8") == "built\n"
-    assert sum("Waiting for another process that makes the same rows" in err for _, err in told) == 1
+    assert (
+        sum("Waiting for another process that makes the same rows" in err for _, err in told) == 1
+    )
 
 
 def test_a_killed_build_leaves_nothing_behind(store: Path, tmp_path: Path) -> None:
@@ -283,14 +354,29 @@ def test_a_preparation_that_is_killed_while_it_encodes_is_made_anew(
     prepared: Prepare, store: Path, file: Path, models: dict[str, Path]
 ) -> None:
     write(file, [{"prompt": f"q{at} " * 20, "completion": f"a{at}"} for at in range(20_000)])
-    words = [f"model.name_or_path={models['plain']}", "dataset=json", f"dataset.data_files={file}", "format=prompt_completion"]
-    process = subprocess.Popen([sys.executable, "-m", "sftpipe", "check", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = [
+        f"model.name_or_path={models['plain']}",
+        "dataset=json",
+        f"dataset.data_files={file}",
+        "format=prompt_completion",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sftpipe", "check", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     patience = time.monotonic() + 60
-    while not list((store / "encoded").glob(".*.partial/*")) and process.poll() is None and time.monotonic() < patience:
+    while (
+        not list((store / "encoded").glob(".*.partial/*"))
+        and process.poll() is None
+        and time.monotonic() < patience
+    ):
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert entries(store) == {}
     write(file, ROWS)
     assert len(prepared().train) == len(ROWS)
-    assert [path.name for path in (store / "encoded").iterdir() if path.is_dir()] == list(entries(store))
+    assert [path.name for path in (store / "encoded").iterdir() if path.is_dir()] == list(
+        entries(store)
+    )

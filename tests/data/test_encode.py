@@ -16,16 +16,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from sftpipe.data.chat import ChatTemplate, trained_turns, unrolled
+from sftpipe.config.schema import LossConfig
+from sftpipe.data.chat_template import ChatTemplate, trained_turns, unrolled
 from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.formats import Conversation, PromptCompletion, Sample, Text, without_answer
 from sftpipe.data.labels import IGNORED
-from sftpipe.data.preview import spans
+from sftpipe.data.preflight.preview import spans
 from sftpipe.errors import DataError, RowError
-from sftpipe.schema import LossConfig
 
 Templated = Callable[[str | None], Any]
-COMPLETION, FULL, ASSISTANT = LossConfig("completion_only"), LossConfig("full"), LossConfig("assistant_only")
+COMPLETION, FULL, ASSISTANT = (
+    LossConfig("completion_only"),
+    LossConfig("full"),
+    LossConfig("assistant_only"),
+)
 ROLES = ("user", "assistant")
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 CHATML = (
@@ -37,7 +41,9 @@ CHATML = (
 def talk(*contents: str, system: str | None = None) -> Conversation:
     """A conversation of the given user and assistant turns."""
     turns = [{"role": ROLES[at % 2], "content": content} for at, content in enumerate(contents)]
-    return Conversation((*([{"role": "system", "content": system}] if system is not None else []), *turns))
+    return Conversation(
+        (*([{"role": "system", "content": system}] if system is not None else []), *turns)
+    )
 
 
 def encode(tokenizer: Any, sample: Sample, loss: LossConfig = COMPLETION) -> Encoded:
@@ -60,23 +66,38 @@ def trained_text(tokenizer: Any, sample: Sample, loss: LossConfig = COMPLETION) 
     return str(tokenizer.decode(trained_ids(encode(tokenizer, sample, loss))))
 
 
-# --- conversations --------------------------------------------------------------------------------------------------------------------
+# --- conversations --------------------------------------------------------------------------------
 
 
 def test_a_row_is_the_conversation_as_the_template_writes_it(tokenizer: Any) -> None:
     row = encode(tokenizer, talk("Hi.", "Hello there."))
-    assert tokenizer.decode(row.input_ids) == (f"{SYSTEM}<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\nHello there.<|im_end|>\n")
+    assert tokenizer.decode(row.input_ids) == (
+        f"{SYSTEM}<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\nHello there.<|im_end|>\n"
+    )
 
 
 @pytest.mark.parametrize(
-    "answer", ["Hello there.", " spaces ", "two\nlines\n", "안녕하세요 \U0001f44b", "1234", "user", "\n", "<|im_start"]
+    "answer",
+    [
+        "Hello there.",
+        " spaces ",
+        "two\nlines\n",
+        "안녕하세요 \U0001f44b",
+        "1234",
+        "user",
+        "\n",
+        "<|im_start",
+    ],
 )
 def test_the_answer_and_the_token_that_ends_it_are_trained(tokenizer: Any, answer: str) -> None:
     assert trained_text(tokenizer, talk("Hi.", answer)) == f"{answer}<|im_end|>"
 
 
 def test_only_the_last_answer_is_trained(tokenizer: Any) -> None:
-    assert trained_text(tokenizer, talk("a", "first", "b", "second", "c", "third")) == "third<|im_end|>"
+    assert (
+        trained_text(tokenizer, talk("a", "first", "b", "second", "c", "third"))
+        == "third<|im_end|>"
+    )
 
 
 def test_an_answer_that_also_stands_in_the_prompt_is_trained_once(tokenizer: Any) -> None:
@@ -107,7 +128,7 @@ def test_a_batch_gives_the_rows_that_its_samples_give_alone(tokenizer: Any) -> N
     assert rows == [encode(tokenizer, sample) for sample in samples]
 
 
-# --- a prompt and its completion ------------------------------------------------------------------------------------------------------
+# --- a prompt and its completion ------------------------------------------------------------------
 
 
 def test_a_completion_gets_eos_and_no_template(tokenizer: Any) -> None:
@@ -132,14 +153,32 @@ def test_a_completion_needs_no_chat_template(templated: Templated) -> None:
     assert trained_text(templated(None), PromptCompletion("a", " b")) == " b<|im_end|>"
 
 
-# --- the rules, over random samples ---------------------------------------------------------------------------------------------------
+# --- the rules, over random samples ---------------------------------------------------------------
 
 # no "<|", so that no text spells one of the tokenizers' turn tokens; no control, private or unassigned characters, because SmolLM2's
 # vocabulary lacks some of their bytes (0x04, 0x06, 0x13, 0x14, 0x16, 0x1d, 0xf1, 0xf2) and leaves them out
 TEXT = st.one_of(
-    st.text(st.characters(exclude_categories=["Cc", "Cn", "Co", "Cs"], exclude_characters="\u2581"), min_size=1, max_size=30),
-    st.text(st.sampled_from(" \n\t.,:-'012abcABC가나다안녕é\U0001f600\U0001f468\u200d\u3000<|>"), min_size=1, max_size=30),
-    st.sampled_from(["assistant", "user\n", " yes ", "\n\nanswer\n", "안녕하세요.\n", "\U0001f468\u200d\U0001f469\u200d\U0001f467", ":-)"]),
+    st.text(
+        st.characters(exclude_categories=["Cc", "Cn", "Co", "Cs"], exclude_characters="\u2581"),
+        min_size=1,
+        max_size=30,
+    ),
+    st.text(
+        st.sampled_from(" \n\t.,:-'012abcABC가나다안녕é\U0001f600\U0001f468\u200d\u3000<|>"),
+        min_size=1,
+        max_size=30,
+    ),
+    st.sampled_from(
+        [
+            "assistant",
+            "user\n",
+            " yes ",
+            "\n\nanswer\n",
+            "안녕하세요.\n",
+            "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+            ":-)",
+        ]
+    ),
 ).filter(lambda text: text.strip() and "<|" not in text)
 TALKS = st.builds(
     lambda pairs, system: talk(*(text for pair in pairs for text in pair), system=system),
@@ -163,14 +202,20 @@ def each(request: pytest.FixtureRequest) -> Any:
 
 @QUICK
 @given(sample=TALKS)
-def test_l1_a_trained_answer_follows_exactly_the_ids_that_generation_is_fed(each: Any, sample: Conversation) -> None:
+def test_l1_a_trained_answer_follows_exactly_the_ids_that_generation_is_fed(
+    each: Any, sample: Conversation
+) -> None:
     row = encode(each, sample)
-    assert row.input_ids[: start_of(row)] == Encoder(each, COMPLETION).prompt_ids(without_answer(sample))
+    assert row.input_ids[: start_of(row)] == Encoder(each, COMPLETION).prompt_ids(
+        without_answer(sample)
+    )
 
 
 @QUICK
 @given(sample=PAIRS)
-def test_l1_a_trained_completion_follows_exactly_the_ids_that_generation_is_fed(each: Any, sample: PromptCompletion) -> None:
+def test_l1_a_trained_completion_follows_exactly_the_ids_that_generation_is_fed(
+    each: Any, sample: PromptCompletion
+) -> None:
     row = encode(each, sample)
     assert row.input_ids[: start_of(row)] == Encoder(each, COMPLETION).prompt_ids(sample.prompt)
 
@@ -182,7 +227,9 @@ def test_l2_prompt_and_answer_decode_to_their_texts(tokenizer: Any, sample: Conv
     template = ChatTemplate(tokenizer)
     prompt = template.text(without_answer(sample), "train[0]", prompt=True)
     assert tokenizer.decode(row.input_ids[:start]) == prompt
-    assert tokenizer.decode(row.input_ids[start:]) == template.text(sample, "train[0]", prompt=False).removeprefix(prompt)
+    assert tokenizer.decode(row.input_ids[start:]) == template.text(
+        sample, "train[0]", prompt=False
+    ).removeprefix(prompt)
     assert tokenizer.decode(trained_ids(row)) == sample.messages[-1]["content"] + "<|im_end|>"
 
 
@@ -196,7 +243,9 @@ def test_l2_a_completion_decodes_to_its_text(tokenizer: Any, sample: PromptCompl
 
 @QUICK
 @given(sample=st.one_of(TALKS, PAIRS))
-def test_l3_the_last_trained_token_is_eos_and_pad_is_never_trained(tokenizer: Any, sample: Sample) -> None:
+def test_l3_the_last_trained_token_is_eos_and_pad_is_never_trained(
+    tokenizer: Any, sample: Sample
+) -> None:
     trained = trained_ids(encode(tokenizer, sample))
     assert trained.count(tokenizer.eos_token_id) == 1
     assert trained[-1] == tokenizer.eos_token_id
@@ -205,35 +254,48 @@ def test_l3_the_last_trained_token_is_eos_and_pad_is_never_trained(tokenizer: An
 
 @QUICK
 @given(sample=TALKS)
-def test_l3_the_answers_end_token_is_the_one_that_ends_the_earlier_turns(each: Any, sample: Conversation) -> None:
+def test_l3_the_answers_end_token_is_the_one_that_ends_the_earlier_turns(
+    each: Any, sample: Conversation
+) -> None:
     row = encode(each, sample)
     ended = row.input_ids[: start_of(row)]
-    assert trained_ids(row)[-1] == each.convert_tokens_to_ids({"<unk>": "<|end|>", "<pad>": "</s>"}.get(each.pad_token, "<|im_end|>"))
+    assert trained_ids(row)[-1] == each.convert_tokens_to_ids(
+        {"<unk>": "<|end|>", "<pad>": "</s>"}.get(each.pad_token, "<|im_end|>")
+    )
     assert trained_ids(row)[-1] in ended
     assert each.pad_token_id not in trained_ids(row)
 
 
 @QUICK
 @given(sample=st.one_of(TALKS, PAIRS), loss=st.sampled_from([COMPLETION, FULL]))
-def test_labels_are_the_ids_where_trained_in_one_piece(tokenizer: Any, sample: Sample, loss: LossConfig) -> None:
+def test_labels_are_the_ids_where_trained_in_one_piece(
+    tokenizer: Any, sample: Sample, loss: LossConfig
+) -> None:
     row = encode(tokenizer, sample, loss)
     trained = trained_ids(row)
     start = start_of(row)
-    assert row.labels == [IGNORED] * start + trained + [IGNORED] * (len(row.input_ids) - start - len(trained))
+    assert row.labels == [IGNORED] * start + trained + [IGNORED] * (
+        len(row.input_ids) - start - len(trained)
+    )
     assert row.input_ids[start : start + len(trained)] == trained
 
 
 def test_padding_is_never_trained(tokenizer: Any) -> None:
     from sftpipe.data.packing import Collator
 
-    rows = [encode(tokenizer, sample) for sample in (talk("Hi.", "A long answer, much longer."), PromptCompletion("a", " b"))]
-    batch = Collator(tokenizer.pad_token_id)([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+    rows = [
+        encode(tokenizer, sample)
+        for sample in (talk("Hi.", "A long answer, much longer."), PromptCompletion("a", " b"))
+    ]
+    batch = Collator(tokenizer.pad_token_id)(
+        [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+    )
     width = len(rows[0].input_ids) - len(rows[1].input_ids)
     assert batch["input_ids"][1, -width:].tolist() == [tokenizer.pad_token_id] * width
     assert batch["labels"][1].tolist() == rows[1].labels + [IGNORED] * width
 
 
-# --- L4: one BOS ----------------------------------------------------------------------------------------------------------------------
+# --- L4: one BOS ----------------------------------------------------------------------------------
 
 
 def test_l4_a_tokenizer_that_adds_no_bos_gets_none(tokenizer: Any) -> None:
@@ -254,11 +316,16 @@ def test_l4_a_template_that_writes_bos_gets_no_second_one(opt: Any) -> None:
 def test_l4_a_tokenizer_that_adds_bos_and_eos_keeps_its_bos(tokenizer: Any) -> None:
     both = copy.deepcopy(tokenizer)
     marks = [("<|im_start|>", 1), ("<|im_end|>", 2)]
-    both.backend_tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A <|im_end|>", special_tokens=marks)
-    assert both.decode(encode(both, PromptCompletion("a", " b")).input_ids) == "<|im_start|>a b<|im_end|>"
+    both.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=marks
+    )
+    assert (
+        both.decode(encode(both, PromptCompletion("a", " b")).input_ids)
+        == "<|im_start|>a b<|im_end|>"
+    )
 
 
-# --- templates ------------------------------------------------------------------------------------------------------------------------
+# --- templates ------------------------------------------------------------------------------------
 
 
 def test_a_template_that_strips_the_answer_trains_what_it_wrote(templated: Templated) -> None:
@@ -266,14 +333,21 @@ def test_a_template_that_strips_the_answer_trains_what_it_wrote(templated: Templ
     assert trained_text(stripping, talk("Hi.", "  Hello. \n")) == "Hello.<|im_end|>"
 
 
-def test_a_template_that_ends_a_turn_in_another_special_token_trains_that_one(templated: Templated) -> None:
+def test_a_template_that_ends_a_turn_in_another_special_token_trains_that_one(
+    templated: Templated,
+) -> None:
     other = templated(CHATML.replace("<|im_end|>", "<file_sep>"))
     assert trained_text(other, talk("Hi.", "Hello.")) == "Hello.<file_sep>"
 
 
-def test_a_template_that_writes_a_mark_in_front_of_the_answer_trains_to_its_end(templated: Templated) -> None:
+def test_a_template_that_writes_a_mark_in_front_of_the_answer_trains_to_its_end(
+    templated: Templated,
+) -> None:
     marking = templated(
-        CHATML.replace("{{ message.content }}", "{% if message.role == 'assistant' %}<empty_output>{% endif %}{{ message.content }}")
+        CHATML.replace(
+            "{{ message.content }}",
+            "{% if message.role == 'assistant' %}<empty_output>{% endif %}{{ message.content }}",
+        )
     )
     assert trained_text(marking, talk("Hi.", "empty")) == "<empty_output>empty<|im_end|>"
 
@@ -301,14 +375,18 @@ def test_a_template_that_writes_a_mark_in_front_of_the_answer_trains_to_its_end(
         ),
     ],
 )
-def test_a_template_that_serves_no_row_is_an_error_of_the_whole(templated: Templated, template: str | None, message: str) -> None:
+def test_a_template_that_serves_no_row_is_an_error_of_the_whole(
+    templated: Templated, template: str | None, message: str
+) -> None:
     with pytest.raises(DataError) as error:
         Encoder(templated(template), COMPLETION).encode([talk("hi", "yo")], ["train[3]"])
     assert not isinstance(error.value, RowError)
     assert str(error.value).startswith(message)
 
 
-REWRITES = CHATML.replace("message.content", "(message.content if loop.last else message.content | upper)")
+REWRITES = CHATML.replace(
+    "message.content", "(message.content if loop.last else message.content | upper)"
+)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +420,9 @@ REWRITES = CHATML.replace("message.content", "(message.content if loop.last else
             id="type-error",
         ),
         pytest.param(
-            CHATML.replace("{{ message.content }}", "{{ message.content if message.role == 'user' }}"),
+            CHATML.replace(
+                "{{ message.content }}", "{{ message.content if message.role == 'user' }}"
+            ),
             "left out by the chat template",
             "train[3].messages[1]: the chat template leaves out this turn (assistant)\n"
             "    another tokenizer.chat_template, or rows without such turns",
@@ -365,9 +445,13 @@ def test_a_template_that_cannot_serve_a_row_is_the_error_of_that_row(
 
 
 def test_only_the_row_that_a_template_refuses_is_named(templated: Templated) -> None:
-    picky = templated("{% if messages[0].content == 'b' %}{{ raise_exception('no b') }}{% endif %}" + CHATML)
+    picky = templated(
+        "{% if messages[0].content == 'b' %}{{ raise_exception('no b') }}{% endif %}" + CHATML
+    )
     samples = [talk("a", "b"), talk("b", "c"), talk("c", "d")]
-    first, error, last = Encoder(picky, COMPLETION).encode(samples, ["test[0]", "test[1]", "test[2]"])
+    first, error, last = Encoder(picky, COMPLETION).encode(
+        samples, ["test[0]", "test[1]", "test[2]"]
+    )
     assert [first, last] == [encode(picky, samples[0]), encode(picky, samples[2])]
     assert str(error).startswith("test[1]: the chat template refuses the conversation: no b")
 
@@ -375,10 +459,14 @@ def test_only_the_row_that_a_template_refuses_is_named(templated: Templated) -> 
 def test_tools_and_variables_of_a_row_reach_the_template(templated: Templated) -> None:
     sample = Conversation(talk("a", "b").messages, ({"name": "add"},), {"mood": "calm"})
     row = encode(templated("{{ tools | tojson }} {{ mood }} " + CHATML), sample)
-    assert templated(None).decode(row.input_ids).startswith('[{"name": "add"}] calm <|im_start|>user\na<|im_end|>')
+    assert (
+        templated(None)
+        .decode(row.input_ids)
+        .startswith('[{"name": "add"}] calm <|im_start|>user\na<|im_end|>')
+    )
 
 
-# --- L8: which turns are trained ------------------------------------------------------------------------------------------------------
+# --- L8: which turns are trained ------------------------------------------------------------------
 
 
 def marked(tokenizer: Any, sample: Sample, loss: LossConfig) -> str:
@@ -407,7 +495,9 @@ def test_assistant_only_trains_every_answer_with_its_end(each: Any) -> None:
         (COMPLETION, (None, True, None, False), ["b"]),
     ],
 )
-def test_a_flag_of_a_turn_wins_over_the_loss(tokenizer: Any, loss: LossConfig, train: tuple[bool | None, ...], parts: list[str]) -> None:
+def test_a_flag_of_a_turn_wins_over_the_loss(
+    tokenizer: Any, loss: LossConfig, train: tuple[bool | None, ...], parts: list[str]
+) -> None:
     sample = replace(talk("a", "b", "c", "d"), train=train)
     assert trained_parts(tokenizer, sample, loss) == [f"{part}<|im_end|>" for part in parts]
 
@@ -420,26 +510,39 @@ def test_every_answer_behind_the_prompt_of_a_row_is_its_completion(tokenizer: An
 
 def test_a_row_without_a_turn_to_train_is_refused(tokenizer: Any) -> None:
     error = refused(tokenizer, replace(talk("a", "b"), train=(None, False)))
-    assert str(error) == "train[3]: no turn of it is to be trained\n    remove the row, or its train: false"
+    assert (
+        str(error)
+        == "train[3]: no turn of it is to be trained\n    remove the row, or its train: false"
+    )
     assert error.reason == "nothing to train"
 
 
 def test_a_turn_that_must_not_be_trained_clashes_with_a_full_loss(tokenizer: Any) -> None:
     error = refused(tokenizer, replace(talk("a", "b"), train=(None, False)), FULL)
-    assert str(error) == ("train[3]: loss=full trains every token, and a turn is marked train: false\n    loss=assistant_only")
+    assert str(error) == (
+        "train[3]: loss=full trains every token, and a turn is marked train: false\n    loss=assistant_only"
+    )
 
 
 @QUICK
 @given(sample=TALKS)
-def test_each_answer_follows_exactly_the_ids_that_generation_is_fed(each: Any, sample: Conversation) -> None:
+def test_each_answer_follows_exactly_the_ids_that_generation_is_fed(
+    each: Any, sample: Conversation
+) -> None:
     row, encoder = encode(each, sample, ASSISTANT), Encoder(each, ASSISTANT)
-    starts = [at for at in range(1, len(row.labels)) if row.labels[at] != IGNORED and row.labels[at - 1] == IGNORED]
-    answers = [index for index, message in enumerate(sample.messages) if message["role"] == "assistant"]
+    starts = [
+        at
+        for at in range(1, len(row.labels))
+        if row.labels[at] != IGNORED and row.labels[at - 1] == IGNORED
+    ]
+    answers = [
+        index for index, message in enumerate(sample.messages) if message["role"] == "assistant"
+    ]
     prompts = [encoder.prompt_ids(Conversation(sample.messages[:index])) for index in answers]
     assert [row.input_ids[:start] for start in starts] == prompts
 
 
-# --- generation blocks ----------------------------------------------------------------------------------------------------------------
+# --- generation blocks ----------------------------------------------------------------------------
 
 BLOCKS = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -450,18 +553,25 @@ BLOCKS = (
 
 
 def test_a_generation_block_says_what_is_trained_white_space_too(templated: Templated) -> None:
-    assert trained_parts(templated(BLOCKS), talk("a", "b", "c", "d"), ASSISTANT) == ["b<|im_end|>\n", "d<|im_end|>\n"]
-    assert trained_parts(templated(BLOCKS), talk("a", "b", "c", "d"), COMPLETION) == ["d<|im_end|>\n"]
+    assert trained_parts(templated(BLOCKS), talk("a", "b", "c", "d"), ASSISTANT) == [
+        "b<|im_end|>\n",
+        "d<|im_end|>\n",
+    ]
+    assert trained_parts(templated(BLOCKS), talk("a", "b", "c", "d"), COMPLETION) == [
+        "d<|im_end|>\n"
+    ]
 
 
 def test_a_turn_without_a_generation_block_is_an_error(templated: Templated) -> None:
-    some = BLOCKS.replace("message.role == 'assistant'", "message.role == 'assistant' and loop.last")
+    some = BLOCKS.replace(
+        "message.role == 'assistant'", "message.role == 'assistant' and loop.last"
+    )
     error = refused(templated(some), talk("a", "b", "c", "d"), ASSISTANT)
     assert error.reason == "refused by the chat template"
     assert "generation block" in str(error)
 
 
-# --- templates that rewrite history ---------------------------------------------------------------------------------------------------
+# --- templates that rewrite history ---------------------------------------------------------------
 
 THINKING = CHATML.replace(
     "message.content",
@@ -470,7 +580,9 @@ THINKING = CHATML.replace(
 THOUGHTS = talk("a", "<think>x</think>b", "c", "<think>y</think>d")
 
 
-def test_the_last_turn_is_trained_whatever_a_template_makes_of_the_history(templated: Templated) -> None:
+def test_the_last_turn_is_trained_whatever_a_template_makes_of_the_history(
+    templated: Templated,
+) -> None:
     row = encode(templated(THINKING), THOUGHTS)
     assert templated(None).decode(row.input_ids) == (
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
@@ -479,7 +591,9 @@ def test_the_last_turn_is_trained_whatever_a_template_makes_of_the_history(templ
     assert trained_text(templated(THINKING), THOUGHTS) == "<think>y</think>d<|im_end|>"
 
 
-def test_training_every_turn_of_a_rewritten_history_is_an_error_with_two_ways_out(templated: Templated) -> None:
+def test_training_every_turn_of_a_rewritten_history_is_an_error_with_two_ways_out(
+    templated: Templated,
+) -> None:
     error = refused(templated(THINKING), THOUGHTS, ASSISTANT)
     assert str(error) == (
         "train[3].messages[1]: the chat template writes this answer otherwise once turns follow it: "
@@ -490,21 +604,30 @@ def test_training_every_turn_of_a_rewritten_history_is_an_error_with_two_ways_ou
 
 
 def test_unrolled_rows_train_each_turn_as_generation_gives_it(templated: Templated) -> None:
-    rows = [trained_text(templated(THINKING), part, ASSISTANT) for part in unrolled(THOUGHTS, "assistant_only")]
+    rows = [
+        trained_text(templated(THINKING), part, ASSISTANT)
+        for part in unrolled(THOUGHTS, "assistant_only")
+    ]
     assert rows == ["<think>x</think>b<|im_end|>", "<think>y</think>d<|im_end|>"]
 
 
 @pytest.mark.parametrize(
     ("loss", "train", "lengths"),
-    [("assistant_only", (), [2, 4]), ("assistant_only", (None, False, None, None), [4]), ("completion_only", (), [4])],
+    [
+        ("assistant_only", (), [2, 4]),
+        ("assistant_only", (None, False, None, None), [4]),
+        ("completion_only", (), [4]),
+    ],
 )
-def test_unrolling_makes_a_row_of_each_trained_turn(loss: str, train: tuple[bool | None, ...], lengths: list[int]) -> None:
+def test_unrolling_makes_a_row_of_each_trained_turn(
+    loss: str, train: tuple[bool | None, ...], lengths: list[int]
+) -> None:
     parts = unrolled(replace(talk("a", "b", "c", "d"), train=train), loss)
     assert [len(part.messages) for part in parts] == lengths
     assert [trained_turns(part, loss) for part in parts] == [(length - 1,) for length in lengths]
 
 
-# --- tool calls -----------------------------------------------------------------------------------------------------------------------
+# --- tool calls -----------------------------------------------------------------------------------
 
 CALLING = CHATML.replace(
     "{{ message.content }}",
@@ -512,17 +635,20 @@ CALLING = CHATML.replace(
 )
 
 
-def test_a_tool_call_is_trained_to_the_end_of_its_turn_and_results_are_not(templated: Templated) -> None:
+def test_a_tool_call_is_trained_to_the_end_of_its_turn_and_results_are_not(
+    templated: Templated,
+) -> None:
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
     asked, answered = talk("1 + 1?", "2.").messages
     called = {"role": "assistant", "content": "", "tool_calls": [call]}
     sample = Conversation((asked, called, {"role": "tool", "content": "2"}, answered))
     assert trained_parts(templated(CALLING), sample, ASSISTANT) == [
-        '<tool>{"name": "add", "arguments": {"a": 1}}<empty_output><|im_end|>', "2.<|im_end|>"
-    ]  # fmt: skip
+        '<tool>{"name": "add", "arguments": {"a": 1}}<empty_output><|im_end|>',
+        "2.<|im_end|>",
+    ]
 
 
-# --- texts ----------------------------------------------------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["a b", "a b<|im_end|>"])
@@ -547,12 +673,25 @@ def test_a_text_has_no_turns(tokenizer: Any, loss: str) -> None:
     )
 
 
-@pytest.mark.parametrize(("text", "message", "reason"), [
-    ("\ud800b", "a lone surrogate, U+D800: half of a character\n    mend the row", "broken text"),
-    ("a\x04b", "'\\x04' (U+0004) is not in the tokenizer's vocabulary; it would be read as 'aa'\n"
-     "    remove the character from the row, or use another tokenizer", "character outside the vocabulary"),
-])  # fmt: skip
-def test_text_that_the_tokenizer_would_lose_is_refused(tokenizer: Any, text: str, message: str, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "message", "reason"),
+    [
+        (
+            "\ud800b",
+            "a lone surrogate, U+D800: half of a character\n    mend the row",
+            "broken text",
+        ),
+        (
+            "a\x04b",
+            "'\\x04' (U+0004) is not in the tokenizer's vocabulary; it would be read as 'aa'\n"
+            "    remove the character from the row, or use another tokenizer",
+            "character outside the vocabulary",
+        ),
+    ],
+)
+def test_text_that_the_tokenizer_would_lose_is_refused(
+    tokenizer: Any, text: str, message: str, reason: str
+) -> None:
     for sample in (PromptCompletion(text, "b"), PromptCompletion("a", text), talk(text, "b")):
         error = refused(tokenizer, sample)
         assert str(error) == f"train[3]: {message}"
@@ -565,48 +704,69 @@ def test_l2_sentencepiece_adds_no_second_space_to_a_completion(phi3: Any, comple
     assert phi3.convert_ids_to_tokens(row.input_ids) == ["\u2581a", "\u2581b", "<|endoftext|>"]
 
 
-# --- boundary -------------------------------------------------------------------------------------------------------------------------
+# --- boundary -------------------------------------------------------------------------------------
 
 
 def test_a_joint_boundary_masks_as_many_tokens_as_the_prompt_has(tokenizer: Any) -> None:
     sample = PromptCompletion("Answer:", "-) yes")
     row = encode(tokenizer, sample, LossConfig("completion_only", boundary="joint"))
     assert row.input_ids == [*tokenizer("Answer:-) yes").input_ids, tokenizer.eos_token_id]
-    assert tokenizer.decode(trained_ids(row)) == ") yes<|im_end|>"  # ":-" is one token, and hides the answer's first character
+    assert (
+        tokenizer.decode(trained_ids(row)) == ") yes<|im_end|>"
+    )  # ":-" is one token, and hides the answer's first character
 
 
 def test_a_joint_boundary_counts_bos_with_the_prompt(opt: Any) -> None:
-    assert marked(opt, PromptCompletion("a", " b"), LossConfig("completion_only", boundary="joint")) == "</s>a⟦ b</s>⟧"
+    assert (
+        marked(opt, PromptCompletion("a", " b"), LossConfig("completion_only", boundary="joint"))
+        == "</s>a⟦ b</s>⟧"
+    )
 
 
-def test_a_joint_conversation_is_trained_as_a_split_one_where_nothing_merges(tokenizer: Any) -> None:
+def test_a_joint_conversation_is_trained_as_a_split_one_where_nothing_merges(
+    tokenizer: Any,
+) -> None:
     sample = talk("Hi.", "Hello.")
-    assert encode(tokenizer, sample, LossConfig("completion_only", boundary="joint")) == encode(tokenizer, sample)
+    assert encode(tokenizer, sample, LossConfig("completion_only", boundary="joint")) == encode(
+        tokenizer, sample
+    )
 
 
-# --- L7: response templates -----------------------------------------------------------------------------------------------------------
+# --- L7: response templates -----------------------------------------------------------------------
 
 QUESTIONS = Text("### Q: a\n### A: b\n### Q: c\n### A: d\n")
 
 
 def response(template: Any, instruction: Any = None) -> LossConfig:
-    return LossConfig("response_template", response_template=template, instruction_template=instruction)
+    return LossConfig(
+        "response_template", response_template=template, instruction_template=instruction
+    )
 
 
 def test_a_response_template_alone_trains_the_last_answer(tokenizer: Any) -> None:
-    assert marked(tokenizer, QUESTIONS, response("### A:")) == "### Q: a\n### A: b\n### Q: c\n### A:⟦ d\n<|im_end|>⟧"
+    assert (
+        marked(tokenizer, QUESTIONS, response("### A:"))
+        == "### Q: a\n### A: b\n### Q: c\n### A:⟦ d\n<|im_end|>⟧"
+    )
 
 
-def test_with_an_instruction_template_every_answer_is_trained_in_whatever_context_its_pieces_stand(each: Any) -> None:
+def test_with_an_instruction_template_every_answer_is_trained_in_whatever_context_its_pieces_stand(
+    each: Any,
+) -> None:
     parts = trained_parts(each, QUESTIONS, response("### A:", "### Q:"))
     assert [part.strip() for part in parts] == ["b", f"d\n{each.eos_token}"]
 
 
-def test_a_response_template_is_found_in_prompts_and_conversations_too(templated: Templated) -> None:
+def test_a_response_template_is_found_in_prompts_and_conversations_too(
+    templated: Templated,
+) -> None:
     pair = PromptCompletion("### Q: a\n### A:", " b")
     assert marked(templated(None), pair, response("### A:")) == "### Q: a\n### A:⟦ b<|im_end|>⟧"
     turns = ("<|im_start|>assistant\n", "<|im_start|>user\n")
-    assert trained_parts(templated(CHATML), talk("a", "b", "c", "d"), response(*turns)) == ["b<|im_end|>\n", "d<|im_end|>\n"]
+    assert trained_parts(templated(CHATML), talk("a", "b", "c", "d"), response(*turns)) == [
+        "b<|im_end|>\n",
+        "d<|im_end|>\n",
+    ]
 
 
 def test_templates_may_be_ids(tokenizer: Any) -> None:
@@ -628,35 +788,60 @@ def test_a_row_without_the_response_template_is_refused(tokenizer: Any, template
 
 
 def test_an_empty_answer_trains_nothing_and_is_refused(tokenizer: Any) -> None:
-    assert refused(tokenizer, Text("### Q: a\n### A:"), response("### A:")).reason == "no trained token"
+    assert (
+        refused(tokenizer, Text("### Q: a\n### A:"), response("### A:")).reason
+        == "no trained token"
+    )
 
 
 def test_the_answer_of_a_text_stands_behind_its_last_response_template(tokenizer: Any) -> None:
     encoder = Encoder(tokenizer, response("### A:"))
     assert encoder.answer_apart(QUESTIONS) == ("### Q: a\n### A: b\n### Q: c\n### A:", " d\n")
-    assert encoder.answer_apart(PromptCompletion("### Q: a", "\n### A: b")) == ("### Q: a\n### A:", " b")
+    assert encoder.answer_apart(PromptCompletion("### Q: a", "\n### A: b")) == (
+        "### Q: a\n### A:",
+        " b",
+    )
 
 
-# --- L6: rows that are cut to fit -----------------------------------------------------------------------------------------------------
+# --- L6: rows that are cut to fit -----------------------------------------------------------------
 
 
-def fit(tokenizer: Any, sample: Sample, limit: int, loss: LossConfig = COMPLETION) -> Encoded | RowError:
+def fit(
+    tokenizer: Any, sample: Sample, limit: int, loss: LossConfig = COMPLETION
+) -> Encoded | RowError:
     return Encoder(tokenizer, loss).fit(sample, encode(tokenizer, sample, loss), limit, "train[3]")
 
 
 LONG = talk("a a a a", "b", "c c c c", "d", "e", "f", system="S")
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(51, LONG.messages), (50, LONG.messages[:1] + LONG.messages[3:]),
-                                             (35, LONG.messages[:1] + LONG.messages[3:]), (34, LONG.messages[:1] + LONG.messages[5:]),
-                                             (19, LONG.messages[:1] + LONG.messages[5:])])  # fmt: skip
-def test_the_oldest_exchanges_are_cut_and_the_system_turn_stays(tokenizer: Any, limit: int, kept: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize(
+    ("limit", "kept"),
+    [
+        (51, LONG.messages),
+        (50, LONG.messages[:1] + LONG.messages[3:]),
+        (35, LONG.messages[:1] + LONG.messages[3:]),
+        (34, LONG.messages[:1] + LONG.messages[5:]),
+        (19, LONG.messages[:1] + LONG.messages[5:]),
+    ],
+)
+def test_the_oldest_exchanges_are_cut_and_the_system_turn_stays(
+    tokenizer: Any, limit: int, kept: tuple[Any, ...]
+) -> None:
     whole, shorter = encode(tokenizer, LONG), encode(tokenizer, Conversation(kept))
-    assert fit(tokenizer, LONG, limit) == replace(shorter, cut=len(whole.input_ids) - len(shorter.input_ids))
+    assert fit(tokenizer, LONG, limit) == replace(
+        shorter, cut=len(whole.input_ids) - len(shorter.input_ids)
+    )
 
 
-@pytest.mark.parametrize(("limit", "text"), [(8, "</s>one two three four⟦ five six</s>⟧"), (6, "</s> three four⟦ five six</s>⟧"),
-                                             (5, "</s> four⟦ five six</s>⟧")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("limit", "text"),
+    [
+        (8, "</s>one two three four⟦ five six</s>⟧"),
+        (6, "</s> three four⟦ five six</s>⟧"),
+        (5, "</s> four⟦ five six</s>⟧"),
+    ],
+)
 def test_a_prompt_is_cut_from_the_left_behind_its_bos(opt: Any, limit: int, text: str) -> None:
     row = fit(opt, PromptCompletion("one two three four", " five six"), limit)
     assert isinstance(row, Encoded)
@@ -664,7 +849,9 @@ def test_a_prompt_is_cut_from_the_left_behind_its_bos(opt: Any, limit: int, text
     assert "".join(f"⟦{part}⟧" if trained else part for part, trained in parts) == text
 
 
-@pytest.mark.parametrize(("sample", "limit", "length"), [(LONG, 18, 51), (PromptCompletion("a", " b c d"), 3, 5)])
+@pytest.mark.parametrize(
+    ("sample", "limit", "length"), [(LONG, 18, 51), (PromptCompletion("a", " b c d"), 3, 5)]
+)
 def test_an_answer_is_never_cut(tokenizer: Any, sample: Sample, limit: int, length: int) -> None:
     error = fit(tokenizer, sample, limit)
     assert str(error) == (
@@ -678,13 +865,15 @@ def test_a_text_that_is_trained_in_full_is_never_cut(tokenizer: Any) -> None:
     assert error.reason == "longer than sft.max_length"
 
 
-# --- golden values --------------------------------------------------------------------------------------------------------------------
+# --- golden values --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def cases(golden: Path) -> dict[str, Any]:
     """{id: case} of the golden values."""
-    return {case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))}
+    return {
+        case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -695,51 +884,84 @@ def yoda(golden: Path) -> list[Conversation]:
 
 
 def test_golden_phi3_chat_is_rendered_to_the_letter(cases: dict[str, Any], phi3: Any) -> None:
-    text = ChatTemplate(phi3).text(Conversation(tuple(cases["002-phi-chat"]["input"])), "train[0]", prompt=False)
+    text = ChatTemplate(phi3).text(
+        Conversation(tuple(cases["002-phi-chat"]["input"])), "train[0]", prompt=False
+    )
     assert text == cases["002-phi-chat"]["expected"]
 
 
-def test_golden_phi3_prompt_of_generation_is_rendered_to_the_letter(cases: dict[str, Any], phi3: Any) -> None:
-    prompt = ChatTemplate(phi3).prompt(Conversation(tuple(cases["002-phi-chat-gen"]["input"])), "prompt")
+def test_golden_phi3_prompt_of_generation_is_rendered_to_the_letter(
+    cases: dict[str, Any], phi3: Any
+) -> None:
+    prompt = ChatTemplate(phi3).prompt(
+        Conversation(tuple(cases["002-phi-chat-gen"]["input"])), "prompt"
+    )
     assert prompt.text == cases["002-phi-chat-gen"]["expected"]
 
 
 def test_golden_phi3_ids_of_a_sentence(cases: dict[str, Any], phi3: Any) -> None:
-    assert Encoder(phi3, COMPLETION).prompt_ids(cases["002-phi-encode"]["input"]) == cases["002-phi-encode"]["expected"]["input_ids"]
+    assert (
+        Encoder(phi3, COMPLETION).prompt_ids(cases["002-phi-encode"]["input"])
+        == cases["002-phi-encode"]["expected"]["input_ids"]
+    )
 
 
 def test_golden_phi3_pads_with_unk(cases: dict[str, Any], phi3: Any) -> None:
     expected = cases["002-phi-pad-unk"]["expected"]
-    names = ("bos_token", "eos_token", "unk_token", "pad_token")  # cls, sep and mask were added by hand there
-    assert {name: phi3.special_tokens_map[name] for name in names} == {name: expected[name] for name in names}
+    names = (
+        "bos_token",
+        "eos_token",
+        "unk_token",
+        "pad_token",
+    )  # cls, sep and mask were added by hand there
+    assert {name: phi3.special_tokens_map[name] for name in names} == {
+        name: expected[name] for name in names
+    }
 
 
-def test_golden_phi3_texts_of_yoda(cases: dict[str, Any], phi3: Any, yoda: list[Conversation]) -> None:
+def test_golden_phi3_texts_of_yoda(
+    cases: dict[str, Any], phi3: Any, yoda: list[Conversation]
+) -> None:
     assert len(yoda) == cases["002-yoda-len-row0"]["expected"][0]
     texts = [ChatTemplate(phi3).text(sample, "train[0]", prompt=False) for sample in yoda[:2]]
     assert texts == cases["002-yoda-texts"]["expected"]
 
 
 @pytest.mark.parametrize("at", [0, 1])
-def test_golden_phi3_ids_and_labels_of_yoda(cases: dict[str, Any], phi3: Any, yoda: list[Conversation], at: int) -> None:
+def test_golden_phi3_ids_and_labels_of_yoda(
+    cases: dict[str, Any], phi3: Any, yoda: list[Conversation], at: int
+) -> None:
     expected = cases["002-completion-collator"]["expected"]
-    real = [position for position, kept in enumerate(expected["attention_mask"][at]) if kept]  # padded on the left there
+    real = [
+        position for position, kept in enumerate(expected["attention_mask"][at]) if kept
+    ]  # padded on the left there
     row = encode(phi3, yoda[at])
     assert row.input_ids == [expected["input_ids"][at][position] for position in real]
     # the one deviation: the document also trains <|endoftext|>, which the template writes behind <|end|>. By rule L3 the end of a turn is
     # trained once, by the token that generation stops at, which is <|end|>; what follows it generation never reaches
-    assert [*row.labels[:-1], row.input_ids[-1]] == [expected["labels"][at][position] for position in real]
+    assert [*row.labels[:-1], row.input_ids[-1]] == [
+        expected["labels"][at][position] for position in real
+    ]
     assert row.labels[-1] == IGNORED
 
 
-def test_golden_phi3_trained_text_of_yoda(cases: dict[str, Any], phi3: Any, yoda: list[Conversation]) -> None:
+def test_golden_phi3_trained_text_of_yoda(
+    cases: dict[str, Any], phi3: Any, yoda: list[Conversation]
+) -> None:
     # without the <|endoftext|> behind it, as above
-    assert trained_text(phi3, yoda[0]) == cases["002-completion-decode"]["expected"].removesuffix("<|endoftext|>")
-    assert trained_text(phi3, yoda[0]) == "On the smooth planks, the birch canoe slid. Yes, hrrrm.<|end|>"
+    assert trained_text(phi3, yoda[0]) == cases["002-completion-decode"]["expected"].removesuffix(
+        "<|endoftext|>"
+    )
+    assert (
+        trained_text(phi3, yoda[0])
+        == "On the smooth planks, the birch canoe slid. Yes, hrrrm.<|end|>"
+    )
 
 
 def test_golden_opt_trained_text_of_yoda(opt: Any, yoda: list[Conversation]) -> None:
-    assert trained_text(opt, yoda[0]) == "On the smooth planks, the birch canoe slid. Yes, hrrrm.</s>"
+    assert (
+        trained_text(opt, yoda[0]) == "On the smooth planks, the birch canoe slid. Yes, hrrrm.</s>"
+    )
 
 
 @pytest.mark.parametrize(("name", "end"), [("phi3", "<|end|>"), ("opt", "</s>")])

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from sftpipe.config.schema import DatasetConfig
 from sftpipe.data.fetch import fetched
 from sftpipe.data.source import load_splits
 from sftpipe.errors import DataError
-from sftpipe.schema import DatasetConfig
 
 ROWS = b'[{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]'
 
@@ -30,7 +30,9 @@ class Web:
                 if not self.path.startswith("/data/"):
                     return self.send_error(404)
                 self.send_response(200)
-                self.send_header("Content-Length", str(len(ROWS) + (10 if "cut" in self.path else 0)))
+                self.send_header(
+                    "Content-Length", str(len(ROWS) + (10 if "cut" in self.path else 0))
+                )
                 self.end_headers()
                 self.wfile.write(ROWS)
                 return None
@@ -74,7 +76,10 @@ def test_a_damaged_copy_is_fetched_again(web: Web) -> None:
     assert len(web.asked) == 2
 
 
-@pytest.mark.parametrize(("path", "reason"), [("gone.json", "Not Found"), ("data/cut.json", "broke off after 74 of 84 bytes")])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("gone.json", "Not Found"), ("data/cut.json", "broke off after 74 of 84 bytes")],
+)
 def test_what_cannot_be_fetched_says_how_to_do_without(web: Web, path: str, reason: str) -> None:
     url, name = f"{web.url}/{path}", Path(path).name
     with pytest.raises(DataError) as caught:
@@ -82,7 +87,9 @@ def test_what_cannot_be_fetched_says_how_to_do_without(web: Web, path: str, reas
     text = str(caught.value)
     assert text.startswith(f"dataset.data_files: {url} cannot be fetched (")
     assert reason in text
-    assert text.endswith(f"go online; or put {name} into the working folder; or dataset.data_files=FILE")
+    assert text.endswith(
+        f"go online; or put {name} into the working folder; or dataset.data_files=FILE"
+    )
     with pytest.raises(DataError):  # nothing half-fetched is kept
         fetched(url)
 
@@ -94,7 +101,10 @@ def test_no_network_is_told_the_same_way(web: Web) -> None:
         fetched(f"{web.url}/data/rows.json")
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1/", "http://127.0.0.1/data/", "http://127.0.0.1", "http://127.0.0.1/a/.."])
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1/", "http://127.0.0.1/data/", "http://127.0.0.1", "http://127.0.0.1/a/.."],
+)
 def test_a_url_without_a_file_is_refused(url: str) -> None:
     with pytest.raises(DataError, match="names no file"):
         fetched(url)

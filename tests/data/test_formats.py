@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sftpipe.config.schema import FormatConfig
 from sftpipe.data.formats import (
     Conversation,
     PromptCompletion,
@@ -23,7 +24,6 @@ from sftpipe.data.formats import (
     without_answer,
 )
 from sftpipe.errors import DataError, RowError
-from sftpipe.schema import FormatConfig
 
 INSTRUCTION = FormatConfig(type="instruction")
 MESSAGES = FormatConfig(type="messages")
@@ -54,47 +54,71 @@ def talk(roles: str) -> list[dict[str, Any]]:
     return [turn(names[letter], f"{letter}{at}") for at, letter in enumerate(roles)]
 
 
-# --- good rows ------------------------------------------------------------------------------------------------------------------------
+# --- good rows ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("extra", [{}, {"input": None}, {"input": ""}])
 def test_an_instruction_without_input_is_the_question_alone(extra: dict[str, Any]) -> None:
-    sample = to_sample({"instruction": "Spell it.", "output": "Occasion", **extra}, INSTRUCTION, "train[0]")
+    sample = to_sample(
+        {"instruction": "Spell it.", "output": "Occasion", **extra}, INSTRUCTION, "train[0]"
+    )
     assert sample == Conversation((turn("user", "Spell it."), turn("assistant", "Occasion")))
 
 
 def test_an_input_stands_on_a_line_of_its_own_below_the_instruction() -> None:
-    sample = to_sample({"instruction": "Spell it.", "input": "Ocassion", "output": "Occasion"}, INSTRUCTION, "train[0]")
-    assert sample == Conversation((turn("user", "Spell it.\nOcassion"), turn("assistant", "Occasion")))
+    sample = to_sample(
+        {"instruction": "Spell it.", "input": "Ocassion", "output": "Occasion"},
+        INSTRUCTION,
+        "train[0]",
+    )
+    assert sample == Conversation(
+        (turn("user", "Spell it.\nOcassion"), turn("assistant", "Occasion"))
+    )
 
 
 def test_white_space_of_a_row_is_kept() -> None:
-    sample = to_sample({"instruction": " a\n", "input": "b ", "output": "\tc "}, INSTRUCTION, "train[0]")
+    sample = to_sample(
+        {"instruction": " a\n", "input": "b ", "output": "\tc "}, INSTRUCTION, "train[0]"
+    )
     assert sample == Conversation((turn("user", " a\n\nb "), turn("assistant", "\tc ")))
 
 
 @pytest.mark.parametrize("roles", ["ua", "sua", "uaua", "suauaua"])
 def test_messages_are_taken_as_they_are(roles: str) -> None:
-    assert to_sample({"messages": talk(roles)}, MESSAGES, "train[0]") == Conversation(tuple(talk(roles)))
+    assert to_sample({"messages": talk(roles)}, MESSAGES, "train[0]") == Conversation(
+        tuple(talk(roles))
+    )
 
 
-def test_fields_of_a_message_besides_role_and_content_are_kept_for_the_template_where_they_hold_something() -> None:
+def test_fields_of_a_message_besides_role_and_content_are_kept_for_the_template_where_they_hold_something() -> (
+    None
+):
     messages = [{**message, "name": "Luke", "tool_calls": None} for message in talk("ua")]
     kept = tuple({**message, "name": "Luke"} for message in talk("ua"))
     assert to_sample({"messages": messages}, MESSAGES, "train[0]") == Conversation(kept)
 
 
 def test_tools_and_template_variables_of_a_row_go_with_its_turns() -> None:
-    row = {"messages": talk("ua"), "tools": [{"name": "add"}], "chat_template_kwargs": {"enable_thinking": False}}
+    row = {
+        "messages": talk("ua"),
+        "tools": [{"name": "add"}],
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
     expected = Conversation(tuple(talk("ua")), ({"name": "add"},), {"enable_thinking": False})
     assert to_sample(row, MESSAGES, "train[0]") == expected
-    as_json = {**row, "tools": json.dumps(row["tools"]), "chat_template_kwargs": json.dumps(row["chat_template_kwargs"])}
+    as_json = {
+        **row,
+        "tools": json.dumps(row["tools"]),
+        "chat_template_kwargs": json.dumps(row["chat_template_kwargs"]),
+    }
     assert to_sample(as_json, MESSAGES, "train[0]") == expected
 
 
 @pytest.mark.parametrize("tools", [None, [], "[]", "null"])
 def test_no_tools_are_no_tools(tools: Any) -> None:
-    assert to_sample({"messages": talk("ua"), "tools": tools}, MESSAGES, "train[0]") == Conversation(tuple(talk("ua")))
+    assert to_sample(
+        {"messages": talk("ua"), "tools": tools}, MESSAGES, "train[0]"
+    ) == Conversation(tuple(talk("ua")))
 
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
@@ -120,43 +144,62 @@ def test_several_results_of_tools_may_follow_a_call() -> None:
     assert to_sample({"messages": messages}, MESSAGES, "train[0]") == Conversation(tuple(messages))
 
 
-# --- train flags ----------------------------------------------------------------------------------------------------------------------
+# --- train flags ----------------------------------------------------------------------------------
 
 
 def test_train_flags_are_taken_from_the_turns() -> None:
-    messages = [{**message, **({"train": flag} if flag is not None else {})}
-                for message, flag in zip(talk("uauaua"), (None, False, None, True, False, None), strict=True)]  # fmt: skip
+    messages = [
+        {**message, **({"train": flag} if flag is not None else {})}
+        for message, flag in zip(
+            talk("uauaua"), (None, False, None, True, False, None), strict=True
+        )
+    ]
     sample = to_sample({"messages": messages}, MESSAGES, "train[0]")
-    assert sample == Conversation(tuple(talk("uauaua")), train=(None, False, None, True, False, None))
+    assert sample == Conversation(
+        tuple(talk("uauaua")), train=(None, False, None, True, False, None)
+    )
 
 
 def test_a_turn_of_the_format_has_no_flag_and_the_flags_stay_with_their_turns() -> None:
     messages = [talk("ua")[0], {**talk("ua")[1], "train": True}]
-    sample = to_sample({"messages": messages}, FormatConfig(type="messages", system="Hi."), "train[0]")
+    sample = to_sample(
+        {"messages": messages}, FormatConfig(type="messages", system="Hi."), "train[0]"
+    )
     assert isinstance(sample, Conversation)
     assert sample.train == (None, None, True)
 
 
 @pytest.mark.parametrize("flag", ["yes", 1, 0.5])
 def test_a_flag_that_is_no_boolean_is_refused(flag: Any) -> None:
-    error = error_of({"messages": [turn("user", "a"), {**turn("assistant", "b"), "train": flag}]}, MESSAGES)
+    error = error_of(
+        {"messages": [turn("user", "a"), {**turn("assistant", "b"), "train": flag}]}, MESSAGES
+    )
     assert error.problem.where == "train[0].messages[1].train"
     assert error.problem.allowed == "true, false or nothing"
 
 
 def test_a_flag_that_would_train_another_role_is_refused() -> None:
-    error = error_of({"messages": [{**turn("user", "a"), "train": True}, turn("assistant", "b")]}, MESSAGES)
-    assert str(error) == (f"train[0].messages[0].train: true on a turn of user\n    allowed: true on assistant turns\n    {MEND}")
+    error = error_of(
+        {"messages": [{**turn("user", "a"), "train": True}, turn("assistant", "b")]}, MESSAGES
+    )
+    assert str(error) == (
+        f"train[0].messages[0].train: true on a turn of user\n    allowed: true on assistant turns\n    {MEND}"
+    )
     assert error.reason == "train flag on another role"
 
 
 @pytest.mark.parametrize("name", ["weight", "training", "loss"])
 def test_the_name_of_another_tool_for_the_flag_is_refused(name: str) -> None:
-    error = error_of({"messages": [turn("user", "a"), {**turn("assistant", "b"), name: 0}]}, MESSAGES)
-    assert str(error) == f"train[0].messages[1].{name}: 0\n    allowed: train: true or train: false\n    rename the field to train"
+    error = error_of(
+        {"messages": [turn("user", "a"), {**turn("assistant", "b"), name: 0}]}, MESSAGES
+    )
+    assert (
+        str(error)
+        == f"train[0].messages[1].{name}: 0\n    allowed: train: true or train: false\n    rename the field to train"
+    )
 
 
-# --- sharegpt -------------------------------------------------------------------------------------------------------------------------
+# --- sharegpt -------------------------------------------------------------------------------------
 
 
 def share(*turns: tuple[Any, Any]) -> dict[str, Any]:
@@ -165,7 +208,13 @@ def share(*turns: tuple[Any, Any]) -> dict[str, Any]:
 
 def test_sharegpt_turns_get_our_roles() -> None:
     row = share(("system", "s"), ("human", "a"), ("gpt", "b"), ("user", "c"), ("assistant", "d"))
-    turns = (turn("system", "s"), turn("user", "a"), turn("assistant", "b"), turn("user", "c"), turn("assistant", "d"))
+    turns = (
+        turn("system", "s"),
+        turn("user", "a"),
+        turn("assistant", "b"),
+        turn("user", "c"),
+        turn("assistant", "d"),
+    )
     assert to_sample(row, SHAREGPT, "train[0]") == Conversation(turns)
 
 
@@ -181,13 +230,22 @@ def test_sharegpt_turns_may_have_train_flags() -> None:
     ("row", "text"),
     [
         ({}, "train[0].conversations: null or missing\n    allowed: a list of {from, value}"),
-        ({"conversations": ["hi"]}, "train[0].conversations[0]: str 'hi'\n    allowed: {from, value}"),
+        (
+            {"conversations": ["hi"]},
+            "train[0].conversations[0]: str 'hi'\n    allowed: {from, value}",
+        ),
         (
             share(("bot", "a")),
             "train[0].conversations[0].from: 'bot'\n    allowed: human, user, gpt, assistant, system, tool, observation",
         ),
-        (share(("human", None)), "train[0].conversations[0].value: null or missing\n    allowed: a string"),
-        (share(("human", "a"), ("gpt", " ")), "train[0].conversations[1].value: an empty string\n    allowed: text"),
+        (
+            share(("human", None)),
+            "train[0].conversations[0].value: null or missing\n    allowed: a string",
+        ),
+        (
+            share(("human", "a"), ("gpt", " ")),
+            "train[0].conversations[1].value: an empty string\n    allowed: text",
+        ),
         (share(("gpt", "a")), f"train[0].conversations: the roles assistant\n    allowed: {ORDER}"),
     ],
 )
@@ -195,7 +253,7 @@ def test_bad_sharegpt_turns_are_named(row: Any, text: str) -> None:
     assert str(error_of(row, SHAREGPT)) == f"{text}\n    {MEND}"
 
 
-# --- prompts and completions that are turns -------------------------------------------------------------------------------------------
+# --- prompts and completions that are turns -------------------------------------------------------
 
 
 def test_prompt_and_completion_may_be_turns_and_say_where_the_prompt_ends() -> None:
@@ -205,14 +263,23 @@ def test_prompt_and_completion_may_be_turns_and_say_where_the_prompt_ends() -> N
 
 
 def test_a_system_turn_of_the_format_belongs_to_the_prompt() -> None:
-    sample = to_sample({"prompt": talk("u"), "completion": talk("a")}, FormatConfig(type="prompt_completion", system="Hi."), "train[0]")
+    sample = to_sample(
+        {"prompt": talk("u"), "completion": talk("a")},
+        FormatConfig(type="prompt_completion", system="Hi."),
+        "train[0]",
+    )
     assert sample == Conversation((turn("system", "Hi."), *talk("u"), *talk("a")), prompt_length=2)
 
 
 def test_a_flag_of_an_answer_in_the_completion_is_kept() -> None:
-    completion = [{**message, "train": False} if at == 0 else message for at, message in enumerate(talk("aua"))]
+    completion = [
+        {**message, "train": False} if at == 0 else message
+        for at, message in enumerate(talk("aua"))
+    ]
     sample = to_sample({"prompt": talk("u"), "completion": completion}, PAIR, "train[0]")
-    assert sample == Conversation((*talk("u"), *talk("aua")), train=(None, False, None, None), prompt_length=1)
+    assert sample == Conversation(
+        (*talk("u"), *talk("aua")), train=(None, False, None, None), prompt_length=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,56 +287,87 @@ def test_a_flag_of_an_answer_in_the_completion_is_kept() -> None:
     [
         (talk("u"), "b", "train[0].completion: str 'b'\n    allowed: a list of {role, content}"),
         ("a", talk("a"), "train[0].prompt: str 'a'\n    allowed: a list of {role, content}"),
-        (talk("u"), None, "train[0].completion: null or missing\n    allowed: a list of {role, content}"),
-        (talk("u"), [turn("assistant", "")], "train[0].completion[0].content: an empty string\n    allowed: text"),
+        (
+            talk("u"),
+            None,
+            "train[0].completion: null or missing\n    allowed: a list of {role, content}",
+        ),
+        (
+            talk("u"),
+            [turn("assistant", "")],
+            "train[0].completion[0].content: an empty string\n    allowed: text",
+        ),
         (talk("u"), [], f"train[0].messages: the roles user\n    allowed: {ORDER}"),
     ],
 )
-def test_a_prompt_and_a_completion_of_different_kinds_are_refused(prompt: Any, completion: Any, text: str) -> None:
-    assert str(error_of({"prompt": prompt, "completion": completion}, PAIR)) == f"{text}\n    {MEND}"
+def test_a_prompt_and_a_completion_of_different_kinds_are_refused(
+    prompt: Any, completion: Any, text: str
+) -> None:
+    assert (
+        str(error_of({"prompt": prompt, "completion": completion}, PAIR)) == f"{text}\n    {MEND}"
+    )
 
 
-# --- text and template ----------------------------------------------------------------------------------------------------------------
+# --- text and template ----------------------------------------------------------------------------
 
 
 def test_a_text_is_taken_as_it_is_from_its_column() -> None:
     assert to_sample({"text": " a\n", "other": 3}, TEXT, "train[0]") == Text(" a\n")
-    assert to_sample({"body": "a", "text": "b"}, FormatConfig(type="text", text_field="body"), "train[0]") == Text("a")
+    assert to_sample(
+        {"body": "a", "text": "b"}, FormatConfig(type="text", text_field="body"), "train[0]"
+    ) == Text("a")
 
 
 def test_patterns_are_filled_from_the_columns() -> None:
-    assert to_sample({"prompt": "a", "completion": "b"}, TEMPLATE, "train[0]") == PromptCompletion("a ##> ", "b")
+    assert to_sample({"prompt": "a", "completion": "b"}, TEMPLATE, "train[0]") == PromptCompletion(
+        "a ##> ", "b"
+    )
 
 
 def test_braces_of_a_value_are_plain_text_and_double_ones_of_a_pattern_too() -> None:
     cfg = FormatConfig(type="template", prompt="{{{q}}} ", completion="{a}")
-    assert to_sample({"q": "{a}", "a": "{{x}}"}, cfg, "train[0]") == PromptCompletion("{{a}} ", "{{x}}")
+    assert to_sample({"q": "{a}", "a": "{{x}}"}, cfg, "train[0]") == PromptCompletion(
+        "{{a}} ", "{{x}}"
+    )
 
 
-ALPACA = FormatConfig(type="template", prompt="{instruction}|{input}|", prompt_no_input="{instruction}|", completion="{output}")
+ALPACA = FormatConfig(
+    type="template",
+    prompt="{instruction}|{input}|",
+    prompt_no_input="{instruction}|",
+    completion="{output}",
+)
 
 
 @pytest.mark.parametrize("extra", [{}, {"input": None}, {"input": ""}, {"input": " \n"}])
 def test_a_row_with_an_empty_input_takes_the_prompt_without_one(extra: dict[str, Any]) -> None:
-    assert to_sample({"instruction": "a", "output": "b", **extra}, ALPACA, "train[0]") == PromptCompletion("a|", "b")
+    assert to_sample(
+        {"instruction": "a", "output": "b", **extra}, ALPACA, "train[0]"
+    ) == PromptCompletion("a|", "b")
 
 
 def test_a_row_with_an_input_takes_the_prompt_with_it() -> None:
-    assert to_sample({"instruction": "a", "input": "x", "output": "b"}, ALPACA, "train[0]") == PromptCompletion("a|x|", "b")
+    assert to_sample(
+        {"instruction": "a", "input": "x", "output": "b"}, ALPACA, "train[0]"
+    ) == PromptCompletion("a|x|", "b")
 
 
-@pytest.mark.parametrize(("pattern", "fields"), [("{a}{b}{a}", ["a", "b"]), ("{{a}} {b}", ["b"]), ("", []), ("a", [])])
+@pytest.mark.parametrize(
+    ("pattern", "fields"), [("{a}{b}{a}", ["a", "b"]), ("{{a}} {b}", ["b"]), ("", []), ("a", [])]
+)
 def test_the_fields_of_a_pattern_are_named_once(pattern: str, fields: list[str]) -> None:
     assert pattern_fields(pattern) == fields
 
 
-@pytest.mark.parametrize("pattern", ["{a", "a}", "{}", "{0}", "{a.b}", "{a[0]}", "{a!r}", "{a:>3}", "{a b}"])
+@pytest.mark.parametrize(
+    "pattern", ["{a", "a}", "{}", "{0}", "{a.b}", "{a[0]}", "{a!r}", "{a:>3}", "{a b}"]
+)
 def test_a_field_that_is_more_than_a_column_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"'[{}]'|plain column name|string"):
         pattern_fields(pattern)
 
 
-# --- a user's function ----------------------------------------------------------------------------------------------------------------
+# --- a user's function ----------------------------------------------------------------------------
 
 FUNCTION = FormatConfig(type="function", function="mine.to_text")
 BATCHED = FormatConfig(type="function", function="mine.to_text", batched=True)
@@ -287,17 +385,28 @@ BATCHED = FormatConfig(type="function", function="mine.to_text", batched=True)
 )
 def test_a_function_gives_any_kind_of_sample(value: Any, sample: Sample) -> None:
     assert to_sample({"x": "y"}, FUNCTION, "train[0]", lambda row: value) == sample
-    assert to_samples([{"x": "y"}] * 2, BATCHED, ["train[0]", "train[1]"], lambda batch: [value] * 2) == [sample] * 2
+    assert (
+        to_samples([{"x": "y"}] * 2, BATCHED, ["train[0]", "train[1]"], lambda batch: [value] * 2)
+        == [sample] * 2
+    )
 
 
 def test_a_function_is_given_the_row_and_cannot_change_it() -> None:
     row = {"a": "1", "b": "2"}
-    assert to_sample(row, FUNCTION, "train[0]", lambda given: given.pop("a") + given["b"]) == Text("12")
+    assert to_sample(row, FUNCTION, "train[0]", lambda given: given.pop("a") + given["b"]) == Text(
+        "12"
+    )
     assert row == {"a": "1", "b": "2"}
 
 
 @pytest.mark.parametrize(
-    ("value", "found"), [(None, "null or missing"), (3, "int '3'"), ({"a": "b"}, "dict \"{'a': 'b'}\""), ((1, 2), "tuple '(1, 2)'")]
+    ("value", "found"),
+    [
+        (None, "null or missing"),
+        (3, "int '3'"),
+        ({"a": "b"}, "dict \"{'a': 'b'}\""),
+        ((1, 2), "tuple '(1, 2)'"),
+    ],
 )
 def test_a_function_that_gives_no_sample_is_told_what_it_may_give(value: Any, found: str) -> None:
     error = error_of({"x": "y"}, FUNCTION, lambda row: value)
@@ -309,12 +418,17 @@ def test_a_function_that_gives_no_sample_is_told_what_it_may_give(value: Any, fo
 
 
 def test_a_function_of_batches_without_batched_is_told_so() -> None:
-    assert str(error_of({"x": "y"}, FUNCTION, lambda row: ["a"])).endswith("\n    the function seems to take a batch: format.batched=true")
+    assert str(error_of({"x": "y"}, FUNCTION, lambda row: ["a"])).endswith(
+        "\n    the function seems to take a batch: format.batched=true"
+    )
 
 
 def test_what_a_function_gives_is_checked_like_a_row() -> None:
     error = error_of({"x": "y"}, FUNCTION, lambda row: {"prompt": "a", "completion": ""})
-    assert str(error) == f"train[0] (format.function).completion: an empty string\n    allowed: text\n    {MEND}"
+    assert (
+        str(error)
+        == f"train[0] (format.function).completion: an empty string\n    allowed: text\n    {MEND}"
+    )
 
 
 def test_a_function_that_raises_names_the_row_and_the_columns() -> None:
@@ -341,13 +455,21 @@ def test_a_batched_function_is_given_columns_with_null_for_what_a_row_lacks() ->
 
 def test_a_batched_function_may_give_columns() -> None:
     samples = to_samples(
-        [{"x": "y"}] * 2, BATCHED, ["train[0]", "train[1]"], lambda batch: {"prompt": ["a", "b"], "completion": ["c", "d"]}
+        [{"x": "y"}] * 2,
+        BATCHED,
+        ["train[0]", "train[1]"],
+        lambda batch: {"prompt": ["a", "b"], "completion": ["c", "d"]},
     )
     assert samples == [PromptCompletion("a", "c"), PromptCompletion("b", "d")]
 
 
-@pytest.mark.parametrize(("value", "found"), [("a", "one str"), (["a"], "1 values"), ({"text": "ab"}, "one dict"), (None, "one NoneType")])
-def test_a_batched_function_that_gives_no_value_for_each_row_is_an_error_of_the_whole(value: Any, found: str) -> None:
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [("a", "one str"), (["a"], "1 values"), ({"text": "ab"}, "one dict"), (None, "one NoneType")],
+)
+def test_a_batched_function_that_gives_no_value_for_each_row_is_an_error_of_the_whole(
+    value: Any, found: str
+) -> None:
     with pytest.raises(DataError) as error:
         to_samples([{"x": "y"}] * 2, BATCHED, ["train[0]", "train[1]"], lambda batch: value)
     assert not isinstance(error.value, RowError)
@@ -360,7 +482,9 @@ def test_a_batched_function_that_gives_no_value_for_each_row_is_an_error_of_the_
 
 def test_a_batched_function_that_raises_is_an_error_of_the_whole() -> None:
     with pytest.raises(DataError) as error:
-        to_samples([{"x": "y"}] * 2, BATCHED, ["train[0]", "train[1]"], lambda batch: batch["x"].strip())
+        to_samples(
+            [{"x": "y"}] * 2, BATCHED, ["train[0]", "train[1]"], lambda batch: batch["x"].strip()
+        )
     assert not isinstance(error.value, RowError)
     assert str(error.value) == (
         "format.function: mine.to_text raised AttributeError: 'list' object has no attribute 'strip'\n"
@@ -370,12 +494,16 @@ def test_a_batched_function_that_raises_is_an_error_of_the_whole() -> None:
 
 
 def test_a_prompt_and_its_completion_are_two_strings() -> None:
-    assert to_sample({"prompt": "1 + 1 =", "completion": " 2"}, PAIR, "train[0]") == PromptCompletion("1 + 1 =", " 2")
+    assert to_sample(
+        {"prompt": "1 + 1 =", "completion": " 2"}, PAIR, "train[0]"
+    ) == PromptCompletion("1 + 1 =", " 2")
 
 
 @pytest.mark.parametrize("row", [{"instruction": "a", "output": "b"}, {"messages": talk("ua")}])
 def test_the_systems_turn_of_the_format_comes_first(row: dict[str, Any]) -> None:
-    cfg = FormatConfig(type="messages" if "messages" in row else "instruction", system="Speak like Yoda.")
+    cfg = FormatConfig(
+        type="messages" if "messages" in row else "instruction", system="Speak like Yoda."
+    )
     sample = to_sample(row, cfg, "train[0]")
     assert isinstance(sample, Conversation)
     assert sample.messages[0] == turn("system", "Speak like Yoda.")
@@ -387,20 +515,32 @@ def test_a_rows_own_system_turn_wins_over_the_formats() -> None:
     assert to_sample({"messages": talk("sua")}, cfg, "train[0]") == Conversation(tuple(talk("sua")))
 
 
-# --- prompts --------------------------------------------------------------------------------------------------------------------------
+# --- prompts --------------------------------------------------------------------------------------
 
 
 def test_a_conversation_splits_into_the_turns_before_the_answer_and_the_answer() -> None:
-    sample = Conversation(tuple(talk("suaua")), ({"name": "add"},), {"x": 1}, (None, None, False, None, True))
-    assert split_prompt(sample) == (Conversation(tuple(talk("suau")), ({"name": "add"},), {"x": 1}), "a4")
+    sample = Conversation(
+        tuple(talk("suaua")), ({"name": "add"},), {"x": 1}, (None, None, False, None, True)
+    )
+    assert split_prompt(sample) == (
+        Conversation(tuple(talk("suau")), ({"name": "add"},), {"x": 1}),
+        "a4",
+    )
     assert without_answer(sample) == split_prompt(sample)[0]
 
 
 @pytest.mark.parametrize(
     ("text", "prompt"),
-    [("one two three four five", "one two"), ("w " * 600, "w " * 50 + "w"), ("w" * 10, "w" * 5), ("x", "x")],
+    [
+        ("one two three four five", "one two"),
+        ("w " * 600, "w " * 50 + "w"),
+        ("w" * 10, "w" * 5),
+        ("x", "x"),
+    ],
 )
-def test_a_text_splits_at_a_space_behind_its_first_fifth_or_in_the_middle(text: str, prompt: str) -> None:
+def test_a_text_splits_at_a_space_behind_its_first_fifth_or_in_the_middle(
+    text: str, prompt: str
+) -> None:
     assert split_prompt(Text(text)) == (prompt, text.removeprefix(prompt))
 
 
@@ -425,24 +565,32 @@ CHAT = Conversation(tuple(talk("ua")))
         (
             FormatConfig(type="messages", system="Be short."),
             Conversation(tuple(talk("ua")), ({"name": "add"},), {"x": 1}, (None, True)),
-            Conversation((turn("system", "Be short."), turn("user", "Hello.")), ({"name": "add"},), {"x": 1}),
+            Conversation(
+                (turn("system", "Be short."), turn("user", "Hello.")), ({"name": "add"},), {"x": 1}
+            ),
         ),
     ],
 )
-def test_a_users_own_words_are_asked_as_the_format_would(cfg: FormatConfig, like: Sample, prompt: Any) -> None:
+def test_a_users_own_words_are_asked_as_the_format_would(
+    cfg: FormatConfig, like: Sample, prompt: Any
+) -> None:
     assert to_prompt("Hello.", cfg, like) == prompt
 
 
 def test_a_users_own_words_cannot_fill_two_fields() -> None:
     with pytest.raises(DataError) as error:
-        to_prompt("Hello.", FormatConfig(type="template", prompt="{a} {b}", completion="{c}"), PromptCompletion("a", "b"))
+        to_prompt(
+            "Hello.",
+            FormatConfig(type="template", prompt="{a} {b}", completion="{c}"),
+            PromptCompletion("a", "b"),
+        )
     assert str(error.value) == (
         "evaluation.sample_prompts: the prompt pattern has the fields a, b, and a sample prompt fills one\n"
         "    leave sample_prompts out (rows of the data set are asked), or set format.prompt_no_input with one field"
     )
 
 
-# --- columns --------------------------------------------------------------------------------------------------------------------------
+# --- columns --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -500,7 +648,7 @@ def test_all_missing_columns_are_reported_together() -> None:
     ]
 
 
-# --- bad rows -------------------------------------------------------------------------------------------------------------------------
+# --- bad rows -------------------------------------------------------------------------------------
 
 TEXT_FIELDS = [
     (TEXT, {"text": "a"}, "text"),
@@ -529,7 +677,9 @@ def test_a_bad_text_names_the_row_the_field_and_what_stands_there(
     with pytest.raises(RowError) as error:
         to_sample({**row, field: value}, cfg, "validation[7]")
     assert str(error.value) == f"validation[7].{field}: {found}\n    allowed: {allowed}\n    {MEND}"
-    assert error.value.reason == ("empty text" if allowed == "text" else "null or missing" if value is None else "wrong type")
+    assert error.value.reason == (
+        "empty text" if allowed == "text" else "null or missing" if value is None else "wrong type"
+    )
 
 
 @pytest.mark.parametrize("field", ["instruction", "output"])
@@ -544,8 +694,9 @@ def test_bad_rows_become_their_errors_and_good_ones_stay_in_their_places() -> No
     assert [samples[0], samples[3]] == [Text("a"), Text("b")]
     errors = [sample for sample in samples if isinstance(sample, RowError)]
     assert [(error.reason, error.problem.where) for error in errors] == [
-        ("empty text", "train[1].text"), ("null or missing", "train[2].text")
-    ]  # fmt: skip
+        ("empty text", "train[1].text"),
+        ("null or missing", "train[2].text"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -559,7 +710,9 @@ def test_bad_rows_become_their_errors_and_good_ones_stay_in_their_places() -> No
         ({"chat_template_kwargs": "{"}, ".chat_template_kwargs", "str '{'", "JSON"),
     ],
 )
-def test_bad_tools_and_template_variables_are_named(row: dict[str, Any], where: str, found: str, allowed: str) -> None:
+def test_bad_tools_and_template_variables_are_named(
+    row: dict[str, Any], where: str, found: str, allowed: str
+) -> None:
     error = error_of({"messages": talk("ua"), **row}, MESSAGES)
     assert str(error) == f"train[0]{where}: {found}\n    allowed: {allowed}\n    {MEND}"
 
@@ -569,7 +722,12 @@ def test_bad_tools_and_template_variables_are_named(row: dict[str, Any], where: 
     [
         ("add", ".tool_calls", "str 'add'", "a list"),
         ([3], ".tool_calls[0]", "int '3'", "{type: function, function: {name, arguments}}"),
-        ([{"function": {"name": "add", "arguments": "{"}}], ".tool_calls[0].function.arguments", "str '{'", "a mapping, or JSON of one"),
+        (
+            [{"function": {"name": "add", "arguments": "{"}}],
+            ".tool_calls[0].function.arguments",
+            "str '{'",
+            "a mapping, or JSON of one",
+        ),
     ],
 )
 def test_bad_tool_calls_are_named(calls: Any, where: str, found: str, allowed: str) -> None:
@@ -586,7 +744,10 @@ def test_a_missing_field_is_like_null() -> None:
 def test_an_input_of_another_type_is_refused() -> None:
     with pytest.raises(RowError) as error:
         to_sample({"instruction": "a", "input": 3, "output": "b"}, INSTRUCTION, "train[3]")
-    assert str(error.value) == "train[3].input: int '3'\n    allowed: a string or null\n    mend or remove the row"
+    assert (
+        str(error.value)
+        == "train[3].input: int '3'\n    allowed: a string or null\n    mend or remove the row"
+    )
 
 
 def test_a_long_wrong_value_is_cut_in_the_message() -> None:
@@ -600,14 +761,29 @@ def test_a_long_wrong_value_is_cut_in_the_message() -> None:
     [
         (None, "", "null or missing", "a list of {role, content}"),
         ("hello", "", "str 'hello'", "a list of {role, content}"),
-        (turn("user", "hi"), "", "dict \"{'role': 'user', 'content': 'hi'}\"", "a list of {role, content}"),
+        (
+            turn("user", "hi"),
+            "",
+            "dict \"{'role': 'user', 'content': 'hi'}\"",
+            "a list of {role, content}",
+        ),
         (["hello"], "[0]", "str 'hello'", "{role, content}"),
         ([turn("user", "hi"), None], "[1]", "null or missing", "{role, content}"),
         ([{"role": "user"}], "[0].content", "null or missing", "a string"),
         ([{"content": "hi"}], "[0].role", "null or missing", "a string"),
-        ([turn("user", "hi"), turn("assistant", None)], "[1].content", "null or missing", "a string"),
+        (
+            [turn("user", "hi"), turn("assistant", None)],
+            "[1].content",
+            "null or missing",
+            "a string",
+        ),
         ([turn("user", "hi"), turn("assistant", " ")], "[1].content", "an empty string", "text"),
-        ([turn("user", [{"type": "text"}])], "[0].content", "list \"[{'type': 'text'}]\"", "a string"),
+        (
+            [turn("user", [{"type": "text"}])],
+            "[0].content",
+            "list \"[{'type': 'text'}]\"",
+            "a string",
+        ),
         ([turn("bot", "hi")], "[0].role", "'bot'", "system, user, assistant, tool"),
         ([turn("user", "hi"), turn("tool", 3)], "[1].content", "int '3'", "a string or null"),
     ],
@@ -615,7 +791,10 @@ def test_a_long_wrong_value_is_cut_in_the_message() -> None:
 def test_bad_messages_name_the_turn(messages: Any, where: str, found: str, allowed: str) -> None:
     with pytest.raises(RowError) as error:
         to_sample({"messages": messages}, MESSAGES, "test[5]")
-    assert str(error.value) == f"test[5].messages{where}: {found}\n    allowed: {allowed}\n    mend or remove the row"
+    assert (
+        str(error.value)
+        == f"test[5].messages{where}: {found}\n    allowed: {allowed}\n    mend or remove the row"
+    )
 
 
 @pytest.mark.parametrize(
@@ -634,13 +813,19 @@ def test_bad_messages_name_the_turn(messages: Any, where: str, found: str, allow
         ("utua", "user, tool, user, assistant"),
         ("uata", "user, assistant, tool, assistant"),
         ("ta", "tool, assistant"),
-        ("ua" * 10 + "u", "user, assistant, user, assistant, user, assistant, ..., user, assistant, user, assistant, user"),
+        (
+            "ua" * 10 + "u",
+            "user, assistant, user, assistant, user, assistant, ..., user, assistant, user, assistant, user",
+        ),
     ],
 )
 def test_turns_out_of_order_name_the_roles(roles: str, found: str) -> None:
     with pytest.raises(RowError) as error:
         to_sample({"messages": talk(roles)}, MESSAGES, "test[5]")
-    assert str(error.value).splitlines()[:2] == [f"test[5].messages: the roles {found}", f"    allowed: {ORDER}"]
+    assert str(error.value).splitlines()[:2] == [
+        f"test[5].messages: the roles {found}",
+        f"    allowed: {ORDER}",
+    ]
 
 
 def test_a_system_turn_of_the_format_does_not_make_a_conversation_of_nothing() -> None:
@@ -648,12 +833,17 @@ def test_a_system_turn_of_the_format_does_not_make_a_conversation_of_nothing() -
         to_sample({"messages": []}, FormatConfig(type="messages", system="Be short."), "train[0]")
 
 
-# --- golden values --------------------------------------------------------------------------------------------------------------------
+# --- golden values --------------------------------------------------------------------------------
 
 
 def test_golden_rows_of_prompts_and_completions_make_the_golden_conversations(golden: Path) -> None:
-    cases = {case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))}
+    cases = {
+        case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))
+    }
     batch, expected = cases["002-format-batch"]["input"], cases["002-format-batch"]["expected"]
-    rows = [{"instruction": p, "output": c} for p, c in zip(batch["prompt"], batch["completion"], strict=True)]
+    rows = [
+        {"instruction": p, "output": c}
+        for p, c in zip(batch["prompt"], batch["completion"], strict=True)
+    ]
     samples = [to_sample(row, INSTRUCTION, "train[0]") for row in rows]
     assert samples == [Conversation(tuple(messages)) for messages in expected]

@@ -12,17 +12,28 @@ from typing import Any
 import pytest
 
 from sftpipe import compose
-from sftpipe.catalog import conf_dir
+from sftpipe.config.options import conf_dir
+from sftpipe.config.schema import FormatConfig, LossConfig
 from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.formats import Row, to_samples
-from sftpipe.data.preview import spans
+from sftpipe.data.preflight.preview import spans
 from sftpipe.errors import RowError
-from sftpipe.schema import FormatConfig, LossConfig
 
 INSTRUCTIONS: list[Row] = [
-    {"instruction": "Say it as Yoda would: You must learn patience.", "output": "Patience, you must learn."},
-    {"instruction": "Correct the spelling of this word.", "input": "Ocassion", "output": "The correct spelling is\n'Occasion'."},
-    {"instruction": "다음 단어의 반의어는 무엇인가요?", "input": "복잡한", "output": "'복잡한'의 반의어는 '단순한'입니다."},
+    {
+        "instruction": "Say it as Yoda would: You must learn patience.",
+        "output": "Patience, you must learn.",
+    },
+    {
+        "instruction": "Correct the spelling of this word.",
+        "input": "Ocassion",
+        "output": "The correct spelling is\n'Occasion'.",
+    },
+    {
+        "instruction": "다음 단어의 반의어는 무엇인가요?",
+        "input": "복잡한",
+        "output": "'복잡한'의 반의어는 '단순한'입니다.",
+    },
 ]
 GREETING = [
     {"role": "user", "content": "안녕하세요?"},
@@ -42,7 +53,12 @@ ROWS: dict[str, list[Row]] = {
     "instruction": INSTRUCTIONS,
     "messages": [{"messages": GREETING}, {"messages": SUMS}, {"messages": FLAGGED}],
     "sharegpt": [
-        {"conversations": [{"from": NAMES[turn["role"]], "value": turn["content"]} for turn in talk]} for talk in (GREETING, SUMS)
+        {
+            "conversations": [
+                {"from": NAMES[turn["role"]], "value": turn["content"]} for turn in talk
+            ]
+        }
+        for talk in (GREETING, SUMS)
     ],
     "prompt_completion_messages": [
         {"prompt": SUMS[:4], "completion": SUMS[4:]},
@@ -68,7 +84,10 @@ TEMPLATES = {  # template -> the tokens that it writes, and that stand behind a 
     "chatml_bos_eos": ([], "<|im_start|>assistant\n"),
     "phi3": (["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"], "<|assistant|>\n"),
     "zephyr": ([], "<|assistant|>\n"),
-    "llama3": (["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], "assistant<|end_header_id|>\n\n"),
+    "llama3": (
+        ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        "assistant<|end_header_id|>\n\n",
+    ),
 }
 
 
@@ -88,8 +107,11 @@ def combinations() -> Iterator[tuple[str, str, str]]:
 def loss_of(kind: str, template: str) -> LossConfig:
     if kind != "response_template":
         return LossConfig(kind)
-    return LossConfig(kind, response_template=TEMPLATES[template][1] if template in TEMPLATES else "### Answer:",
-                      instruction_template=None if template in TEMPLATES else "### Question:")  # fmt: skip
+    return LossConfig(
+        kind,
+        response_template=TEMPLATES[template][1] if template in TEMPLATES else "### Answer:",
+        instruction_template=None if template in TEMPLATES else "### Question:",
+    )
 
 
 def format_of(name: str) -> FormatConfig:
@@ -97,7 +119,11 @@ def format_of(name: str) -> FormatConfig:
         return FormatConfig("template", prompt="{prompt} ##[YODA]##>", completion=" {completion}")
     if name == "prompt_completion_messages":
         return FormatConfig("prompt_completion")
-    return FormatConfig("function", function="a.b") if name == "function" else compose([f"format={name}", "loss=full"]).format
+    return (
+        FormatConfig("function", function="a.b")
+        if name == "function"
+        else compose([f"format={name}", "loss=full"]).format
+    )
 
 
 def question_and_answer(row: Row) -> str:
@@ -112,14 +138,20 @@ def tokenizers(tokenizer: Any) -> dict[str, Any]:
     made["none"].chat_template = None
     for name in TEMPLATES.keys() - {"own"}:
         made[name] = copy.deepcopy(tokenizer)
-        made[name].chat_template = (conf_dir() / "chat_template" / f"{name}.jinja").read_text(encoding="utf-8")
+        made[name].chat_template = (conf_dir() / "chat_template" / f"{name}.jinja").read_text(
+            encoding="utf-8"
+        )
         made[name].add_tokens(TEMPLATES[name][0], special_tokens=True)
     return made
 
 
 @pytest.mark.parametrize(("name", "template", "loss"), list(combinations()))
 def test_golden_text_of_a_format_a_template_and_a_loss(
-    tokenizers: dict[str, Any], golden_text: Callable[[str, str], None], name: str, template: str, loss: str
+    tokenizers: dict[str, Any],
+    golden_text: Callable[[str, str], None],
+    name: str,
+    template: str,
+    loss: str,
 ) -> None:
     tokenizer = tokenizers[template]
     places = [f"train[{at}]" for at in range(len(ROWS[name]))]
@@ -127,7 +159,9 @@ def test_golden_text_of_a_format_a_template_and_a_loss(
     good = [sample for sample in samples if not isinstance(sample, RowError)]
     assert len(good) == len(samples)
     pages = [f"format={name} tokenizer.chat_template={template} loss={loss}: ⟦trained⟧ masked"]
-    for place, row in zip(places, Encoder(tokenizer, loss_of(loss, template)).encode(good, places), strict=True):
+    for place, row in zip(
+        places, Encoder(tokenizer, loss_of(loss, template)).encode(good, places), strict=True
+    ):
         if isinstance(row, Encoded):
             parts = spans({"input_ids": row.input_ids, "labels": row.labels}, tokenizer)
             text = "".join(f"⟦{part}⟧" if trained else part for part, trained in parts)

@@ -41,7 +41,9 @@ Prepared = Callable[..., Any]
 @pytest.fixture(scope="module")
 def cases(golden: Path) -> dict[str, Any]:
     """{id: case}."""
-    return {case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))}
+    return {
+        case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))
+    }
 
 
 @pytest.fixture
@@ -51,13 +53,25 @@ def prepared(golden: Path, tmp_path: Path) -> Prepared:
     def prepare(rows: list[dict[str, Any]] | Path, tokenizer: str, *overrides: str) -> Any:
         file = rows if isinstance(rows, Path) else tmp_path / "rows.jsonl"
         if isinstance(rows, list):
-            file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+            file.write_text(
+                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
+                encoding="utf-8",
+            )
         kind = "csv" if file.suffix == ".csv" else "json"
         given = {override.partition("=")[0] for override in overrides}
-        defaults = [word for word in (f"dataset={kind}", "sft.max_length=null") if word.partition("=")[0] not in given]
+        defaults = [
+            word
+            for word in (f"dataset={kind}", "sft.max_length=null")
+            if word.partition("=")[0] not in given
+        ]
         return sftpipe.prepare(
             sftpipe.compose(
-                [*defaults, f"dataset.data_files={file}", f"tokenizer.name_or_path={golden / 'tokenizers' / tokenizer}", *overrides]
+                [
+                    *defaults,
+                    f"dataset.data_files={file}",
+                    f"tokenizer.name_or_path={golden / 'tokenizers' / tokenizer}",
+                    *overrides,
+                ]
             )
         )
 
@@ -74,11 +88,13 @@ def kept(row: Any) -> list[int]:
     return [label for label in row["labels"] if label != IGNORED]
 
 
-# --- Stanford Alpaca's train.py -------------------------------------------------------------------------------------------------------
+# --- Stanford Alpaca's train.py -------------------------------------------------------------------
 
 
 def alpaca_row(cases: dict[str, Any]) -> dict[str, Any]:
-    return {key: cases["000-source-odd"]["input"][key] for key in ("instruction", "input", "output")}
+    return {
+        key: cases["000-source-odd"]["input"][key] for key in ("instruction", "input", "output")
+    }
 
 
 def test_the_alpaca_prompts_are_stanfords(cases: dict[str, Any]) -> None:
@@ -87,7 +103,9 @@ def test_the_alpaca_prompts_are_stanfords(cases: dict[str, Any]) -> None:
     assert form.prompt_no_input == cases["000-template-prompt_no_input"]["expected"]
 
 
-def test_the_worked_example_has_stanfords_source_and_target(cases: dict[str, Any], prepared: Prepared) -> None:
+def test_the_worked_example_has_stanfords_source_and_target(
+    cases: dict[str, Any], prepared: Prepared
+) -> None:
     data = prepared([alpaca_row(cases)], "opt-350m", "format=alpaca")
     (sample,) = data.samples("train")
     assert sample.prompt == cases["000-source-odd"]["expected"]
@@ -95,7 +113,9 @@ def test_the_worked_example_has_stanfords_source_and_target(cases: dict[str, Any
 
 
 @pytest.mark.parametrize("name", ["opt-350m", "gpt2", "phi-3-mini-4k-instruct"])
-def test_a_joint_boundary_gives_alpacas_ids_and_labels(cases: dict[str, Any], prepared: Prepared, name: str) -> None:
+def test_a_joint_boundary_gives_alpacas_ids_and_labels(
+    cases: dict[str, Any], prepared: Prepared, name: str
+) -> None:
     expected = cases[f"000-preprocess-odd-{name}"]["expected"]
     row = prepared([alpaca_row(cases)], name, "format=alpaca", "loss.boundary=joint").train[0]
     assert row["input_ids"] == expected["input_ids"]
@@ -104,18 +124,33 @@ def test_a_joint_boundary_gives_alpacas_ids_and_labels(cases: dict[str, Any], pr
 
 
 @pytest.mark.parametrize("name", ["opt-350m", "gpt2", "phi-3-mini-4k-instruct"])
-def test_a_split_boundary_keeps_the_prompt_of_generation(cases: dict[str, Any], prepared: Prepared, name: str) -> None:
+def test_a_split_boundary_keeps_the_prompt_of_generation(
+    cases: dict[str, Any], prepared: Prepared, name: str
+) -> None:
     data = prepared([{**alpaca_row(cases), "output": "-) yes"}], name, "format=alpaca")
     (sample,) = data.samples("train")
     row = data.train[0]
-    assert row["input_ids"][: row["labels"].count(IGNORED)] == data.encoder.prompt_ids(sample.prompt)
-    joint = prepared([{**alpaca_row(cases), "output": "-) yes"}], name, "format=alpaca", "loss.boundary=joint")
-    assert "-" not in joint.tokenizer.decode(kept(joint.train[0]))  # ":-" is one token, and is masked with the prompt
+    assert row["input_ids"][: row["labels"].count(IGNORED)] == data.encoder.prompt_ids(
+        sample.prompt
+    )
+    joint = prepared(
+        [{**alpaca_row(cases), "output": "-) yes"}], name, "format=alpaca", "loss.boundary=joint"
+    )
+    assert "-" not in joint.tokenizer.decode(
+        kept(joint.train[0])
+    )  # ":-" is one token, and is masked with the prompt
     assert "-) yes" in data.tokenizer.decode(kept(row))
 
 
-def test_a_joint_boundary_masks_as_alpaca_does_on_its_first_hundred_rows(golden: Path, prepared: Prepared) -> None:
-    data = prepared(golden / "data" / "alpaca" / "alpaca_first_100.json", "gpt2", "format=alpaca", "loss.boundary=joint")
+def test_a_joint_boundary_masks_as_alpaca_does_on_its_first_hundred_rows(
+    golden: Path, prepared: Prepared
+) -> None:
+    data = prepared(
+        golden / "data" / "alpaca" / "alpaca_first_100.json",
+        "gpt2",
+        "format=alpaca",
+        "loss.boundary=joint",
+    )
     tokenizer = data.tokenizer
     for sample, row in zip(data.samples("train"), data.train, strict=True):
         whole = tokenizer(sample.prompt + sample.completion + tokenizer.eos_token).input_ids
@@ -125,13 +160,15 @@ def test_a_joint_boundary_masks_as_alpaca_does_on_its_first_hundred_rows(golden:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt-350m"])
-def test_a_missing_pad_becomes_alpacas(cases: dict[str, Any], prepared: Prepared, name: str) -> None:
+def test_a_missing_pad_becomes_alpacas(
+    cases: dict[str, Any], prepared: Prepared, name: str
+) -> None:
     expected = cases[f"000-special-tokens-{name}"]["expected"]
     tokenizer = prepared([alpaca_row(cases)], name, "format=alpaca").tokenizer
     assert (len(tokenizer), tokenizer.pad_token_id) == (expected["len"], expected["pad_token_id"])
 
 
-# --- the notebook on formatting -------------------------------------------------------------------------------------------------------
+# --- the notebook on formatting -------------------------------------------------------------------
 
 PHI3 = "phi-3-mini-4k-instruct"
 
@@ -140,27 +177,40 @@ def yoda_texts(golden: Path) -> list[dict[str, str]]:
     """The rows of the notebook's data set, as the notebook's template writes them."""
     with (golden / "data" / "yoda" / "sentences.csv").open(encoding="utf-8", newline="") as file:
         return [
-            {"text": f"<|user|>\n{row['sentence']}<|end|>\n<|assistant|>\n{row['translation_extra']}<|end|>\n<|endoftext|>"}
+            {
+                "text": f"<|user|>\n{row['sentence']}<|end|>\n<|assistant|>\n{row['translation_extra']}<|end|>\n<|endoftext|>"
+            }
             for row in csv.DictReader(file)
         ]
 
 
-def test_phi3_writes_the_golden_chat_and_the_golden_prompt(cases: dict[str, Any], prepared: Prepared) -> None:
+def test_phi3_writes_the_golden_chat_and_the_golden_prompt(
+    cases: dict[str, Any], prepared: Prepared
+) -> None:
     messages = cases["002-phi-chat"]["input"]
     data = prepared([{"messages": messages}], PHI3, "format=messages")
     (sample,) = data.samples("train")
     assert data.encoder.template.text(sample, "", prompt=False) == cases["002-phi-chat"]["expected"]
     prompt, answer = data.encoder.answer_apart(sample)
-    assert data.encoder.template.text(prompt, "", prompt=True) == cases["002-phi-chat-gen"]["expected"]
+    assert (
+        data.encoder.template.text(prompt, "", prompt=True) == cases["002-phi-chat-gen"]["expected"]
+    )
     assert answer == "Buenos Aires."
 
 
 @pytest.mark.parametrize("form", ["instruction", "function", "messages"])
 def test_pairs_become_the_golden_conversations(
-    cases: dict[str, Any], prepared: Prepared, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cases: dict[str, Any],
+    prepared: Prepared,
+    form: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     batch, expected = cases["002-format-batch"]["input"], cases["002-format-batch"]["expected"]
-    rows: list[dict[str, Any]] = [{"prompt": p, "completion": c} for p, c in zip(batch["prompt"], batch["completion"], strict=True)]
+    rows: list[dict[str, Any]] = [
+        {"prompt": p, "completion": c}
+        for p, c in zip(batch["prompt"], batch["completion"], strict=True)
+    ]
     overrides = ["dataset.columns={instruction: prompt, output: completion}"]
     if form == "function":
         (tmp_path / "golden_pairs.py").write_text(
@@ -174,12 +224,18 @@ def test_pairs_become_the_golden_conversations(
     data = prepared(rows, PHI3, f"format={form}", *overrides)
     assert [list(sample.messages) for sample in data.samples("train")] == expected
     assert cases["002-format-single"]["expected"]["messages"] == [
-        {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]  # fmt: skip
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+    ]
 
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_a_users_formatting_function_gives_the_golden_texts(
-    cases: dict[str, Any], prepared: Prepared, batched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cases: dict[str, Any],
+    prepared: Prepared,
+    batched: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "golden_texts.py").write_text(
         "END = '<|endoftext|>'\n"
@@ -191,39 +247,74 @@ def test_a_users_formatting_function_gives_the_golden_texts(
     monkeypatch.chdir(tmp_path)
     case = cases["002-byoff3-batched" if batched else "002-byoff2"]
     batch = case["input"] if batched else {key: [value] for key, value in case["input"].items()}
-    rows = [{"prompt": p, "completion": c} for p, c in zip(batch["prompt"], batch["completion"], strict=True)]
+    rows = [
+        {"prompt": p, "completion": c}
+        for p, c in zip(batch["prompt"], batch["completion"], strict=True)
+    ]
     name = "many" if batched else "one"
-    data = prepared(rows, PHI3, "format=function", f"format.function=golden_texts.{name}", f"format.batched={str(batched).lower()}",
-                    "allowed_targets=[golden_texts]", "loss=full")  # fmt: skip
-    assert [sample.text for sample in data.samples("train")] == (case["expected"] if batched else [case["expected"]])
+    data = prepared(
+        rows,
+        PHI3,
+        "format=function",
+        f"format.function=golden_texts.{name}",
+        f"format.batched={str(batched).lower()}",
+        "allowed_targets=[golden_texts]",
+        "loss=full",
+    )
+    assert [sample.text for sample in data.samples("train")] == (
+        case["expected"] if batched else [case["expected"]]
+    )
     for row in data.train:
         assert row["input_ids"].count(data.tokenizer.eos_token_id) == 1
         assert row["input_ids"][-1] == data.tokenizer.eos_token_id
-    assert len(data.train) == (cases["002-byoff3-dataset"]["expected"]["num_rows"] if batched else 1)
+    assert len(data.train) == (
+        cases["002-byoff3-dataset"]["expected"]["num_rows"] if batched else 1
+    )
 
 
-def test_phi3_writes_the_golden_texts_of_formatted_data(cases: dict[str, Any], prepared: Prepared) -> None:
+def test_phi3_writes_the_golden_texts_of_formatted_data(
+    cases: dict[str, Any], prepared: Prepared
+) -> None:
     case = cases["002-byofd-text"]
     data = prepared([{"messages": messages} for messages in case["input"]], PHI3, "format=messages")
-    assert [data.encoder.template.text(sample, "", prompt=False) for sample in data.samples("train")] == case["expected"]
-    as_text = prepared([{"text": text} for text in case["expected"]], PHI3, "format=text", "loss=full")
+    assert [
+        data.encoder.template.text(sample, "", prompt=False) for sample in data.samples("train")
+    ] == case["expected"]
+    as_text = prepared(
+        [{"text": text} for text in case["expected"]], PHI3, "format=text", "loss=full"
+    )
     for row in as_text.train:
         assert row["input_ids"].count(as_text.tokenizer.eos_token_id) == 1
 
 
-def test_phi3_encodes_the_golden_sentence_and_pads_with_unk(cases: dict[str, Any], prepared: Prepared) -> None:
+def test_phi3_encodes_the_golden_sentence_and_pads_with_unk(
+    cases: dict[str, Any], prepared: Prepared
+) -> None:
     case = cases["002-phi-encode"]
     data = prepared([{"text": case["input"]}], PHI3, "format=text", "loss=full")
-    assert data.train[0]["input_ids"] == [*case["expected"]["input_ids"], data.tokenizer.eos_token_id]
+    assert data.train[0]["input_ids"] == [
+        *case["expected"]["input_ids"],
+        data.tokenizer.eos_token_id,
+    ]
     assert data.tokenizer.pad_token == cases["002-phi-pad-side"]["expected"][0]
 
 
-def test_the_yoda_set_has_the_golden_rows_and_texts(cases: dict[str, Any], golden: Path, prepared: Prepared) -> None:
+def test_the_yoda_set_has_the_golden_rows_and_texts(
+    cases: dict[str, Any], golden: Path, prepared: Prepared
+) -> None:
     columns = "dataset.columns={instruction: sentence, output: translation_extra}"
-    data = prepared(golden / "data" / "yoda" / "sentences.csv", PHI3, "format=instruction", columns, "dataset.limit=2",
-                    "preflight.max_empty_rows=0")  # fmt: skip
+    data = prepared(
+        golden / "data" / "yoda" / "sentences.csv",
+        PHI3,
+        "format=instruction",
+        columns,
+        "dataset.limit=2",
+        "preflight.max_empty_rows=0",
+    )
     samples = list(data.samples("train"))
-    assert [data.encoder.template.text(sample, "", prompt=False) for sample in samples] == cases["002-yoda-texts"]["expected"]
+    assert [data.encoder.template.text(sample, "", prompt=False) for sample in samples] == cases[
+        "002-yoda-texts"
+    ]["expected"]
     count, first = cases["002-yoda-len-row0"]["expected"]
     assert {"messages": [dict(message) for message in samples[0].messages]} == first
     assert len(yoda_texts(golden)) == count
@@ -235,25 +326,43 @@ def test_a_response_template_trains_what_the_completion_collator_trains(
 ) -> None:
     expected = cases["002-completion-collator"]["expected"]
     template = "[32001]" if by_ids else quoted("<|assistant|>\n")
-    data = prepared(yoda_texts(golden)[:2], PHI3, "format=text", "loss=response_template", f"loss.response_template={template}")
-    for row, ids, mask, labels in zip(data.train, expected["input_ids"], expected["attention_mask"], expected["labels"], strict=True):
+    data = prepared(
+        yoda_texts(golden)[:2],
+        PHI3,
+        "format=text",
+        "loss=response_template",
+        f"loss.response_template={template}",
+    )
+    for row, ids, mask, labels in zip(
+        data.train,
+        expected["input_ids"],
+        expected["attention_mask"],
+        expected["labels"],
+        strict=True,
+    ):
         assert row["input_ids"] == [token for token, real in zip(ids, mask, strict=True) if real]
         assert row["labels"] == [label for label, real in zip(labels, mask, strict=True) if real]
     assert data.tokenizer.decode(kept(data.train[0])) == cases["002-completion-decode"]["expected"]
 
 
-def test_a_full_loss_trains_what_the_language_modelling_collator_trains(cases: dict[str, Any], golden: Path, prepared: Prepared) -> None:
+def test_a_full_loss_trains_what_the_language_modelling_collator_trains(
+    cases: dict[str, Any], golden: Path, prepared: Prepared
+) -> None:
     expected = cases["002-lm-collator"]["expected"]
     assert expected["input_ids"] == cases["002-pad-collator"]["expected"]["input_ids"]
     data = prepared(yoda_texts(golden)[:2], PHI3, "format=text", "loss=full")
     batch = data.collate(list(data.train))
-    for at, (ids, mask, labels) in enumerate(zip(expected["input_ids"], expected["attention_mask"], expected["labels"], strict=True)):
+    for at, (ids, mask, labels) in enumerate(
+        zip(expected["input_ids"], expected["attention_mask"], expected["labels"], strict=True)
+    ):
         real = sum(mask)
         assert batch["input_ids"][at, :real].tolist() == ids[-real:]
         assert batch["labels"][at, :real].tolist() == labels[-real:]
         assert batch["attention_mask"][at].tolist() == sorted(mask, reverse=True)
         assert batch["labels"][at, real:].tolist() == [IGNORED] * (len(mask) - real)
-        assert batch["input_ids"][at, real:].tolist() == [data.tokenizer.pad_token_id] * (len(mask) - real)
+        assert batch["input_ids"][at, real:].tolist() == [data.tokenizer.pad_token_id] * (
+            len(mask) - real
+        )
 
 
 @pytest.mark.parametrize(
@@ -261,7 +370,10 @@ def test_a_full_loss_trains_what_the_language_modelling_collator_trains(cases: d
     [
         ("002-chat2-response-only", ["loss.response_template='<|assistant|>'"]),
         ("002-chat2-response-only", ["loss.response_template=[32001]"]),
-        ("002-chat2-both", ["loss.response_template='<|assistant|>'", "loss.instruction_template='<|user|>'"]),
+        (
+            "002-chat2-both",
+            ["loss.response_template='<|assistant|>'", "loss.instruction_template='<|user|>'"],
+        ),
         ("002-chat2-both", ["loss.response_template=[32001]", "loss.instruction_template=[32010]"]),
     ],
 )
@@ -269,13 +381,17 @@ def test_response_and_instruction_templates_on_two_turns(
     cases: dict[str, Any], prepared: Prepared, case: str, templates: list[str]
 ) -> None:
     expected = cases[case]["expected"]
-    data = prepared([{"text": cases[case]["input"]}], PHI3, "format=text", "loss=response_template", *templates)
+    data = prepared(
+        [{"text": cases[case]["input"]}], PHI3, "format=text", "loss=response_template", *templates
+    )
     assert data.train[0]["input_ids"] == expected["input_ids"][0]
     assert data.train[0]["labels"] == expected["labels"][0]
     assert data.tokenizer.decode(kept(data.train[0])) == cases[f"{case}-decode"]["expected"]
 
 
-def test_padding_free_rows_are_flattened_like_the_collator_with_flattening(cases: dict[str, Any], golden: Path, prepared: Prepared) -> None:
+def test_padding_free_rows_are_flattened_like_the_collator_with_flattening(
+    cases: dict[str, Any], golden: Path, prepared: Prepared
+) -> None:
     expected = cases["002-flatten"]["expected"]
     data = prepared(yoda_texts(golden)[:2], PHI3, "format=text", "loss=full")
     batch = data.collate(list(data.train), padding_free=True)
@@ -290,7 +406,11 @@ def test_padding_free_rows_of_a_response_template_are_the_completion_collators(
 ) -> None:
     expected = cases["002-completion-padding-free"]["expected"]
     data = prepared(
-        yoda_texts(golden)[:2], PHI3, "format=text", "loss=response_template", f"loss.response_template={quoted('<|assistant|>')}"
+        yoda_texts(golden)[:2],
+        PHI3,
+        "format=text",
+        "loss=response_template",
+        f"loss.response_template={quoted('<|assistant|>')}",
     )
     batch = data.collate(list(data.train), padding_free=True)
     assert expected.keys() <= batch.keys()
@@ -301,38 +421,63 @@ def test_padding_free_rows_of_a_response_template_are_the_completion_collators(
 
 def test_opts_conversation_in_the_golden_chatml(cases: dict[str, Any], prepared: Prepared) -> None:
     messages = cases["002-opt-chatml-render"]["input"]
-    data = prepared([{"messages": messages}], "opt-350m", "format=messages", "tokenizer.chat_template=chatml_bos_eos")
+    data = prepared(
+        [{"messages": messages}],
+        "opt-350m",
+        "format=messages",
+        "tokenizer.chat_template=chatml_bos_eos",
+    )
     (sample,) = data.samples("train")
     text = data.encoder.template.text(sample, "", prompt=False)
     assert (
-        text.replace("</s>user", "<|im_start|>user").replace("</s>assistant", "<|im_start|>assistant")
+        text.replace("</s>user", "<|im_start|>user").replace(
+            "</s>assistant", "<|im_start|>assistant"
+        )
         == (cases["002-opt-chatml-render"]["expected"])
     )  # OPT's BOS is </s> until a recipe makes it <|im_start|>
 
 
-def test_the_users_own_template_gives_the_golden_text_and_ids(cases: dict[str, Any], golden: Path, prepared: Prepared) -> None:
+def test_the_users_own_template_gives_the_golden_text_and_ids(
+    cases: dict[str, Any], golden: Path, prepared: Prepared
+) -> None:
     with (golden / "data" / "yoda" / "sentences.csv").open(encoding="utf-8", newline="") as file:
-        rows = [{"prompt": row["sentence"], "completion": row["translation_extra"]} for row in list(csv.DictReader(file))[:1]]
-    data = prepared(rows, "opt-350m", "format=template", f"format.prompt={quoted('{prompt} ##[YODA]##>')}",
-                    f"format.completion={quoted(' {completion}')}", "tokenizer.special_tokens=['<|im_start|>']",
-                    "tokenizer.tokens=['##[YODA]##>']", "tokenizer.bos_token='<|im_start|>'")  # fmt: skip
+        rows = [
+            {"prompt": row["sentence"], "completion": row["translation_extra"]}
+            for row in list(csv.DictReader(file))[:1]
+        ]
+    data = prepared(
+        rows,
+        "opt-350m",
+        "format=template",
+        f"format.prompt={quoted('{prompt} ##[YODA]##>')}",
+        f"format.completion={quoted(' {completion}')}",
+        "tokenizer.special_tokens=['<|im_start|>']",
+        "tokenizer.tokens=['##[YODA]##>']",
+        "tokenizer.bos_token='<|im_start|>'",
+    )
     expected = cases["002-yoda-byot-ids"]["expected"]["input_ids"]
     assert data.train[0]["input_ids"] == expected
     assert kept(data.train[0]) == expected[expected.index(50266) + 1 :]
     assert data.tokenizer.decode(expected[1:]) == cases["002-yoda-byot-text"]["expected"]
-    assert data.tokenizer.convert_ids_to_tokens(50266) == cases["002-yoda-byot-marker-id"]["expected"]
+    assert (
+        data.tokenizer.convert_ids_to_tokens(50266) == cases["002-yoda-byot-marker-id"]["expected"]
+    )
     (sample,) = data.samples("train")
-    assert f"{sample.prompt} " == cases["002-yoda-byot-gen"]["expected"][0].replace("The Force is strong in you.", rows[0]["prompt"])
+    assert f"{sample.prompt} " == cases["002-yoda-byot-gen"]["expected"][0].replace(
+        "The Force is strong in you.", rows[0]["prompt"]
+    )
 
 
-# --- raw text with markers ------------------------------------------------------------------------------------------------------------
+# --- raw text with markers ------------------------------------------------------------------------
 
 MARKED = "|START_OF_TITLE|>늑대와 소년\n|START_OF_DIALOGUE|>누구세요?|SOUND|>아우우\n|END_OF_BOOK|>"
 MARKERS = ["|START_OF_TITLE|>", "|END_OF_BOOK|>", "|START_OF_DIALOGUE|>", "|SOUND|>"]
 TOKENS = "dataset.marker_tokens=[" + ",".join(map(quoted, MARKERS)) + "]"
 
 
-def test_markers_that_are_kept_are_split_like_any_text(cases: dict[str, Any], prepared: Prepared) -> None:
+def test_markers_that_are_kept_are_split_like_any_text(
+    cases: dict[str, Any], prepared: Prepared
+) -> None:
     expected = cases["003-marker-plain-gpt2"]["expected"]
     assert list(expected) == MARKERS
     for marker, ids in expected.items():
@@ -340,31 +485,57 @@ def test_markers_that_are_kept_are_split_like_any_text(cases: dict[str, Any], pr
         assert data.train[0]["input_ids"] == [*ids, data.tokenizer.eos_token_id]
 
 
-def test_markers_that_are_registered_are_one_token_each_and_vanish_from_decoded_text(cases: dict[str, Any], prepared: Prepared) -> None:
-    data = prepared([{"text": MARKED}], "gpt2", "format=text", "loss=full", "dataset.markers=special", TOKENS)
+def test_markers_that_are_registered_are_one_token_each_and_vanish_from_decoded_text(
+    cases: dict[str, Any], prepared: Prepared
+) -> None:
+    data = prepared(
+        [{"text": MARKED}], "gpt2", "format=text", "loss=full", "dataset.markers=special", TOKENS
+    )
     ids, tokenizer = data.train[0]["input_ids"], data.tokenizer
-    assert [ids.count(tokenizer.convert_tokens_to_ids(marker)) for marker in MARKERS] == [1, 1, 1, 1]
-    assert tokenizer.decode(ids, skip_special_tokens=True) == cases["003-marker-skip-special"]["expected"]
+    assert [ids.count(tokenizer.convert_tokens_to_ids(marker)) for marker in MARKERS] == [
+        1,
+        1,
+        1,
+        1,
+    ]
+    assert (
+        tokenizer.decode(ids, skip_special_tokens=True)
+        == cases["003-marker-skip-special"]["expected"]
+    )
 
 
-def test_markers_that_are_stripped_leave_the_rest_of_the_text(cases: dict[str, Any], prepared: Prepared) -> None:
-    data = prepared([{"text": MARKED}], "gpt2", "format=text", "loss=full", "dataset.markers=strip", TOKENS)
-    assert [sample.text for sample in data.samples("train")] == [cases["003-marker-strip"]["expected"]]
+def test_markers_that_are_stripped_leave_the_rest_of_the_text(
+    cases: dict[str, Any], prepared: Prepared
+) -> None:
+    data = prepared(
+        [{"text": MARKED}], "gpt2", "format=text", "loss=full", "dataset.markers=strip", TOKENS
+    )
+    assert [sample.text for sample in data.samples("train")] == [
+        cases["003-marker-strip"]["expected"]
+    ]
 
 
-def test_two_korean_sentences_have_the_golden_lengths(cases: dict[str, Any], prepared: Prepared) -> None:
+def test_two_korean_sentences_have_the_golden_lengths(
+    cases: dict[str, Any], prepared: Prepared
+) -> None:
     case = cases["003-batch-gpt2"]
     data = prepared([{"text": text} for text in case["input"]], "gpt2", "format=text", "loss=full")
     batch = data.collate(list(data.train))
-    assert [length - 1 for length in batch["attention_mask"].sum(1).tolist()] == case["expected"]["lens"]  # ours end in EOS
+    assert [length - 1 for length in batch["attention_mask"].sum(1).tolist()] == case["expected"][
+        "lens"
+    ]  # ours end in EOS
     assert batch["input_ids"].shape[1] == case["expected"]["width"] + 1
     for row, length in zip(batch["labels"].tolist(), case["expected"]["lens"], strict=True):
         assert row[length + 1 :] == [IGNORED] * (len(row) - length - 1)
 
 
-# --- chapter 7 of "LLMs from scratch" -------------------------------------------------------------------------------------------------
+# --- chapter 7 of "LLMs from scratch" -------------------------------------------------------------
 
-CHAPTER_SPLIT = ["dataset.test_size=0.1", "dataset.validation_size=0.05", "dataset.split_order=[train,test,validation]"]
+CHAPTER_SPLIT = [
+    "dataset.test_size=0.1",
+    "dataset.validation_size=0.05",
+    "dataset.split_order=[train,test,validation]",
+]
 ENGLISH = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
 INSTRUCTION = f"{ENGLISH}### Instruction:\n{{instruction}}"
 INPUT, RESPONSE = "\n\n### Input:\n{input}", "\n\n### Response:\n"
@@ -376,20 +547,32 @@ CHAPTER_ENGLISH = [
 ]
 
 
-def test_the_korean_prompt_gives_the_golden_texts(cases: dict[str, Any], prepared: Prepared) -> None:
+def test_the_korean_prompt_gives_the_golden_texts(
+    cases: dict[str, Any], prepared: Prepared
+) -> None:
     named = [cases[name] for name in ("004-format50-ko", "004-format999-ko")]
     data = prepared([case["input"] for case in named], "gpt2", "format=alpaca_ko")
-    assert [sample.prompt + sample.completion for sample in data.samples("train")] == [case["expected"] for case in named]
+    assert [sample.prompt + sample.completion for sample in data.samples("train")] == [
+        case["expected"] for case in named
+    ]
     validation = cases["004-format-val0-ko"]
-    (sample,) = prepared([{**validation["input"], "output": "답"}], "gpt2", "format=alpaca_ko").samples("train")
+    (sample,) = prepared(
+        [{**validation["input"], "output": "답"}], "gpt2", "format=alpaca_ko"
+    ).samples("train")
     assert sample.prompt == validation["expected"] + "\n\n### 응답:\n"
 
 
-def test_the_chapters_split_entries_and_batches(cases: dict[str, Any], golden: Path, prepared: Prepared) -> None:
+def test_the_chapters_split_entries_and_batches(
+    cases: dict[str, Any], golden: Path, prepared: Prepared
+) -> None:
     file = golden / "data" / "rasbt" / "instruction-data.json"
     data = prepared(file, "gpt2", *CHAPTER_ENGLISH, *CHAPTER_SPLIT, "loss=full")
     sizes = cases["004-split"]["expected"]
-    assert (len(data.train), len(data.validation), len(data.test)) == (sizes["train"], sizes["val"], sizes["test"])
+    assert (len(data.train), len(data.validation), len(data.test)) == (
+        sizes["train"],
+        sizes["val"],
+        sizes["test"],
+    )
     assert len(data.train) + len(data.validation) + len(data.test) == cases["004-len"]["expected"]
     rows = {name: data.reader.sources[0].splits[name] for name in ("train", "validation", "test")}
     first = cases["004-split-first"]["expected"]
@@ -397,14 +580,22 @@ def test_the_chapters_split_entries_and_batches(cases: dict[str, Any], golden: P
     assert rows["train"][50:51] == [cases["004-entry50-en"]["expected"]]
     assert rows["test"][999 - 935 : 1000 - 935] == [cases["004-entry999-en"]["expected"]]
     expected = cases["004-loader-batches"]["expected"]
-    assert [len(data.train) // 8, -(-len(data.validation) // 8), -(-len(data.test) // 8)] == [expected[n] for n in ("train", "val", "test")]
-    lengths = [len(data.train[at]["input_ids"]) - 1 for at in cases["004-entry50-gpt2-len"]["input"]]  # ours end in <|endoftext|>
+    assert [len(data.train) // 8, -(-len(data.validation) // 8), -(-len(data.test) // 8)] == [
+        expected[n] for n in ("train", "val", "test")
+    ]
+    lengths = [
+        len(data.train[at]["input_ids"]) - 1 for at in cases["004-entry50-gpt2-len"]["input"]
+    ]  # ours end in <|endoftext|>
     assert lengths == cases["004-entry50-gpt2-len"]["expected"]
     assert [data.tokenizer.eos_token_id] == cases["004-eot"]["expected"]
-    assert loader_shapes(data)[:3] + loader_shapes(data)[-2:] == cases["004-loader-shapes"]["expected"]
+    assert (
+        loader_shapes(data)[:3] + loader_shapes(data)[-2:] == cases["004-loader-shapes"]["expected"]
+    )
 
 
-def test_the_chapters_shapes_with_the_korean_prompt(cases: dict[str, Any], golden: Path, prepared: Prepared) -> None:
+def test_the_chapters_shapes_with_the_korean_prompt(
+    cases: dict[str, Any], golden: Path, prepared: Prepared
+) -> None:
     file = golden / "data" / "rasbt" / "instruction-data.json"
     data = prepared(file, "gpt2", "format=alpaca_ko", *CHAPTER_SPLIT, "loss=full")
     assert loader_shapes(data)[:5] == cases["004-loader-shapes-ko"]["expected"]
@@ -413,25 +604,41 @@ def test_the_chapters_shapes_with_the_korean_prompt(cases: dict[str, Any], golde
 def loader_shapes(data: Any) -> list[list[int]]:
     """Shapes of the chapter's inputs: our rows without their last token, in its loader's order."""
     torch.manual_seed(123)
-    loader = DataLoader(data.train, batch_size=8, shuffle=True, drop_last=True, collate_fn=data.collate)
+    loader = DataLoader(
+        data.train, batch_size=8, shuffle=True, drop_last=True, collate_fn=data.collate
+    )
     return [[batch["input_ids"].shape[0], batch["input_ids"].shape[1] - 1] for batch in loader]
 
 
 @pytest.mark.parametrize("case", ["004-collate-fn", "004-collate-single"])
-def test_batches_are_the_chapters_with_labels_that_are_not_shifted(cases: dict[str, Any], prepared: Prepared, case: str) -> None:
+def test_batches_are_the_chapters_with_labels_that_are_not_shifted(
+    cases: dict[str, Any], prepared: Prepared, case: str
+) -> None:
     """The chapter's inputs and targets are our ids without the last and our labels without the first, on rows that end in one EOS."""
     data = prepared([{"text": "a"}], "gpt2", "format=text", "loss=full")
     eos, pad = data.tokenizer.eos_token_id, data.tokenizer.pad_token_id
     rows = [{"input_ids": [*ids, eos], "labels": [*ids, eos]} for ids in cases[case]["input"]]
     batch = data.collate(rows)
     inputs, targets = cases[case]["expected"]
-    assert [[eos if token == pad else token for token in row] for row in batch["input_ids"][:, :-1].tolist()] == inputs
+    assert [
+        [eos if token == pad else token for token in row]
+        for row in batch["input_ids"][:, :-1].tolist()
+    ] == inputs
     assert batch["labels"][:, 1:].tolist() == targets
-    assert cases["004-collate-1"]["expected"] == cases["004-collate-fn"]["expected"][0] == cases["004-collate-2"]["expected"][0]
+    assert (
+        cases["004-collate-1"]["expected"]
+        == cases["004-collate-fn"]["expected"][0]
+        == cases["004-collate-2"]["expected"][0]
+    )
 
 
 def test_an_end_of_text_inside_a_row_does_not_mask_the_real_one(prepared: Prepared) -> None:
-    data = prepared([{"text": "a<|endoftext|>b"}, {"text": "a longer text than the other one"}], "gpt2", "format=text", "loss=full")
+    data = prepared(
+        [{"text": "a<|endoftext|>b"}, {"text": "a longer text than the other one"}],
+        "gpt2",
+        "format=text",
+        "loss=full",
+    )
     labels = data.collate(list(data.train))["labels"][0].tolist()
     assert labels[:4] == data.train[0]["input_ids"] == [64, 50256, 65, 50256]
     assert set(labels[4:]) == {IGNORED}
@@ -440,11 +647,15 @@ def test_an_end_of_text_inside_a_row_does_not_mask_the_real_one(prepared: Prepar
 def test_the_loss_leaves_ignored_labels_out_and_shifts_inside(cases: dict[str, Any]) -> None:
     """What -100 and unshifted labels rest on, in the installed torch."""
     logits = torch.tensor(cases["004-ce"]["input"]["logits"])
-    losses = [torch.nn.functional.cross_entropy(logits[: len(targets)], torch.tensor(targets)).item()
-              for targets in cases["004-ce"]["input"]["targets"]]  # fmt: skip
+    losses = [
+        torch.nn.functional.cross_entropy(logits[: len(targets)], torch.tensor(targets)).item()
+        for targets in cases["004-ce"]["input"]["targets"]
+    ]
     assert [round(loss, 4) for loss in losses] == cases["004-ce"]["expected"][:3]
     with pytest.raises((IndexError, RuntimeError)):
-        torch.nn.functional.cross_entropy(logits, torch.tensor(cases["004-ce-bad-target"]["input"]["targets"]))
+        torch.nn.functional.cross_entropy(
+            logits, torch.tensor(cases["004-ce-bad-target"]["input"]["targets"])
+        )
     shifted = cases["002-shift-loss"]
     torch.manual_seed(shifted["input"]["logits_seed"])
     random = torch.randn(*shifted["input"]["logits_shape"])
@@ -453,15 +664,26 @@ def test_the_loss_leaves_ignored_labels_out_and_shifts_inside(cases: dict[str, A
     assert round(loss.item(), 4) == shifted["expected"]
 
 
-# --- a character-level GPT ------------------------------------------------------------------------------------------------------------
+# --- a character-level GPT ------------------------------------------------------------------------
 
 
-def test_windows_of_the_constitution_have_the_golden_bigram_loss(cases: dict[str, Any], golden: Path) -> None:
+def test_windows_of_the_constitution_have_the_golden_bigram_loss(
+    cases: dict[str, Any], golden: Path
+) -> None:
     """The notebook draws its batch, after seed 1337, from the first nine tenths; its weights come after the same seed."""
     case, file = cases["001-bigram-loss"], golden / "data" / "ko_law" / "constitution.txt"
     text, size = file.read_text(encoding="utf-8"), case["input"]["V"]
-    words = ["model=tiny_random", "tokenizer=char", "dataset=text", f"dataset.data_files={file}", "dataset.sample_by=document",
-             "format=text", "loss=full", "packing=blocks", "packing.block_size=8"]  # fmt: skip
+    words = [
+        "model=tiny_random",
+        "tokenizer=char",
+        "dataset=text",
+        f"dataset.data_files={file}",
+        "dataset.sample_by=document",
+        "format=text",
+        "loss=full",
+        "packing=blocks",
+        "packing.block_size=8",
+    ]
     data = sftpipe.prepare(sftpipe.compose(words))
     assert len(data.tokenizer) == size + 2  # EOS and PAD
     windows = RandomWindows(data.train)
@@ -470,18 +692,37 @@ def test_windows_of_the_constitution_have_the_golden_bigram_loss(cases: dict[str
     batch = data.collate([windows[start] for start in starts])
     torch.manual_seed(1337)
     logits = torch.nn.Embedding(size, size)(batch["input_ids"][:, :-1])
-    loss = torch.nn.functional.cross_entropy(logits.reshape(32, size), batch["labels"][:, 1:].reshape(32))
+    loss = torch.nn.functional.cross_entropy(
+        logits.reshape(32, size), batch["labels"][:, 1:].reshape(32)
+    )
     assert round(loss.item(), 4) == case["expected"]
 
 
 def test_every_golden_case_is_tested_quoted_or_of_another_part(cases: dict[str, Any]) -> None:
     """A case that is added to the golden values shows up here until somebody decides what becomes of it."""
     text = Path(__file__).read_text(encoding="utf-8")
-    elsewhere = ("smart-resize", "special-tokens", "001-roundtrip", "001-vocab-constitution", "001-shapes", "002-phi-", "002-opt-",
-                 "002-pack-", "002-multiple-of", "002-hazard", "002-yoda-byot-marker",
-                 "004-judge", "004-stream-join", "004-extract-response", "-decode")  # fmt: skip
+    elsewhere = (
+        "smart-resize",
+        "special-tokens",
+        "001-roundtrip",
+        "001-vocab-constitution",
+        "001-shapes",
+        "002-phi-",
+        "002-opt-",
+        "002-pack-",
+        "002-multiple-of",
+        "002-hazard",
+        "002-yoda-byot-marker",
+        "004-judge",
+        "004-stream-join",
+        "004-extract-response",
+        "-decode",
+    )
     undecided = [
-        name for name in cases
-        if name not in text and not any(part in name for part in elsewhere) and not name.startswith(("000-preprocess", "004-test0"))
-    ]  # fmt: skip
+        name
+        for name in cases
+        if name not in text
+        and not any(part in name for part in elsewhere)
+        and not name.startswith(("000-preprocess", "004-test0"))
+    ]
     assert undecided == []

@@ -15,7 +15,7 @@ POSITIONS = st.integers(0, 60)
 SPANS = st.lists(st.tuples(POSITIONS, POSITIONS), max_size=4)
 
 
-# --- labels ---------------------------------------------------------------------------------------------------------------------------
+# --- labels ---------------------------------------------------------------------------------------
 
 
 def test_the_drawn_example_holds() -> None:
@@ -23,11 +23,15 @@ def test_the_drawn_example_holds() -> None:
 
 
 @given(ids=IDS, spans=SPANS)
-def test_labels_are_the_ids_inside_the_spans_and_ignored_elsewhere(ids: list[int], spans: list[Span]) -> None:
+def test_labels_are_the_ids_inside_the_spans_and_ignored_elsewhere(
+    ids: list[int], spans: list[Span]
+) -> None:
     labels = labels_from_spans(ids, spans)
     assert len(labels) == len(ids)
     for position, (token, label) in enumerate(zip(ids, labels, strict=True)):
-        assert label == (token if any(start <= position < stop for start, stop in spans) else IGNORED)
+        assert label == (
+            token if any(start <= position < stop for start, stop in spans) else IGNORED
+        )
 
 
 @given(ids=IDS)
@@ -37,7 +41,11 @@ def test_a_span_over_the_whole_row_trains_everything(ids: list[int]) -> None:
 
 @given(ids=IDS, start=POSITIONS)
 def test_an_empty_span_trains_nothing(ids: list[int], start: int) -> None:
-    assert labels_from_spans(ids, [(start, start)]) == labels_from_spans(ids, []) == [IGNORED] * len(ids)
+    assert (
+        labels_from_spans(ids, [(start, start)])
+        == labels_from_spans(ids, [])
+        == [IGNORED] * len(ids)
+    )
 
 
 def test_the_input_is_not_changed() -> None:
@@ -46,7 +54,7 @@ def test_the_input_is_not_changed() -> None:
     assert ids == [5, 6, 7]
 
 
-# --- response templates ---------------------------------------------------------------------------------------------------------------
+# --- response templates ---------------------------------------------------------------------------
 
 CHAT = "<|user|>a<|assistant|>b<|user|>c<|assistant|>d"
 
@@ -66,14 +74,23 @@ def test_the_drawn_chat_holds() -> None:
         pytest.param("no template at all", None, [], id="none"),
         pytest.param("no template at all", "Q:", [], id="none-of-two"),
         pytest.param("x A: one", "Q:", [" one"], id="no-instruction-behind-it"),
-        pytest.param("A: one\n\nQ: two", "Q:", [" one\n\n"], id="white-space-belongs-to-the-answer"),
-        pytest.param("A: one A: two Q: three A: four", "Q:", [" one A: two ", " four"], id="a-template-inside-an-answer"),
+        pytest.param(
+            "A: one\n\nQ: two", "Q:", [" one\n\n"], id="white-space-belongs-to-the-answer"
+        ),
+        pytest.param(
+            "A: one A: two Q: three A: four",
+            "Q:",
+            [" one A: two ", " four"],
+            id="a-template-inside-an-answer",
+        ),
         pytest.param("A: one A: two", None, [" two"], id="the-last-one-alone"),
         pytest.param("A:Q:A: two", "Q:", ["", " two"], id="an-empty-answer"),
         pytest.param("A:", None, [""], id="nothing-behind-it"),
     ],
 )
-def test_answers_reach_from_their_template_to_the_next_instruction(text: str, instruction: str | None, answers: list[str]) -> None:
+def test_answers_reach_from_their_template_to_the_next_instruction(
+    text: str, instruction: str | None, answers: list[str]
+) -> None:
     assert cut(text, "A:", instruction) == answers
 
 
@@ -86,7 +103,9 @@ def test_a_template_that_overlaps_itself_is_found_once() -> None:
 def test_ids_are_searched_as_text_is(parts: list[str], both: bool) -> None:
     text = "".join(parts)
     ids = [ord(character) for character in text]
-    assert response_spans(ids, [ord("A")], [ord("Q")] if both else None) == response_spans(text, "A", "Q" if both else None)
+    assert response_spans(ids, [ord("A")], [ord("Q")] if both else None) == response_spans(
+        text, "A", "Q" if both else None
+    )
 
 
 @given(text=st.text("QA x", max_size=30))

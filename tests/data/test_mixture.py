@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from byte_model import write_byte_model
 from sftpipe import DataError, PreparedData, compose, prepare
+from support.byte_model import write_byte_model
 
 Mix = Callable[..., PreparedData]
 SIZES = {"a": 30, "b": 20, "c": 7}
@@ -24,18 +24,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_byte_model(folder / "model")
     for name, size in SIZES.items():
         rows = [{"prompt": f"{name} ", "completion": f"{name}{at}"} for at in range(size)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
     return folder
 
 
 @pytest.fixture
 def mix(folder: Path) -> Mix:
-    def run(sources: list[dict[str, Any]], *overrides: str, form: str = "prompt_completion") -> PreparedData:
-        listed = [{"path": "json", **source, "data_files": str(folder / source["data_files"])} for source in sources]
+    def run(
+        sources: list[dict[str, Any]], *overrides: str, form: str = "prompt_completion"
+    ) -> PreparedData:
+        listed = [
+            {"path": "json", **source, "data_files": str(folder / source["data_files"])}
+            for source in sources
+        ]
         text = json.dumps(listed).replace('"', "'")
         model = f"model.name_or_path={folder / 'model'}"
         return prepare(
-            compose([model, "evaluation=none", "dataset=mixture", f"format={form}", f"dataset.sources={_hydra(text)}", *overrides])
+            compose(
+                [
+                    model,
+                    "evaluation=none",
+                    "dataset=mixture",
+                    f"format={form}",
+                    f"dataset.sources={_hydra(text)}",
+                    *overrides,
+                ]
+            )
         )
 
     return run
@@ -50,7 +66,12 @@ def _hydra(text: str) -> str:
 
 def answers(data: PreparedData, split: str = "train") -> list[str]:
     rows = data.splits()[split]
-    return [data.tokenizer.decode([label for label in row["labels"] if label != -100], skip_special_tokens=True) for row in rows]
+    return [
+        data.tokenizer.decode(
+            [label for label in row["labels"] if label != -100], skip_special_tokens=True
+        )
+        for row in rows
+    ]
 
 
 def source(name: str, /, **more: Any) -> dict[str, Any]:
@@ -62,19 +83,45 @@ def source(name: str, /, **more: Any) -> dict[str, Any]:
     [
         pytest.param({}, {"a": 30, "b": 20, "c": 7}, id="everything"),
         pytest.param({"a": {"weight": 0.5}, "b": {"weight": 0.5}}, {"a": 20, "b": 20}, id="halves"),
-        pytest.param({"a": {"weight": 3}, "b": {"weight": 1}}, {"a": 30, "b": 10}, id="weights need not add up to one"),
-        pytest.param({"a": {"weight": 0.6}, "b": {"weight": 0.3}, "c": {"weight": 0.1}}, {"a": 30, "b": 15, "c": 5}, id="three"),
-        pytest.param({"a": {"weight": 0.7}, "b": {"weight": 0.3}}, {"a": 30, "b": 12}, id="rounded down"),
-        pytest.param({"a": {"count": 4}, "b": {"count": 20}, "c": {"count": 1}}, {"a": 4, "b": 20, "c": 1}, id="counts"),
-        pytest.param({"a": {"count": 4}, "c": {}}, {"a": 4, "c": 7}, id="a count, and a whole source"),
-        pytest.param({"a": {"limit": 10, "weight": 0.5}, "b": {"weight": 0.5}}, {"a": 10, "b": 10}, id="limit first"),
+        pytest.param(
+            {"a": {"weight": 3}, "b": {"weight": 1}},
+            {"a": 30, "b": 10},
+            id="weights need not add up to one",
+        ),
+        pytest.param(
+            {"a": {"weight": 0.6}, "b": {"weight": 0.3}, "c": {"weight": 0.1}},
+            {"a": 30, "b": 15, "c": 5},
+            id="three",
+        ),
+        pytest.param(
+            {"a": {"weight": 0.7}, "b": {"weight": 0.3}}, {"a": 30, "b": 12}, id="rounded down"
+        ),
+        pytest.param(
+            {"a": {"count": 4}, "b": {"count": 20}, "c": {"count": 1}},
+            {"a": 4, "b": 20, "c": 1},
+            id="counts",
+        ),
+        pytest.param(
+            {"a": {"count": 4}, "c": {}}, {"a": 4, "c": 7}, id="a count, and a whole source"
+        ),
+        pytest.param(
+            {"a": {"limit": 10, "weight": 0.5}, "b": {"weight": 0.5}},
+            {"a": 10, "b": 10},
+            id="limit first",
+        ),
     ],
 )
-def test_shares_are_exact_and_no_row_comes_twice(mix: Mix, shares: dict[str, dict[str, Any]], numbers: dict[str, int]) -> None:
-    data = mix([source(name, **share) for name, share in (shares or {name: {} for name in SIZES}).items()])
+def test_shares_are_exact_and_no_row_comes_twice(
+    mix: Mix, shares: dict[str, dict[str, Any]], numbers: dict[str, int]
+) -> None:
+    data = mix(
+        [source(name, **share) for name, share in (shares or {name: {} for name in SIZES}).items()]
+    )
     told = answers(data)
     assert Counter(text[0] for text in told) == numbers
-    assert sorted(told) == sorted(f"{name}{at}" for name, number in numbers.items() for at in range(number))  # the first rows, each once
+    assert sorted(told) == sorted(
+        f"{name}{at}" for name, number in numbers.items() for at in range(number)
+    )  # the first rows, each once
     assert {report.source.split()[0]: report.rows for report in data.preflight.splits} == {
         f"sources[{at}]": number for at, number in enumerate(numbers.values())
     }
@@ -102,36 +149,56 @@ def test_a_count_beyond_the_source_is_an_error(mix: Mix) -> None:
 
 
 def test_each_source_has_its_format_and_the_others_have_the_run_s(mix: Mix, folder: Path) -> None:
-    chats = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"m{at}"}]} for at in range(3)]
-    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats), encoding="utf-8")
+    chats = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"m{at}"}]}
+        for at in range(3)
+    ]
+    (folder / "chats.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in chats), encoding="utf-8"
+    )
     data = mix([source("c"), source("chats", format={"type": "messages", "system": "S"})])
     texts = [data.tokenizer.decode(row["input_ids"]) for row in data.train]
-    assert texts.count("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nm0<|im_end|>\n") == 1
+    assert (
+        texts.count(
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nm0<|im_end|>\n"
+        )
+        == 1
+    )
     assert texts.count("c c0<|im_end|>") == 1
     assert len(texts) == 10
 
 
 def test_each_source_is_reported_by_name_with_what_it_lost(mix: Mix, folder: Path) -> None:
     rows = [{"prompt": "x", "completion": None if at == 2 else "y" * at + "!"} for at in range(4)]
-    (folder / "holes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "holes.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
     data = mix([source("c"), source("holes", name="holes")], "preflight.max_empty_rows=0.5")
     assert [(one.split, one.source, one.rows, one.dropped) for one in data.preflight.splits] == [
         ("train", "sources[0] json", 7, {}),
         ("train", "sources[1] holes", 3, {"null or missing": 1}),
     ]
     (lost,) = data.preflight.dropped
-    assert str(lost.problem()).startswith("sources[1] holes train[2].completion (holes.jsonl, line 3): null or missing\n")
+    assert str(lost.problem()).startswith(
+        "sources[1] holes train[2].completion (holes.jsonl, line 3): null or missing\n"
+    )
 
 
 def test_the_limit_on_bad_rows_holds_for_each_source_alone(mix: Mix, folder: Path) -> None:
-    (folder / "bad.jsonl").write_text('{"prompt": "x", "completion": "y"}\n{"prompt": "x"}\n', encoding="utf-8")
+    (folder / "bad.jsonl").write_text(
+        '{"prompt": "x", "completion": "y"}\n{"prompt": "x"}\n', encoding="utf-8"
+    )
     with pytest.raises(DataError) as error:
         mix([source("a"), source("bad")], "preflight.max_empty_rows=0.1")
-    assert str(error.value).startswith("sources[1] json train: 1 of 2 rows teach nothing: 1 x null or missing\n")
+    assert str(error.value).startswith(
+        "sources[1] json train: 1 of 2 rows teach nothing: 1 x null or missing\n"
+    )
 
 
 def test_shares_are_of_train_and_the_other_splits_stay_whole(mix: Mix) -> None:
-    data = mix([source("a", weight=0.5, validation_size=4), source("b", weight=0.5, validation_size=0.25)])
+    data = mix(
+        [source("a", weight=0.5, validation_size=4), source("b", weight=0.5, validation_size=0.25)]
+    )
     assert Counter(text[0] for text in answers(data)) == {"a": 15, "b": 15}
     assert Counter(text[0] for text in answers(data, "validation")) == {"a": 4, "b": 5}
     assert not set(answers(data)) & set(answers(data, "validation"))
@@ -140,12 +207,19 @@ def test_shares_are_of_train_and_the_other_splits_stay_whole(mix: Mix) -> None:
 def test_a_row_in_train_of_one_source_and_validation_of_another_is_found(mix: Mix) -> None:
     with pytest.raises(DataError) as error:
         mix([source("a"), source("a", validation_size=2)])
-    first, other = "sources[1] json validation[0] (a.jsonl, line 29)", "sources[0] json train[28] (a.jsonl, line 29)"
+    first, other = (
+        "sources[1] json validation[0] (a.jsonl, line 29)",
+        "sources[0] json train[28] (a.jsonl, line 29)",
+    )
     assert str(error.value).startswith(f"{first}: the same row as {other}: 2 rows of validation")
 
 
 def test_rows_that_were_dropped_leave_the_share_to_others(mix: Mix, folder: Path) -> None:
     rows = [{"prompt": "h", "completion": None if at == 0 else f"h{at}"} for at in range(10)]
-    (folder / "late.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    data = mix([source("a", weight=0.5), source("late", weight=0.5)], "preflight.max_empty_rows=0.2")
+    (folder / "late.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
+    data = mix(
+        [source("a", weight=0.5), source("late", weight=0.5)], "preflight.max_empty_rows=0.2"
+    )
     assert Counter(text[0] for text in answers(data)) == {"a": 9, "h": 9}

@@ -26,7 +26,13 @@ TRAINED = st.lists(st.tuples(st.integers(3, 90), st.booleans()), min_size=1, max
 
 
 def rows_of(drawn: Sequence[Sequence[tuple[int, bool]]]) -> list[Row]:
-    return [{"input_ids": [i for i, _ in row], "labels": [i if trained else IGNORED for i, trained in row]} for row in drawn]
+    return [
+        {
+            "input_ids": [i for i, _ in row],
+            "labels": [i if trained else IGNORED for i, trained in row],
+        }
+        for row in drawn
+    ]
 
 
 def packed(rows: list[Row], strategy: str, length: int = 12) -> list[dict[str, Any]]:
@@ -37,13 +43,18 @@ def sequences(row: dict[str, Any]) -> list[tuple[tuple[int, ...], tuple[int, ...
     """(ids, labels) of each sequence of a packed row."""
     cut, start = [], 0
     for length in sequence_lengths(row):
-        cut.append((tuple(row["input_ids"][start : start + length]), tuple(row["labels"][start : start + length])))
+        cut.append(
+            (
+                tuple(row["input_ids"][start : start + length]),
+                tuple(row["labels"][start : start + length]),
+            )
+        )
         start += length
     assert start == len(row["input_ids"]) == len(row["labels"])
     return cut
 
 
-# --- pack -----------------------------------------------------------------------------------------------------------------------------
+# --- pack -----------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -57,12 +68,19 @@ def test_bfd_keeps_every_row_whole_and_loses_none(drawn: list[list[tuple[int, bo
 
 
 @settings(max_examples=40, deadline=None)
-@given(drawn=st.lists(TRAINED, min_size=1, max_size=30), strategy=st.sampled_from(["bfd", "bfd_split", "wrapped"]))
+@given(
+    drawn=st.lists(TRAINED, min_size=1, max_size=30),
+    strategy=st.sampled_from(["bfd", "bfd_split", "wrapped"]),
+)
 def test_no_token_and_no_label_is_lost(drawn: list[list[tuple[int, bool]]], strategy: str) -> None:
     rows = rows_of(drawn)
     result = packed(rows, strategy, 12 if strategy == "bfd" else 5)
-    pairs = Counter(pair for row in result for pair in zip(row["input_ids"], row["labels"], strict=True))
-    assert pairs == Counter(pair for row in rows for pair in zip(row["input_ids"], row["labels"], strict=True))
+    pairs = Counter(
+        pair for row in result for pair in zip(row["input_ids"], row["labels"], strict=True)
+    )
+    assert pairs == Counter(
+        pair for row in rows for pair in zip(row["input_ids"], row["labels"], strict=True)
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -71,7 +89,9 @@ def test_wrapped_rows_are_one_stream_in_order(drawn: list[list[tuple[int, bool]]
     rows = rows_of(drawn)
     result = packed(rows, "wrapped", 7)
     for name in ("input_ids", "labels"):
-        assert [token for row in result for token in row[name]] == [token for row in rows for token in row[name]]
+        assert [token for row in result for token in row[name]] == [
+            token for row in rows for token in row[name]
+        ]
     assert all(len(row["input_ids"]) == 7 for row in result[:-1])
 
 
@@ -80,7 +100,7 @@ def test_padding_free_rows_stay_rows() -> None:
     assert pack(rows, "padding_free", None, "train") is rows
 
 
-# --- blocks ---------------------------------------------------------------------------------------------------------------------------
+# --- blocks ---------------------------------------------------------------------------------------
 
 
 def stream_of(rows: Sequence[Row]) -> list[int]:
@@ -89,23 +109,41 @@ def stream_of(rows: Sequence[Row]) -> list[int]:
 
 @settings(max_examples=40, deadline=None)
 @given(drawn=st.lists(TRAINED, min_size=2, max_size=30), size=st.integers(1, 12))
-def test_blocks_predict_each_token_of_the_stream_once(drawn: list[list[tuple[int, bool]]], size: int) -> None:
+def test_blocks_predict_each_token_of_the_stream_once(
+    drawn: list[list[tuple[int, bool]]], size: int
+) -> None:
     rows = rows_of(drawn)
     stream = stream_of(rows)
     made = list(blocks(Dataset.from_list(rows), size, "validation"))
     assert [token for row in made for token in row["input_ids"][1:]] == stream[1:]
-    assert [row["input_ids"] for row in made] == [stream[at : at + size + 1] for at in range(0, len(stream) - 1, size)]
+    assert [row["input_ids"] for row in made] == [
+        stream[at : at + size + 1] for at in range(0, len(stream) - 1, size)
+    ]
     assert all(row["labels"] == row["input_ids"] for row in made)
 
 
 @settings(max_examples=40, deadline=None)
-@given(drawn=st.lists(TRAINED, min_size=4, max_size=30), size=st.integers(1, 3), seed=st.integers(0, 9), epoch=st.integers(0, 9))
-def test_random_windows_are_windows_of_the_stream(drawn: list[list[tuple[int, bool]]], size: int, seed: int, epoch: int) -> None:
+@given(
+    drawn=st.lists(TRAINED, min_size=4, max_size=30),
+    size=st.integers(1, 3),
+    seed=st.integers(0, 9),
+    epoch=st.integers(0, 9),
+)
+def test_random_windows_are_windows_of_the_stream(
+    drawn: list[list[tuple[int, bool]]], size: int, seed: int, epoch: int
+) -> None:
     stream = stream_of(rows_of(drawn))
     windows = RandomWindows(blocks(Dataset.from_list(rows_of(drawn)), size, "train"))
-    assert (windows.block_size, windows.tokens, len(windows)) == (size, len(stream), len(stream) // size)
+    assert (windows.block_size, windows.tokens, len(windows)) == (
+        size,
+        len(stream),
+        len(stream) // size,
+    )
     for start in range(len(stream) - size):
-        assert windows[start] == {"input_ids": stream[start : start + size + 1], "labels": stream[start : start + size + 1]}
+        assert windows[start] == {
+            "input_ids": stream[start : start + size + 1],
+            "labels": stream[start : start + size + 1],
+        }
     starts = windows.starts(seed, epoch)
     assert len(starts) == len(windows)
     assert all(0 <= start < len(stream) - size for start in starts)
@@ -113,7 +151,13 @@ def test_random_windows_are_windows_of_the_stream(drawn: list[list[tuple[int, bo
 
 
 def test_each_seed_and_each_epoch_draws_other_windows_over_the_whole_stream() -> None:
-    windows = RandomWindows(blocks(Dataset.from_list([{"input_ids": list(range(2000)), "labels": list(range(2000))}]), 2, "train"))
+    windows = RandomWindows(
+        blocks(
+            Dataset.from_list([{"input_ids": list(range(2000)), "labels": list(range(2000))}]),
+            2,
+            "train",
+        )
+    )
     drawn = [tuple(windows.starts(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)]
     assert len(set(drawn)) == 4
     assert len({start for epoch in range(20) for start in windows.starts(0, epoch)}) == 1998
@@ -126,7 +170,10 @@ def test_a_runs_blocks_have_eos_between_documents_in_the_order_of_the_split() ->
     data = sftpipe.prepare(sftpipe.compose([*BLOCKS, "packing.block_size=64"]))
     tokenizer = data.tokenizer
     texts = [sample.text for sample in data.samples("train")]
-    ids = [*data.train[0]["input_ids"], *(token for row in list(data.train)[1:] for token in row["input_ids"][1:])]
+    ids = [
+        *data.train[0]["input_ids"],
+        *(token for row in list(data.train)[1:] for token in row["input_ids"][1:]),
+    ]
     assert tokenizer.decode(ids) == "".join(f"{text}{tokenizer.eos_token}" for text in texts)
     assert data.train.column_names == ["input_ids", "labels"]
     assert {len(row["input_ids"]) for row in list(data.train)[:-1]} == {65}
@@ -135,15 +182,22 @@ def test_a_runs_blocks_have_eos_between_documents_in_the_order_of_the_split() ->
     tokens = sum(len(text) + 1 for text in texts)
     report = data.preflight.packing
     assert report is not None
-    assert report.rows == {"train": [5, -(-(tokens - 1) // 64)], "validation": [5, len(data.validation)]}
-    assert report.fill["train"] == pytest.approx((tokens + len(data.train) - 1) / (len(data.train) * 65), abs=1e-4)
+    assert report.rows == {
+        "train": [5, -(-(tokens - 1) // 64)],
+        "validation": [5, len(data.validation)],
+    }
+    assert report.fill["train"] == pytest.approx(
+        (tokens + len(data.train) - 1) / (len(data.train) * 65), abs=1e-4
+    )
     assert report.lines()[1] == "none: rows are joined, and see each other, by design"
     assert data.isolation is None
     assert data.preflight.padding_share < 0.1
 
 
 def test_golden_batches_of_blocks_have_the_golden_shapes(golden: Path) -> None:
-    cases = {case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))}
+    cases = {
+        case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))
+    }
     given_, expected = cases["001-shapes"]["input"], cases["001-shapes"]["expected"]
     data = sftpipe.prepare(sftpipe.compose([*BLOCKS, f"packing.block_size={given_['block_size']}"]))
     windows = RandomWindows(data.train)
@@ -177,7 +231,7 @@ def test_rows_of_blocks_are_never_too_long() -> None:
     assert len(sftpipe.prepare(sftpipe.compose([*BLOCKS, "sft.max_length=null"])).train) > 0
 
 
-# --- batches --------------------------------------------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------
 
 PAIR: list[dict[str, Any]] = [
     {"input_ids": [5, 6, 7, 8], "labels": [5, IGNORED, 7, 8], "seq_lengths": [2, 2]},
@@ -221,7 +275,7 @@ def test_widths_are_rounded_up(apart: str | None) -> None:
     assert isinstance(batch["input_ids"], torch.Tensor)
 
 
-# --- a run's data ---------------------------------------------------------------------------------------------------------------------
+# --- a run's data ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -245,8 +299,12 @@ def yoda_texts(golden: Path, tmp_path: Path) -> list[str]:
     ]
 
 
-def test_the_notebooks_rows_wrapped_to_64_tokens_are_341(golden: Path, yoda_texts: list[str]) -> None:
-    cases = {case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))}
+def test_the_notebooks_rows_wrapped_to_64_tokens_are_341(
+    golden: Path, yoda_texts: list[str]
+) -> None:
+    cases = {
+        case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))
+    }
     data = sftpipe.prepare(sftpipe.compose([*yoda_texts, "packing=wrapped"]))
     assert len(data.train) == cases["002-pack-wrapped-rows"]["expected"]
     assert len(data.train[340]["input_ids"]) == 41
@@ -256,8 +314,12 @@ def test_the_notebooks_rows_wrapped_to_64_tokens_are_341(golden: Path, yoda_text
 
 
 @pytest.mark.parametrize("strategy", ["bfd", "bfd_split"])
-def test_the_notebooks_rows_packed_whole_are_359(golden: Path, yoda_texts: list[str], strategy: str) -> None:
-    cases = {case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))}
+def test_the_notebooks_rows_packed_whole_are_359(
+    golden: Path, yoda_texts: list[str], strategy: str
+) -> None:
+    cases = {
+        case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))
+    }
     expected = cases[f"002-pack-{strategy}"]["expected"]
     data = sftpipe.prepare(sftpipe.compose([*yoda_texts, f"packing={strategy}"]))
     assert len(data.train) == expected["rows"]
@@ -266,9 +328,19 @@ def test_the_notebooks_rows_packed_whole_are_359(golden: Path, yoda_texts: list[
 
 
 def test_validation_is_packed_only_when_asked() -> None:
-    plain = sftpipe.prepare(sftpipe.compose(["recipe=yoda", "dataset.limit=20", "packing=bfd", "sft.max_length=256"]))
+    plain = sftpipe.prepare(
+        sftpipe.compose(["recipe=yoda", "dataset.limit=20", "packing=bfd", "sft.max_length=256"])
+    )
     asked = sftpipe.prepare(
-        sftpipe.compose(["recipe=yoda", "dataset.limit=20", "packing=bfd", "sft.max_length=256", "packing.pack_eval=true"])
+        sftpipe.compose(
+            [
+                "recipe=yoda",
+                "dataset.limit=20",
+                "packing=bfd",
+                "sft.max_length=256",
+                "packing.pack_eval=true",
+            ]
+        )
     )
     assert len(plain.validation) == 20
     assert len(asked.validation) == len(asked.train) < 20
@@ -281,24 +353,41 @@ def test_the_report_tells_how_full_packed_rows_are_and_how_they_are_kept_apart()
     assert data.preflight.packing.strategy == "bfd"
     tokens = sum(len(row["input_ids"]) for row in data.train)
     assert data.preflight.packing.rows == {"train": [20, len(data.train)]}
-    assert data.preflight.packing.fill == {"train": pytest.approx(tokens / (len(data.train) * 256), abs=1e-4)}
+    assert data.preflight.packing.fill == {
+        "train": pytest.approx(tokens / (len(data.train) * 256), abs=1e-4)
+    }
     assert data.preflight.packing.isolation == data.isolation
     assert data.preflight.padding_share == 0
     first, second = data.preflight.packing.lines()
-    assert first == f"bfd: 20 train rows in {len(data.train)}, {tokens / (len(data.train) * 256):.1%} full"
-    assert re.fullmatch(r"positions that restart; packing moves a logit by [0-9.e-]+ standard deviations", second)
+    assert (
+        first
+        == f"bfd: 20 train rows in {len(data.train)}, {tokens / (len(data.train) * 256):.1%} full"
+    )
+    assert re.fullmatch(
+        r"positions that restart; packing moves a logit by [0-9.e-]+ standard deviations", second
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "lines"),
     [
-        (["packing=padding_free", "packing.isolation=trust"],
-         ["padding_free: each batch is one row", "positions that restart; trusted, not measured"]),
-        (["packing=wrapped"], ["wrapped: 20 train rows in ", "none: rows are joined, and see each other, by design"]),
+        (
+            ["packing=padding_free", "packing.isolation=trust"],
+            [
+                "padding_free: each batch is one row",
+                "positions that restart; trusted, not measured",
+            ],
+        ),
+        (
+            ["packing=wrapped"],
+            ["wrapped: 20 train rows in ", "none: rows are joined, and see each other, by design"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_report_says_what_was_not_measured(words: list[str], lines: list[str]) -> None:
-    data = sftpipe.prepare(sftpipe.compose(["recipe=yoda", "dataset.limit=20", "sft.max_length=256", *words]))
+    data = sftpipe.prepare(
+        sftpipe.compose(["recipe=yoda", "dataset.limit=20", "sft.max_length=256", *words])
+    )
     assert data.preflight.packing is not None
     said = data.preflight.packing.lines()
     assert all(line.startswith(start) for line, start in zip(said, lines, strict=True)), said
@@ -308,10 +397,18 @@ def test_length_limits_act_before_packing() -> None:
     words = ["recipe=yoda", "dataset.limit=20", "packing=bfd", "sft.max_length=60"]
     with pytest.raises(DataError, match=r"longer than sft\.max_length=60"):
         sftpipe.prepare(sftpipe.compose(words))
-    data = sftpipe.prepare(sftpipe.compose([*words, "over_length=drop", "preflight.max_over_length_rows=1"]))
+    data = sftpipe.prepare(
+        sftpipe.compose([*words, "over_length=drop", "preflight.max_over_length_rows=1"])
+    )
     assert sum(data.train[0]["seq_lengths"]) <= 60
-    split = sftpipe.prepare(sftpipe.compose(["recipe=yoda", "dataset.limit=20", "packing=bfd_split", "sft.max_length=60"]))
-    assert sum(len(row["input_ids"]) for row in split.train) > sum(len(row["input_ids"]) for row in data.train)
+    split = sftpipe.prepare(
+        sftpipe.compose(
+            ["recipe=yoda", "dataset.limit=20", "packing=bfd_split", "sft.max_length=60"]
+        )
+    )
+    assert sum(len(row["input_ids"]) for row in split.train) > sum(
+        len(row["input_ids"]) for row in data.train
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,30 +15,41 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from sftpipe.catalog import conf_dir
+from sftpipe.config.options import conf_dir
+from sftpipe.config.schema import DatasetConfig, LossConfig, PreflightConfig
 from sftpipe.data import source
-from sftpipe.data.chat import trained_turns, unrolled
+from sftpipe.data.chat_template import trained_turns, unrolled
+from sftpipe.data.cleaning import Guard, control_tokens
 from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.formats import Conversation, PromptCompletion, Sample, Text
-from sftpipe.data.guard import Guard, control_tokens
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import Collator
 from sftpipe.data.source import SPLITS, load_splits
 from sftpipe.errors import DataError, RowError
-from sftpipe.schema import DatasetConfig, LossConfig, PreflightConfig
 
 QUICK = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 EACH_KIND = settings(QUICK, max_examples=20)  # of 13 kinds
 LOSSES = ("completion_only", "assistant_only")
 
-# --- random samples -------------------------------------------------------------------------------------------------------------------
+# --- random samples -------------------------------------------------------------------------------
 
 ALPHABET = " \n\t.,:;-_'\"`“”«»()[]{}<>|/\\#*=012abcXYZéüß가나다안녕하세요\U0001f600\U0001f44d\U0001f468\u200d\U0001f469"
 SPECIAL = re.compile(r"<[^<>]*>")  # no text spells a special token of any of the tokenizers
 TEXT = st.one_of(
     st.text(st.sampled_from(ALPHABET), min_size=1, max_size=25),
     st.sampled_from(
-        ["assistant", "user\n", " yes ", "\n\nanswer\n", "안녕하세요.\n", "'quoted' \"twice\"", ":-)", "<|im_", "\n  indented", "a"]
+        [
+            "assistant",
+            "user\n",
+            " yes ",
+            "\n\nanswer\n",
+            "안녕하세요.\n",
+            "'quoted' \"twice\"",
+            ":-)",
+            "<|im_",
+            "\n  indented",
+            "a",
+        ]
     ),
 ).filter(lambda text: bool(text.strip()) and not SPECIAL.search(text))
 
@@ -48,16 +59,24 @@ def talks(draw: Any, flags: bool = True) -> Conversation:
     """A conversation of 1 to 6 exchanges, with or without a system turn and `train` flags."""
     messages = [{"role": "system", "content": draw(TEXT)}] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 6))):
-        messages += [{"role": "user", "content": draw(TEXT)}, {"role": "assistant", "content": draw(TEXT)}]
+        messages += [
+            {"role": "user", "content": draw(TEXT)},
+            {"role": "assistant", "content": draw(TEXT)},
+        ]
     if not flags or draw(st.booleans()):
         return Conversation(tuple(messages))
     choice = st.sampled_from([None, True, False])
-    return Conversation(tuple(messages), train=tuple(draw(choice) if message["role"] == "assistant" else None for message in messages))
+    return Conversation(
+        tuple(messages),
+        train=tuple(
+            draw(choice) if message["role"] == "assistant" else None for message in messages
+        ),
+    )
 
 
 PAIRS = st.builds(PromptCompletion, TEXT, TEXT)
 
-# --- tokenizers with templates --------------------------------------------------------------------------------------------------------
+# --- tokenizers with templates --------------------------------------------------------------------
 
 TURN_TOKENS = {
     "chatml": ["<|im_start|>", "<|im_end|>"],
@@ -65,10 +84,20 @@ TURN_TOKENS = {
     "llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
 }
 KINDS = [
-    ("tokenizer", "own"), ("tokenizer", "chatml"), ("tokenizer", "chatml_bos_eos"), ("tokenizer", "phi3"), ("tokenizer", "zephyr"),
-    ("tokenizer", "llama3"), ("phi3", "own"), ("phi3", "chatml"), ("phi3", "phi3"), ("phi3", "zephyr"), ("phi3", "llama3"),
-    ("opt", "chatml_bos_eos"), ("opt", "llama3"),
-]  # fmt: skip
+    ("tokenizer", "own"),
+    ("tokenizer", "chatml"),
+    ("tokenizer", "chatml_bos_eos"),
+    ("tokenizer", "phi3"),
+    ("tokenizer", "zephyr"),
+    ("tokenizer", "llama3"),
+    ("phi3", "own"),
+    ("phi3", "chatml"),
+    ("phi3", "phi3"),
+    ("phi3", "zephyr"),
+    ("phi3", "llama3"),
+    ("opt", "chatml_bos_eos"),
+    ("opt", "llama3"),
+]
 
 
 @dataclass(frozen=True)
@@ -95,10 +124,17 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     tokenizer = copy.deepcopy(request.getfixturevalue(name))
     if template != "own":
         tokenizer.add_tokens(TURN_TOKENS.get(template, []), special_tokens=True)
-        tokenizer.chat_template = (conf_dir() / "chat_template" / f"{template}.jinja").read_text(encoding="utf-8")
+        tokenizer.chat_template = (conf_dir() / "chat_template" / f"{template}.jinja").read_text(
+            encoding="utf-8"
+        )
     elif name == "phi3":
         template = "phi3"
-    end = {"own": "<|im_end|>", "chatml": "<|im_end|>", "phi3": "<|end|>", "llama3": "<|eot_id|>"}.get(template, tokenizer.eos_token)
+    end = {
+        "own": "<|im_end|>",
+        "chatml": "<|im_end|>",
+        "phi3": "<|end|>",
+        "llama3": "<|eot_id|>",
+    }.get(template, tokenizer.eos_token)
     bos = 1 if template == "llama3" else 0 if name == "phi3" else None
     return Kind(
         tokenizer,
@@ -115,15 +151,23 @@ def plain(request: pytest.FixtureRequest) -> Any:
     if request.param != "phi3-with-bos":
         return request.getfixturevalue(request.param)
     tokenizer = copy.deepcopy(request.getfixturevalue("phi3"))
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     return tokenizer
 
 
 def segments(row: Encoded) -> list[tuple[int, list[int]]]:
     """(position, ids) of each run of trained tokens."""
     assert len(row.input_ids) == len(row.labels)
-    assert all(label in (IGNORED, token) for token, label in zip(row.input_ids, row.labels, strict=True))
-    starts = [at for at, label in enumerate(row.labels) if label != IGNORED and (at == 0 or row.labels[at - 1] == IGNORED)]
+    assert all(
+        label in (IGNORED, token) for token, label in zip(row.input_ids, row.labels, strict=True)
+    )
+    starts = [
+        at
+        for at, label in enumerate(row.labels)
+        if label != IGNORED and (at == 0 or row.labels[at - 1] == IGNORED)
+    ]
     return [(at, row.labels[at : [*row.labels, IGNORED].index(IGNORED, at)]) for at in starts]
 
 
@@ -134,13 +178,15 @@ def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(text.removeprefix(tokenizer.decode([front])))
 
 
-# --- conversations --------------------------------------------------------------------------------------------------------------------
+# --- conversations --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @EACH_KIND
 @given(chat=talks())
-def test_l1_the_ids_in_front_of_every_trained_turn_are_those_that_generation_is_fed(kind: Kind, loss: str, chat: Conversation) -> None:
+def test_l1_the_ids_in_front_of_every_trained_turn_are_those_that_generation_is_fed(
+    kind: Kind, loss: str, chat: Conversation
+) -> None:
     turns = trained_turns(chat, loss)
     assume(turns)
     row = kind.encode(chat, loss)
@@ -154,7 +200,9 @@ def test_l1_the_ids_in_front_of_every_trained_turn_are_those_that_generation_is_
 @pytest.mark.parametrize("loss", LOSSES)
 @EACH_KIND
 @given(chat=talks())
-def test_l2_l3_every_trained_turn_is_its_text_and_one_end_token(kind: Kind, loss: str, chat: Conversation) -> None:
+def test_l2_l3_every_trained_turn_is_its_text_and_one_end_token(
+    kind: Kind, loss: str, chat: Conversation
+) -> None:
     turns = trained_turns(chat, loss)
     assume(turns)
     for index, (_, ids) in zip(turns, segments(kind.encode(chat, loss)), strict=True):
@@ -168,7 +216,9 @@ def test_l2_l3_every_trained_turn_is_its_text_and_one_end_token(kind: Kind, loss
 
 @EACH_KIND
 @given(chat=talks())
-def test_l4_bos_stands_where_the_template_writes_it_in_training_as_in_generation(kind: Kind, chat: Conversation) -> None:
+def test_l4_bos_stands_where_the_template_writes_it_in_training_as_in_generation(
+    kind: Kind, chat: Conversation
+) -> None:
     assume(trained_turns(chat, "assistant_only"))
     encoder, bos = kind.encoders["assistant_only"], kind.tokenizer.bos_token_id
     prompt = replace(chat, messages=chat.messages[:-1], train=())
@@ -176,7 +226,9 @@ def test_l4_bos_stands_where_the_template_writes_it_in_training_as_in_generation
         (kind.encode(chat, "assistant_only").input_ids, chat, False),
         (encoder.prompt_ids(prompt), prompt, True),
     ):
-        assert ids.count(bos) == encoder.template.text(sample, "train[0]", prompt=generates).count(kind.tokenizer.bos_token)
+        assert ids.count(bos) == encoder.template.text(sample, "train[0]", prompt=generates).count(
+            kind.tokenizer.bos_token
+        )
         if kind.bos is not None:
             assert ids.count(bos) == kind.bos
             assert ids[: kind.bos] == [bos] * kind.bos
@@ -184,7 +236,9 @@ def test_l4_bos_stands_where_the_template_writes_it_in_training_as_in_generation
 
 @EACH_KIND
 @given(chat=talks())
-def test_a_conversation_trains_what_its_unrolled_turns_train(kind: Kind, chat: Conversation) -> None:
+def test_a_conversation_trains_what_its_unrolled_turns_train(
+    kind: Kind, chat: Conversation
+) -> None:
     turns = unrolled(chat, "assistant_only")
     assume(turns)
     row = kind.encode(chat, "assistant_only")
@@ -200,20 +254,28 @@ def test_a_conversation_trains_what_its_unrolled_turns_train(kind: Kind, chat: C
 @given(chat=talks())
 def test_losses_change_labels_and_not_ids(kind: Kind, chat: Conversation) -> None:
     assume(all(trained_turns(chat, loss) for loss in LOSSES))
-    assert kind.encode(chat, "completion_only").input_ids == kind.encode(chat, "assistant_only").input_ids
+    assert (
+        kind.encode(chat, "completion_only").input_ids
+        == kind.encode(chat, "assistant_only").input_ids
+    )
 
 
 def test_a_conversation_without_a_trained_turn_is_an_error_and_no_row(kind: Kind) -> None:
-    chat = Conversation(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}), train=(None, False))
+    chat = Conversation(
+        ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}),
+        train=(None, False),
+    )
     with pytest.raises(RowError, match="no turn of it is to be trained"):
         kind.encode(chat, "assistant_only")
 
 
-# --- prompts with completions, and texts ----------------------------------------------------------------------------------------------
+# --- prompts with completions, and texts ----------------------------------------------------------
 
 
 def encode(tokenizer: Any, sample: Sample, loss: LossConfig | None = None) -> Encoded:
-    (row,) = Encoder(tokenizer, loss or LossConfig("completion_only")).encode([sample], ["train[0]"])
+    (row,) = Encoder(tokenizer, loss or LossConfig("completion_only")).encode(
+        [sample], ["train[0]"]
+    )
     assert isinstance(row, Encoded), row
     return row
 
@@ -226,10 +288,14 @@ def bos_of(tokenizer: Any) -> list[int]:
 
 @QUICK
 @given(pair=PAIRS)
-def test_l1_a_completion_follows_the_ids_that_generation_is_fed(plain: Any, pair: PromptCompletion) -> None:
+def test_l1_a_completion_follows_the_ids_that_generation_is_fed(
+    plain: Any, pair: PromptCompletion
+) -> None:
     row = encode(plain, pair)
     ((start, _),) = segments(row)
-    assert row.input_ids[:start] == Encoder(plain, LossConfig("completion_only")).prompt_ids(pair.prompt)
+    assert row.input_ids[:start] == Encoder(plain, LossConfig("completion_only")).prompt_ids(
+        pair.prompt
+    )
 
 
 @QUICK
@@ -268,16 +334,25 @@ def test_l4_a_text_opens_with_the_tokenizers_bos_once(plain: Any, sample: Sample
 
 @QUICK
 @given(pair=PAIRS)
-def test_l4_a_text_that_brings_its_bos_gets_no_second_one(plain: Any, pair: PromptCompletion) -> None:
+def test_l4_a_text_that_brings_its_bos_gets_no_second_one(
+    plain: Any, pair: PromptCompletion
+) -> None:
     bos = plain.bos_token if bos_of(plain) else ""
-    for sample, brings in ((pair, replace(pair, prompt=bos + pair.prompt)), (Text(pair.prompt), Text(bos + pair.prompt))):
+    for sample, brings in (
+        (pair, replace(pair, prompt=bos + pair.prompt)),
+        (Text(pair.prompt), Text(bos + pair.prompt)),
+    ):
         rows = [encode(plain, one, LossConfig("full")).input_ids for one in (sample, brings)]
-        assert [ids[: len(bos_of(plain)) + 1].count(plain.bos_token_id) for ids in rows] == [len(bos_of(plain))] * 2
+        assert [ids[: len(bos_of(plain)) + 1].count(plain.bos_token_id) for ids in rows] == [
+            len(bos_of(plain))
+        ] * 2
 
 
 @QUICK
 @given(pair=PAIRS)
-def test_sentencepiece_adds_no_second_space_in_front_of_a_completion(phi3: Any, pair: PromptCompletion) -> None:
+def test_sentencepiece_adds_no_second_space_in_front_of_a_completion(
+    phi3: Any, pair: PromptCompletion
+) -> None:
     assume(not pair.completion.startswith(" "))
     moved = replace(pair, completion=f" {pair.completion}")
     assert encode(phi3, moved) == encode(phi3, pair)
@@ -291,7 +366,7 @@ def test_a_loss_of_turns_on_what_has_none_is_an_error(plain: Any, sample: Sample
         Encoder(plain, LossConfig("assistant_only")).encode([sample], ["train[0]"])
 
 
-# --- response templates ---------------------------------------------------------------------------------------------------------------
+# --- response templates ---------------------------------------------------------------------------
 
 HUMAN, ASSISTANT = "### Human:", "### Assistant:"
 WORDS = TEXT.filter(lambda text: "#" not in text)
@@ -303,7 +378,9 @@ def dialogue(pairs: Sequence[tuple[str, str]]) -> str:
 
 @QUICK
 @given(pairs=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4))
-def test_l7_without_an_instruction_template_the_last_answer_alone_is_trained(plain: Any, pairs: list[tuple[str, str]]) -> None:
+def test_l7_without_an_instruction_template_the_last_answer_alone_is_trained(
+    plain: Any, pairs: list[tuple[str, str]]
+) -> None:
     loss = LossConfig("response_template", response_template=ASSISTANT)
     ((_, ids),) = segments(encode(plain, Text(dialogue(pairs)), loss))
     assert decoded(plain, ids[:-1]) in (f" {pairs[-1][1]}", f"  {pairs[-1][1]}")
@@ -312,7 +389,9 @@ def test_l7_without_an_instruction_template_the_last_answer_alone_is_trained(pla
 
 @QUICK
 @given(pairs=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4))
-def test_l7_with_both_templates_every_answer_is_trained_up_to_the_next_question(plain: Any, pairs: list[tuple[str, str]]) -> None:
+def test_l7_with_both_templates_every_answer_is_trained_up_to_the_next_question(
+    plain: Any, pairs: list[tuple[str, str]]
+) -> None:
     loss = LossConfig("response_template", response_template=ASSISTANT, instruction_template=HUMAN)
     found = segments(encode(plain, Text(dialogue(pairs)), loss))
     assert len(found) == len(pairs)
@@ -326,36 +405,56 @@ def test_l7_with_both_templates_every_answer_is_trained_up_to_the_next_question(
 
 @QUICK
 @given(chat=talks(flags=False))
-def test_l7_ids_of_a_response_template_train_what_its_text_trains(tokenizer: Any, chat: Conversation) -> None:
+def test_l7_ids_of_a_response_template_train_what_its_text_trains(
+    tokenizer: Any, chat: Conversation
+) -> None:
     assume(all(message["content"] == message["content"].strip() for message in chat.messages))
     response, instruction = "<|im_start|>assistant\n", "<|im_start|>user\n"
-    by_text = LossConfig("response_template", response_template=response, instruction_template=instruction)
-    as_ids = [tokenizer(text, add_special_tokens=False).input_ids for text in (response, instruction)]
-    by_ids = LossConfig("response_template", response_template=as_ids[0], instruction_template=as_ids[1])
+    by_text = LossConfig(
+        "response_template", response_template=response, instruction_template=instruction
+    )
+    as_ids = [
+        tokenizer(text, add_special_tokens=False).input_ids for text in (response, instruction)
+    ]
+    by_ids = LossConfig(
+        "response_template", response_template=as_ids[0], instruction_template=as_ids[1]
+    )
     assert encode(tokenizer, chat, by_ids) == encode(tokenizer, chat, by_text)
-    assert len(segments(encode(tokenizer, chat, by_ids))) == len(trained_turns(chat, "assistant_only"))
+    assert len(segments(encode(tokenizer, chat, by_ids))) == len(
+        trained_turns(chat, "assistant_only")
+    )
 
 
 def test_l7_a_response_template_that_stands_nowhere_is_an_error(plain: Any) -> None:
     for template in (ASSISTANT, [5, 6, 7]):
-        (row,) = Encoder(plain, LossConfig("response_template", response_template=template)).encode([Text("nothing")], ["train[0]"])
+        (row,) = Encoder(plain, LossConfig("response_template", response_template=template)).encode(
+            [Text("nothing")], ["train[0]"]
+        )
         assert isinstance(row, RowError)
         assert row.reason == "response template not found"
 
 
-# --- from rows to batches -------------------------------------------------------------------------------------------------------------
+# --- from rows to batches -------------------------------------------------------------------------
 
 ROWS = st.lists(st.one_of(talks(), PAIRS), min_size=1, max_size=5)
 
 
 def finished(tokenizer: Any, samples: Sequence[Sample]) -> list[dict[str, list[int]]]:
-    rows = Encoder(tokenizer, LossConfig("completion_only")).encode(samples, ["train[0]"] * len(samples))
-    return [{"input_ids": row.input_ids, "labels": row.labels} for row in rows if isinstance(row, Encoded)]
+    rows = Encoder(tokenizer, LossConfig("completion_only")).encode(
+        samples, ["train[0]"] * len(samples)
+    )
+    return [
+        {"input_ids": row.input_ids, "labels": row.labels}
+        for row in rows
+        if isinstance(row, Encoded)
+    ]
 
 
 @QUICK
 @given(samples=ROWS, multiple=st.sampled_from([None, 8]))
-def test_a_padded_batch_gives_back_every_id_and_label(tokenizer: Any, samples: list[Sample], multiple: int | None) -> None:
+def test_a_padded_batch_gives_back_every_id_and_label(
+    tokenizer: Any, samples: list[Sample], multiple: int | None
+) -> None:
     rows = finished(tokenizer, samples)
     assume(rows)
     batch = Collator(tokenizer.pad_token_id, multiple)(rows)
@@ -364,20 +463,28 @@ def test_a_padded_batch_gives_back_every_id_and_label(tokenizer: Any, samples: l
     assert width == (longest if multiple is None else -(-longest // multiple) * multiple)
     for at, row in enumerate(rows):
         length = len(row["input_ids"])
-        assert batch["input_ids"][at].tolist() == row["input_ids"] + [tokenizer.pad_token_id] * (width - length)
+        assert batch["input_ids"][at].tolist() == row["input_ids"] + [tokenizer.pad_token_id] * (
+            width - length
+        )
         assert batch["labels"][at].tolist() == row["labels"] + [IGNORED] * (width - length)
         assert batch["attention_mask"][at].tolist() == [1] * length + [0] * (width - length)
 
 
 @QUICK
 @given(samples=ROWS)
-def test_a_padding_free_batch_gives_back_every_id_and_label_but_the_first_of_each_row(tokenizer: Any, samples: list[Sample]) -> None:
+def test_a_padding_free_batch_gives_back_every_id_and_label_but_the_first_of_each_row(
+    tokenizer: Any, samples: list[Sample]
+) -> None:
     rows = finished(tokenizer, samples)
     assume(rows)
     batch = Collator(tokenizer.pad_token_id)(rows, padding_free=True)
     assert batch["input_ids"].tolist() == [[token for row in rows for token in row["input_ids"]]]
-    assert batch["labels"].tolist() == [[label for row in rows for label in [IGNORED, *row["labels"][1:]]]]
-    assert batch["position_ids"].tolist() == [[at for row in rows for at in range(len(row["input_ids"]))]]
+    assert batch["labels"].tolist() == [
+        [label for row in rows for label in [IGNORED, *row["labels"][1:]]]
+    ]
+    assert batch["position_ids"].tolist() == [
+        [at for row in rows for at in range(len(row["input_ids"]))]
+    ]
 
 
 @pytest.mark.parametrize("padding_free", [False, True])
@@ -385,34 +492,58 @@ def test_the_collate_of_prepared_data_loses_nothing(data: Any, padding_free: boo
     rows = [data.train[at] for at in range(8)]
     batch = data.collate(rows, padding_free=padding_free)
     kept = batch["input_ids"] != data.tokenizer.pad_token_id
-    assert batch["input_ids"][kept].tolist() == [token for row in rows for token in row["input_ids"]]
-    assert batch["labels"][kept].tolist() == [label for row in rows for label in row["labels"]]  # no row trains its first token
+    assert batch["input_ids"][kept].tolist() == [
+        token for row in rows for token in row["input_ids"]
+    ]
+    assert batch["labels"][kept].tolist() == [
+        label for row in rows for label in row["labels"]
+    ]  # no row trains its first token
 
 
-# --- splits ---------------------------------------------------------------------------------------------------------------------------
+# --- splits ---------------------------------------------------------------------------------------
 
 SIZES = st.one_of(st.just(0.0), st.floats(0.01, 0.6), st.integers(1, 40).map(float))
 
 
 @QUICK
 @given(
-    rows=st.integers(1, 120), validation=SIZES, test=SIZES, order=st.permutations(SPLITS), seed=st.none() | st.integers(0, 5)
-)  # fmt: skip
-def test_splits_take_every_row_once(rows: int, validation: float, test: float, order: list[str], seed: int | None) -> None:
+    rows=st.integers(1, 120),
+    validation=SIZES,
+    test=SIZES,
+    order=st.permutations(SPLITS),
+    seed=st.none() | st.integers(0, 5),
+)
+def test_splits_take_every_row_once(
+    rows: int, validation: float, test: float, order: list[str], seed: int | None
+) -> None:
     table = datasets.Dataset.from_dict({"row": list(range(rows))})
     cfg = DatasetConfig(
-        path="hub/rows", validation_size=validation, test_size=test, split_order=list(order), shuffle_seed=seed
-    )  # fmt: skip
+        path="hub/rows",
+        validation_size=validation,
+        test_size=test,
+        split_order=list(order),
+        shuffle_seed=seed,
+    )
     with patch.object(source, "_load", return_value=({"train": table}, "rows")):
-        asked = [int(size) if size >= 1 else int(rows * size + 1e-6) for size in (validation, test) if size]
-        left = int(rows * (1 - validation - test) + 1e-6) if validation < 1 and test < 1 else rows - sum(asked)
+        asked = [
+            int(size) if size >= 1 else int(rows * size + 1e-6)
+            for size in (validation, test)
+            if size
+        ]
+        left = (
+            int(rows * (1 - validation - test) + 1e-6)
+            if validation < 1 and test < 1
+            else rows - sum(asked)
+        )
         if 0 in asked or (asked and left <= 0):
             with pytest.raises(DataError, match=r"less than one|nothing is left to train on"):
                 load_splits(cfg)
             return
         splits = load_splits(cfg)
     taken = {name: [row["row"] for row in split] for name, split in splits.items()}
-    assert set(taken) == {"train"} | {name for name, size in (("validation", validation), ("test", test)) if size}
+    assert set(taken) == {"train"} | {
+        name for name, size in (("validation", validation), ("test", test)) if size
+    }
     assert all(taken.values())
     assert sorted(row for split in taken.values() for row in split) == list(range(rows))
     if seed is None:  # cut in the order of `split_order`
@@ -425,7 +556,7 @@ def test_splits_take_every_row_once(rows: int, validation: float, test: float, o
             assert len(taken[name]) < rows * size + 2  # rounding of the others may end up here
 
 
-# --- special tokens in texts ----------------------------------------------------------------------------------------------------------
+# --- special tokens in texts ----------------------------------------------------------------------
 
 
 def guard(tokenizer: Any, forged: str = "escape") -> Guard:
@@ -436,20 +567,35 @@ def guard(tokenizer: Any, forged: str = "escape") -> Guard:
 
 @QUICK
 @given(data=st.data())
-def test_an_escaped_text_holds_no_special_token_and_looks_the_same(kind: Kind, data: st.DataObject) -> None:
+def test_an_escaped_text_holds_no_special_token_and_looks_the_same(
+    kind: Kind, data: st.DataObject
+) -> None:
     tokens = control_tokens(kind.tokenizer)
-    pieces = st.one_of(st.sampled_from(tokens), st.sampled_from(tokens).map(lambda token: token[:-1]), st.sampled_from(list("<|a ")), TEXT)
+    pieces = st.one_of(
+        st.sampled_from(tokens),
+        st.sampled_from(tokens).map(lambda token: token[:-1]),
+        st.sampled_from(list("<|a ")),
+        TEXT,
+    )
     text = "".join(data.draw(st.lists(pieces, min_size=1, max_size=6))) + "a"
     chat = Conversation(
         (
             {"role": "user", "content": text},
-            {"role": "assistant", "content": text, "tool_calls": [{"name": "f", "arguments": {text: [text]}}]},
+            {
+                "role": "assistant",
+                "content": text,
+                "tool_calls": [{"name": "f", "arguments": {text: [text]}}],
+            },
         ),
         template_kwargs={"note": text},
     )
     escape = guard(kind.tokenizer)
     escaped = escape.conversation(chat, "train[0]")
-    written = [escaped.messages[0]["content"], escaped.template_kwargs["note"], *escaped.messages[1]["tool_calls"][0]["arguments"]]
+    written = [
+        escaped.messages[0]["content"],
+        escaped.template_kwargs["note"],
+        *escaped.messages[1]["tool_calls"][0]["arguments"],
+    ]
     assert written == [written[0]] * 3
     assert written[0].replace("\u200b", "") == text
     special = set(kind.tokenizer.convert_tokens_to_ids(tokens))
@@ -465,7 +611,9 @@ def test_an_escaped_text_holds_no_special_token_and_looks_the_same(kind: Kind, d
 def test_an_escape_that_sets_another_special_token_free_breaks_that_too(tokenizer: Any) -> None:
     changed = copy.deepcopy(tokenizer)
     changed.add_tokens(["<|a|>", "|a|>|"], special_tokens=True)
-    chat = Conversation(({"role": "user", "content": "x<|a|>|"}, {"role": "assistant", "content": "b"}))
+    chat = Conversation(
+        ({"role": "user", "content": "x<|a|>|"}, {"role": "assistant", "content": "b"})
+    )
     escaped = guard(changed).conversation(chat, "train[0]").messages[0]["content"]
     assert not any(token in escaped for token in ("<|a|>", "|a|>|"))
 
@@ -473,6 +621,8 @@ def test_an_escape_that_sets_another_special_token_free_breaks_that_too(tokenize
 def test_a_special_token_of_one_character_cannot_be_escaped_and_is_an_error(tokenizer: Any) -> None:
     changed = copy.deepcopy(tokenizer)
     changed.add_tokens(["\u2404"], special_tokens=True)
-    chat = Conversation(({"role": "user", "content": "x\u2404"}, {"role": "assistant", "content": "b"}))
+    chat = Conversation(
+        ({"role": "user", "content": "x\u2404"}, {"role": "assistant", "content": "b"})
+    )
     with pytest.raises(RowError, match="special token"):
         guard(changed).conversation(chat, "train[0]")

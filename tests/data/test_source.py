@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
-from sftpipe.config import compose
+from sftpipe.config.hydra import compose
+from sftpipe.config.schema import DatasetConfig, FormatConfig, MixtureSource
 from sftpipe.data.source import SPLITS, Rows, fingerprint, load_sources, load_splits
 from sftpipe.errors import DataError
-from sftpipe.schema import DatasetConfig, FormatConfig, MixtureSource
 
 Write = Callable[..., str]
 YODA = DatasetConfig(path="embedded", name="yoda")
@@ -57,44 +57,66 @@ def file(rows_file: Write) -> str:
     return rows_file(ROWS)
 
 
-# --- the embedded set -----------------------------------------------------------------------------------------------------------------
+# --- the embedded set -----------------------------------------------------------------------------
 
 
 def test_yoda_has_460_40_and_40_rows(yoda: dict[str, Any]) -> None:
-    assert {split: len(rows) for split, rows in yoda.items()} == {"train": 460, "validation": 40, "test": 40}
+    assert {split: len(rows) for split, rows in yoda.items()} == {
+        "train": 460,
+        "validation": 40,
+        "test": 40,
+    }
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_yoda_rows_are_a_prompt_and_a_completion_and_nothing_else(split: str) -> None:
     import sftpipe.data.source
 
-    lines = (Path(sftpipe.data.source.__file__).parent / "assets" / "yoda" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (Path(sftpipe.data.source.__file__).parent / "assets" / "yoda" / f"{split}.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
     assert {tuple(json.loads(line)) for line in lines} == {("prompt", "completion")}
 
 
 @pytest.mark.parametrize("column", ["prompt", "completion"])
 def test_yoda_repeats_no_text_within_or_across_splits(yoda: dict[str, Any], column: str) -> None:
-    texts = Counter(" ".join(text.lower().split()) for rows in yoda.values() for text in column_of(rows, column))
+    texts = Counter(
+        " ".join(text.lower().split()) for rows in yoda.values() for text in column_of(rows, column)
+    )
     assert [text for text, count in texts.items() if count > 1] == []
 
 
-def test_yoda_prompts_of_validation_and_test_are_no_variants_of_training_prompts(yoda: dict[str, Any]) -> None:
+def test_yoda_prompts_of_validation_and_test_are_no_variants_of_training_prompts(
+    yoda: dict[str, Any],
+) -> None:
     seen = [(text, set(words(text))) for text in prompts(yoda["train"])]
-    held_out = [(text, set(words(text))) for split in ("validation", "test") for text in prompts(yoda[split])]
+    held_out = [
+        (text, set(words(text)))
+        for split in ("validation", "test")
+        for text in prompts(yoda[split])
+    ]
     close = [(a, b) for a, x in held_out for b, y in seen if len(x & y) > 0.6 * len(x | y)]
     assert close == []
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_yoda_texts_are_single_clean_sentences_of_moderate_length(yoda: dict[str, Any], split: str) -> None:
-    for text in (text for column in ("prompt", "completion") for text in column_of(yoda[split], column)):
+def test_yoda_texts_are_single_clean_sentences_of_moderate_length(
+    yoda: dict[str, Any], split: str
+) -> None:
+    for text in (
+        text for column in ("prompt", "completion") for text in column_of(yoda[split], column)
+    ):
         assert re.fullmatch(r"[A-Z][^\n]*[.!?]", text), text
         assert text == " ".join(text.split()), text
         assert 3 <= len(text.split()) <= 25, text
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_yoda_answers_hold_the_words_of_their_prompt_in_another_order(yoda: dict[str, Any], split: str) -> None:
+def test_yoda_answers_hold_the_words_of_their_prompt_in_another_order(
+    yoda: dict[str, Any], split: str
+) -> None:
     for row in yoda[split]:
         answer = re.sub(r" (Yes|Yes, hrrrm|Hrrrm)\.$", "", row["completion"])
         assert words(answer) == words(row["prompt"]), row
@@ -105,7 +127,9 @@ def test_yoda_answers_hold_the_words_of_their_prompt_in_another_order(yoda: dict
     ("name", "sizes"),
     [("instruct", (133, 9, 15)), ("instruct_ko", (126, 9, 14)), ("ko_marked", (35, 4, 5))],
 )
-def test_the_embedded_sets_without_splits_are_cut_as_their_option_says(name: str, sizes: tuple[int, int, int]) -> None:
+def test_the_embedded_sets_without_splits_are_cut_as_their_option_says(
+    name: str, sizes: tuple[int, int, int]
+) -> None:
     splits = load_splits(compose([f"dataset={name}", "format=text", "loss=full"]).dataset)
     assert tuple(len(splits[split]) for split in SPLITS) == sizes
     texts = [json.dumps(row, sort_keys=True) for rows in splits.values() for row in rows]
@@ -113,7 +137,9 @@ def test_the_embedded_sets_without_splits_are_cut_as_their_option_says(name: str
 
 
 @pytest.mark.parametrize("name", ["instruct", "instruct_ko"])
-def test_embedded_instructions_are_whole_and_their_answers_differ_from_their_inputs(name: str) -> None:
+def test_embedded_instructions_are_whole_and_their_answers_differ_from_their_inputs(
+    name: str,
+) -> None:
     for rows in load_splits(compose([f"dataset={name}"]).dataset).values():
         for row in rows:
             assert set(row) == {"instruction", "input", "output"}
@@ -132,7 +158,7 @@ def test_each_marked_tale_begins_with_a_title_and_ends_with_the_end_marker() -> 
             assert row["text"].count(title) == row["text"].count(end) == 1
 
 
-# --- files ----------------------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def write_rows(path: Path) -> None:
@@ -164,9 +190,13 @@ def test_several_files_of_a_split_are_joined_in_order(rows_file: Write) -> None:
 
 
 def test_files_may_be_named_by_split(rows_file: Write) -> None:
-    files = {split: rows_file(ROWS[at : at + 2], f"{split}.jsonl") for at, split in enumerate(SPLITS)}
+    files = {
+        split: rows_file(ROWS[at : at + 2], f"{split}.jsonl") for at, split in enumerate(SPLITS)
+    }
     splits = load_splits(DatasetConfig(path="json", data_files=files))
-    assert {split: prompts(rows)[0] for split, rows in splits.items()} == {s: f"question {i}" for i, s in enumerate(SPLITS)}
+    assert {split: prompts(rows)[0] for split, rows in splits.items()} == {
+        s: f"question {i}" for i, s in enumerate(SPLITS)
+    }
 
 
 def test_text_survives_loading_to_the_letter(rows_file: Write) -> None:
@@ -175,7 +205,13 @@ def test_text_survives_loading_to_the_letter(rows_file: Write) -> None:
 
 
 def test_rows_of_any_types_are_read_and_met_later(rows_file: Write) -> None:
-    rows = [{"prompt": "a"}, {"prompt": 3, "other": [1, "x", None]}, {"prompt": None}, {"prompt": {"deep": 1.5}}, {}]
+    rows = [
+        {"prompt": "a"},
+        {"prompt": 3, "other": [1, "x", None]},
+        {"prompt": None},
+        {"prompt": {"deep": 1.5}},
+        {},
+    ]
     assert load_splits(DatasetConfig(path="json", data_files=rows_file(rows)))["train"][:] == rows
 
 
@@ -188,10 +224,14 @@ def test_rows_of_any_types_are_read_and_met_later(rows_file: Write) -> None:
         ("text", "a\n\nb\n", ["line 1", "line 3"]),
     ],
 )
-def test_a_row_knows_the_line_that_it_comes_from(tmp_path: Path, kind: str, content: str, origins: list[str]) -> None:
+def test_a_row_knows_the_line_that_it_comes_from(
+    tmp_path: Path, kind: str, content: str, origins: list[str]
+) -> None:
     (tmp_path / f"rows.{kind}").write_text(content)
     rows = load_splits(DatasetConfig(path=kind, data_files=str(tmp_path / f"rows.{kind}")))["train"]
-    assert [rows.origin(index) for index in range(len(rows))] == [f"rows.{kind}, {origin}" for origin in origins]
+    assert [rows.origin(index) for index in range(len(rows))] == [
+        f"rows.{kind}, {origin}" for origin in origins
+    ]
 
 
 @pytest.mark.parametrize(
@@ -202,9 +242,13 @@ def test_a_row_knows_the_line_that_it_comes_from(tmp_path: Path, kind: str, cont
         ("document", ["one\n  two\n \nthree\n"]),
     ],
 )
-def test_a_text_file_is_lines_paragraphs_or_one_document(tmp_path: Path, sample_by: str, texts: list[str]) -> None:
+def test_a_text_file_is_lines_paragraphs_or_one_document(
+    tmp_path: Path, sample_by: str, texts: list[str]
+) -> None:
     (tmp_path / "book.txt").write_bytes(b"one\r\n  two\n \nthree\n")
-    rows = load_splits(DatasetConfig(path="text", data_files=str(tmp_path / "book.txt"), sample_by=sample_by))["train"]
+    rows = load_splits(
+        DatasetConfig(path="text", data_files=str(tmp_path / "book.txt"), sample_by=sample_by)
+    )["train"]
     assert list(rows) == [{"text": text} for text in texts]
 
 
@@ -218,31 +262,43 @@ def test_a_tsv_file_is_a_csv_file_with_tabs(tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path, path: str) -> None:
     text = {"json": '{"text": "a"}', "csv": "text\na", "text": "a"}[path]
     (tmp_path / "rows").write_text(text, encoding="utf-8-sig")
-    assert load_splits(DatasetConfig(path=path, data_files=str(tmp_path / "rows")))["train"][:] == [{"text": "a"}]
+    assert load_splits(DatasetConfig(path=path, data_files=str(tmp_path / "rows")))["train"][:] == [
+        {"text": "a"}
+    ]
 
 
 def test_a_saved_data_set_is_read_from_its_folder(tmp_path: Path) -> None:
     saved = Dataset.from_list(ROWS)
     saved.save_to_disk(tmp_path / "one")
     DatasetDict({"train": saved, "test": saved.select(range(2))}).save_to_disk(tmp_path / "two")
-    assert list(load_splits(DatasetConfig(path="arrow", data_files=str(tmp_path / "one")))["train"]) == ROWS
+    assert (
+        list(load_splits(DatasetConfig(path="arrow", data_files=str(tmp_path / "one")))["train"])
+        == ROWS
+    )
     splits = load_splits(DatasetConfig(path="arrow", data_files=str(tmp_path / "two")))
-    assert {split: list(rows) for split, rows in splits.items()} == {"train": ROWS, "test": ROWS[:2]}
+    assert {split: list(rows) for split, rows in splits.items()} == {
+        "train": ROWS,
+        "test": ROWS[:2],
+    }
 
 
 def test_a_folder_that_holds_no_saved_data_set_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="arrow", data_files=str(tmp_path / "empty")))
-    assert str(error.value).startswith(f"dataset.data_files: {tmp_path / 'empty'} is no saved data set (")
+    assert str(error.value).startswith(
+        f"dataset.data_files: {tmp_path / 'empty'} is no saved data set ("
+    )
     assert str(error.value).endswith("\n    allowed: a folder that Dataset.save_to_disk wrote")
 
 
-# --- functions ------------------------------------------------------------------------------------------------------------------------
+# --- functions ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[[str], str]:
+def module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Callable[[str], str]:
     """Write a module into the working folder; returns its name."""
     monkeypatch.chdir(tmp_path)
 
@@ -261,11 +317,16 @@ def call(module: str, function: str = "rows") -> dict[str, Rows]:
 
 
 def test_a_function_returns_rows_or_splits(module: Callable[[str], str]) -> None:
-    name = module("def rows():\n    yield {'text': 'a', 'n': 1}\n\ndef splits():\n    return {'train': rows(), 'test': [{'text': 'b'}]}\n")
-    assert {split: list(rows) for split, rows in call(name).items()} == {"train": [{"text": "a", "n": 1}]}
+    name = module(
+        "def rows():\n    yield {'text': 'a', 'n': 1}\n\ndef splits():\n    return {'train': rows(), 'test': [{'text': 'b'}]}\n"
+    )
+    assert {split: list(rows) for split, rows in call(name).items()} == {
+        "train": [{"text": "a", "n": 1}]
+    }
     assert {split: list(rows) for split, rows in call(name, "splits").items()} == {
-        "train": [{"text": "a", "n": 1}], "test": [{"text": "b"}]
-    }  # fmt: skip
+        "train": [{"text": "a", "n": 1}],
+        "test": [{"text": "b"}],
+    }
 
 
 def test_a_function_needs_a_permission(module: Callable[[str], str]) -> None:
@@ -280,66 +341,118 @@ def test_a_function_needs_a_permission(module: Callable[[str], str]) -> None:
 @pytest.mark.parametrize(
     ("code", "function", "message"),
     [
-        ("def rows(): ...", "row", "{name} has no function 'row'\n    allowed: rows\n    dataset.function={name}.rows"),
+        (
+            "def rows(): ...",
+            "row",
+            "{name} has no function 'row'\n    allowed: rows\n    dataset.function={name}.rows",
+        ),
         ("def rows(): return 3", "rows", "{name}.rows returned int '3'\n    allowed: {allowed}"),
         (
             "def rows(): return [3]",
             "rows",
             "row 0 of {name}.rows is int '3'\n    allowed: {allowed}",
         ),
-        ("def rows(): return [][0]", "rows", "{name}.rows raised IndexError: list index out of range\n    mend the function"),
+        (
+            "def rows(): return [][0]",
+            "rows",
+            "{name}.rows raised IndexError: list index out of range\n    mend the function",
+        ),
     ],
 )
-def test_a_function_that_gives_no_rows_says_why(module: Callable[[str], str], code: str, function: str, message: str) -> None:
+def test_a_function_that_gives_no_rows_says_why(
+    module: Callable[[str], str], code: str, function: str, message: str
+) -> None:
     name = module(code)
     with pytest.raises(DataError) as error:
         call(name, function)
-    assert str(error.value) == "dataset.function: " + message.format(name=name, allowed="rows ({column: value} each), or {split: rows}")
+    assert str(error.value) == "dataset.function: " + message.format(
+        name=name, allowed="rows ({column: value} each), or {split: rows}"
+    )
 
 
-def test_a_generator_that_raises_on_its_way_is_an_error_of_the_function(module: Callable[[str], str]) -> None:
+def test_a_generator_that_raises_on_its_way_is_an_error_of_the_function(
+    module: Callable[[str], str],
+) -> None:
     name = module("def rows():\n    yield {'text': 'a'}\n    raise OSError('gone')\n")
-    with pytest.raises(DataError, match=rf"^dataset\.function: {name}\.rows raised OSError at row 1: gone\n    mend the function$"):
+    with pytest.raises(
+        DataError,
+        match=rf"^dataset\.function: {name}\.rows raised OSError at row 1: gone\n    mend the function$",
+    ):
         call(name)
 
 
-# --- mixtures -------------------------------------------------------------------------------------------------------------------------
+# --- mixtures -------------------------------------------------------------------------------------
 
 
-def test_each_source_of_a_mixture_has_rows_columns_and_a_format_of_its_own(rows_file: Write) -> None:
+def test_each_source_of_a_mixture_has_rows_columns_and_a_format_of_its_own(
+    rows_file: Write,
+) -> None:
     own = FormatConfig(type="prompt_completion")
-    sources = [MixtureSource(path="json", data_files=rows_file(ROWS[:3]), weight=2.0, format=own),
-               MixtureSource(path="embedded", name="yoda", columns={"instruction": "prompt"}, count=5, limit=2)]  # fmt: skip
-    first, second = load_sources(DatasetConfig(path="mixture", sources=sources, limit=4), FormatConfig())
-    assert (first.name, first.format, first.weight, first.count) == ("sources[0] json", own, 2.0, None)
+    sources = [
+        MixtureSource(path="json", data_files=rows_file(ROWS[:3]), weight=2.0, format=own),
+        MixtureSource(
+            path="embedded", name="yoda", columns={"instruction": "prompt"}, count=5, limit=2
+        ),
+    ]
+    first, second = load_sources(
+        DatasetConfig(path="mixture", sources=sources, limit=4), FormatConfig()
+    )
+    assert (first.name, first.format, first.weight, first.count) == (
+        "sources[0] json",
+        own,
+        2.0,
+        None,
+    )
     assert {split: list(rows) for split, rows in first.splits.items()} == {"train": ROWS[:3]}
-    assert (second.name, second.format, second.weight, second.count) == ("sources[1] yoda", FormatConfig(), None, 5)
-    assert {split: len(rows) for split, rows in second.splits.items()} == {"train": 2, "validation": 2, "test": 2}
+    assert (second.name, second.format, second.weight, second.count) == (
+        "sources[1] yoda",
+        FormatConfig(),
+        None,
+        5,
+    )
+    assert {split: len(rows) for split, rows in second.splits.items()} == {
+        "train": 2,
+        "validation": 2,
+        "test": 2,
+    }
     assert second.splits["train"].column_names == ["completion", "instruction"]
 
 
 def test_one_data_set_is_one_source_without_a_name(file: str) -> None:
     (source,) = load_sources(DatasetConfig(path="json", data_files=file), FormatConfig())
-    assert (source.name, list(source.splits), source.weight, source.count) == ("", ["train"], None, None)
+    assert (source.name, list(source.splits), source.weight, source.count) == (
+        "",
+        ["train"],
+        None,
+        None,
+    )
 
 
-# --- columns --------------------------------------------------------------------------------------------------------------------------
+# --- columns --------------------------------------------------------------------------------------
 
 
 def test_columns_are_renamed_to_ours(file: str) -> None:
-    rows = load_splits(DatasetConfig(path="json", data_files=file, columns={"instruction": "prompt", "output": "completion"}))["train"]
+    rows = load_splits(
+        DatasetConfig(
+            path="json", data_files=file, columns={"instruction": "prompt", "output": "completion"}
+        )
+    )["train"]
     assert rows[:1] == [{"instruction": "question 0", "output": "answer 0"}]
     assert rows.column_names == ["instruction", "output"]
 
 
 def test_a_column_mapped_to_its_own_name_stays(file: str) -> None:
-    rows = load_splits(DatasetConfig(path="json", data_files=file, columns={"prompt": "prompt"}))["train"]
+    rows = load_splits(DatasetConfig(path="json", data_files=file, columns={"prompt": "prompt"}))[
+        "train"
+    ]
     assert list(rows) == ROWS
 
 
 def test_a_renamed_column_replaces_one_that_already_has_its_name(rows_file: Write) -> None:
     file = rows_file([{"output": "old", "better": "new"}])
-    assert load_splits(DatasetConfig(path="json", data_files=file, columns={"output": "better"}))["train"][:] == [{"output": "new"}]
+    assert load_splits(DatasetConfig(path="json", data_files=file, columns={"output": "better"}))[
+        "train"
+    ][:] == [{"output": "new"}]
 
 
 def test_a_wrong_column_names_the_key_the_columns_and_the_nearest(file: str) -> None:
@@ -355,7 +468,11 @@ def test_a_wrong_column_names_the_key_the_columns_and_the_nearest(file: str) -> 
 def test_a_column_that_two_names_take_is_told_with_what_removes_one(file: str) -> None:
     with pytest.raises(DataError) as error:
         load_splits(
-            DatasetConfig(path="json", data_files=file, columns={"instruction": "prompt", "text": "prompt", "output": "completion"})
+            DatasetConfig(
+                path="json",
+                data_files=file,
+                columns={"instruction": "prompt", "text": "prompt", "output": "completion"},
+            )
         )
     assert str(error.value) == (
         "dataset.columns (train): instruction and text take the column 'prompt'\n"
@@ -364,39 +481,69 @@ def test_a_column_that_two_names_take_is_told_with_what_removes_one(file: str) -
     )
 
 
-# --- splits and sizes -----------------------------------------------------------------------------------------------------------------
+# --- splits and sizes -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("validation", "test", "counts"), [(0.25, 0.1, (13, 5, 2)), (4, 3, (13, 4, 3)), (0.5, 1, (9, 10, 1))])
-def test_sizes_below_one_are_shares_and_others_are_rows(file: str, validation: float, test: float, counts: tuple[int, ...]) -> None:
-    splits = load_splits(DatasetConfig(path="json", data_files=file, validation_size=validation, test_size=test))
-    assert {split: len(rows) for split, rows in splits.items()} == dict(zip(SPLITS, counts, strict=True))
+@pytest.mark.parametrize(
+    ("validation", "test", "counts"),
+    [(0.25, 0.1, (13, 5, 2)), (4, 3, (13, 4, 3)), (0.5, 1, (9, 10, 1))],
+)
+def test_sizes_below_one_are_shares_and_others_are_rows(
+    file: str, validation: float, test: float, counts: tuple[int, ...]
+) -> None:
+    splits = load_splits(
+        DatasetConfig(path="json", data_files=file, validation_size=validation, test_size=test)
+    )
+    assert {split: len(rows) for split, rows in splits.items()} == dict(
+        zip(SPLITS, counts, strict=True)
+    )
 
 
 def test_validation_and_test_are_cut_off_the_end_and_no_row_is_lost(file: str) -> None:
-    splits = load_splits(DatasetConfig(path="json", data_files=file, validation_size=4, test_size=3))
+    splits = load_splits(
+        DatasetConfig(path="json", data_files=file, validation_size=4, test_size=3)
+    )
     assert [row for split in SPLITS for row in splits[split]] == ROWS
 
 
-def test_the_order_of_the_splits_says_where_each_lies_and_the_last_takes_the_rest(tmp_path: Path) -> None:
+def test_the_order_of_the_splits_says_where_each_lies_and_the_last_takes_the_rest(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "rows.csv").write_text("\n".join(["n", *map(str, range(1100))]))
-    cfg = DatasetConfig(path="csv", data_files=str(tmp_path / "rows.csv"), test_size=0.1, validation_size=0.05)
+    cfg = DatasetConfig(
+        path="csv", data_files=str(tmp_path / "rows.csv"), test_size=0.1, validation_size=0.05
+    )
     splits = load_splits(replace(cfg, split_order=["train", "test", "validation"]))
     places = {split: (int(rows[:1][0]["n"]), len(rows)) for split, rows in splits.items()}
     assert places == {"train": (0, 935), "validation": (1045, 55), "test": (935, 110)}
 
 
-@pytest.mark.parametrize(("rows", "size", "cut"), [(100, 0.07, 7), (100, 0.29, 29), (55, 0.1, 5), (10, 0.3, 3)])
-def test_a_share_is_rounded_down_and_not_by_the_error_of_floats(tmp_path: Path, rows: int, size: float, cut: int) -> None:
+@pytest.mark.parametrize(
+    ("rows", "size", "cut"), [(100, 0.07, 7), (100, 0.29, 29), (55, 0.1, 5), (10, 0.3, 3)]
+)
+def test_a_share_is_rounded_down_and_not_by_the_error_of_floats(
+    tmp_path: Path, rows: int, size: float, cut: int
+) -> None:
     (tmp_path / "rows.csv").write_text("\n".join(["n", *map(str, range(rows))]))
-    cfg = DatasetConfig(path="csv", data_files=str(tmp_path / "rows.csv"), test_size=size, split_order=["test", "train"])
+    cfg = DatasetConfig(
+        path="csv",
+        data_files=str(tmp_path / "rows.csv"),
+        test_size=size,
+        split_order=["test", "train"],
+    )
     splits = load_splits(cfg)
-    assert [int(row["n"]) for split in ("test", "train") for row in splits[split]] == list(range(rows))
+    assert [int(row["n"]) for split in ("test", "train") for row in splits[split]] == list(
+        range(rows)
+    )
     assert len(splits["test"]) == cut
 
 
-@pytest.mark.parametrize("order", [["train"], ["train", "test", "test"], ["train", "tset"], ["test", "train", "dev"]])
-def test_an_order_that_does_not_name_each_split_once_is_refused(file: str, order: list[str]) -> None:
+@pytest.mark.parametrize(
+    "order", [["train"], ["train", "test", "test"], ["train", "tset"], ["test", "train", "dev"]]
+)
+def test_an_order_that_does_not_name_each_split_once_is_refused(
+    file: str, order: list[str]
+) -> None:
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="json", data_files=file, test_size=2, split_order=order))
     assert str(error.value) == (
@@ -405,16 +552,29 @@ def test_an_order_that_does_not_name_each_split_once_is_refused(file: str, order
 
 
 def test_splits_of_the_source_may_get_our_names(rows_file: Write) -> None:
-    files = {name: rows_file(ROWS[at : at + 1], f"{name}.jsonl") for at, name in enumerate(("a", "b", "c"))}
-    splits = load_splits(DatasetConfig(path="json", data_files=files, split={"train": "b", "test": "a"}))
-    assert {split: list(rows) for split, rows in splits.items()} == {"train": ROWS[1:2], "test": ROWS[:1]}
+    files = {
+        name: rows_file(ROWS[at : at + 1], f"{name}.jsonl")
+        for at, name in enumerate(("a", "b", "c"))
+    }
+    splits = load_splits(
+        DatasetConfig(path="json", data_files=files, split={"train": "b", "test": "a"})
+    )
+    assert {split: list(rows) for split, rows in splits.items()} == {
+        "train": ROWS[1:2],
+        "test": ROWS[:1],
+    }
 
 
 def test_a_split_of_the_source_that_is_not_there_is_named_with_ours(rows_file: Write) -> None:
     files = {name: rows_file(ROWS, f"{name}.jsonl") for name in ("first", "second")}
     with pytest.raises(DataError) as error:
-        load_splits(DatasetConfig(path="json", data_files=files, split={"train": "first", "test": "secnd"}))
-    assert str(error.value) == "dataset.split.test: no split 'secnd'\n    allowed: first, second\n    dataset.split.test=second"
+        load_splits(
+            DatasetConfig(path="json", data_files=files, split={"train": "first", "test": "secnd"})
+        )
+    assert (
+        str(error.value)
+        == "dataset.split.test: no split 'secnd'\n    allowed: first, second\n    dataset.split.test=second"
+    )
 
 
 @pytest.mark.parametrize("kind", ["json", "csv", "text"])
@@ -429,7 +589,10 @@ def test_streaming_reads_no_further_than_the_limit(tmp_path: Path, kind: str) ->
 
 
 def test_a_split_that_nobody_asked_for_is_absent(file: str) -> None:
-    assert list(load_splits(DatasetConfig(path="json", data_files=file, test_size=2))) == ["train", "test"]
+    assert list(load_splits(DatasetConfig(path="json", data_files=file, test_size=2))) == [
+        "train",
+        "test",
+    ]
 
 
 def test_the_order_of_the_file_is_kept_without_a_shuffle_seed(file: str) -> None:
@@ -438,26 +601,37 @@ def test_the_order_of_the_file_is_kept_without_a_shuffle_seed(file: str) -> None
 
 def test_a_shuffle_seed_gives_the_same_order_every_time(file: str) -> None:
     first, second, other = (
-        prompts(load_splits(DatasetConfig(path="json", data_files=file, shuffle_seed=seed))["train"]) for seed in (1, 1, 2)
+        prompts(
+            load_splits(DatasetConfig(path="json", data_files=file, shuffle_seed=seed))["train"]
+        )
+        for seed in (1, 1, 2)
     )
     assert first == second
     assert first != other != QUESTIONS != first
 
 
 def test_a_shuffle_seed_mixes_before_the_splits_are_cut(file: str) -> None:
-    splits = load_splits(DatasetConfig(path="json", data_files=file, shuffle_seed=1, validation_size=5))
+    splits = load_splits(
+        DatasetConfig(path="json", data_files=file, shuffle_seed=1, validation_size=5)
+    )
     assert sorted(prompts(splits["train"]) + prompts(splits["validation"])) == sorted(QUESTIONS)
     assert prompts(splits["validation"]) != QUESTIONS[-5:]
 
 
 def test_limit_keeps_the_first_rows_of_each_split() -> None:
     splits = load_splits(DatasetConfig(path="embedded", name="yoda", limit=50))
-    assert {split: len(rows) for split, rows in splits.items()} == {"train": 50, "validation": 40, "test": 40}
+    assert {split: len(rows) for split, rows in splits.items()} == {
+        "train": 50,
+        "validation": 40,
+        "test": 40,
+    }
     assert list(splits["train"]) == load_splits(YODA)["train"][:50]
 
 
 def test_split_takes_one_split_and_makes_the_others_from_it() -> None:
-    splits = load_splits(DatasetConfig(path="embedded", name="yoda", split="test", validation_size=10))
+    splits = load_splits(
+        DatasetConfig(path="embedded", name="yoda", split="test", validation_size=10)
+    )
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 30, "validation": 10}
 
 
@@ -465,12 +639,17 @@ def test_an_unknown_split_names_the_nearest(rows_file: Write) -> None:
     files = {"train": rows_file(ROWS, "a.jsonl"), "extra": rows_file(ROWS, "b.jsonl")}
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="json", data_files=files, split="xtra"))
-    assert str(error.value) == "dataset.split: no split 'xtra'\n    allowed: train, extra\n    dataset.split=extra"
+    assert (
+        str(error.value)
+        == "dataset.split: no split 'xtra'\n    allowed: train, extra\n    dataset.split=extra"
+    )
 
 
 def test_several_splits_without_a_train_split_ask_which_one_to_take(rows_file: Write) -> None:
     files = {"first": rows_file(ROWS, "a.jsonl"), "second": rows_file(ROWS, "b.jsonl")}
-    with pytest.raises(DataError, match=r"dataset\.split: no split 'train'\n    allowed: first, second\n"):
+    with pytest.raises(
+        DataError, match=r"dataset\.split: no split 'train'\n    allowed: first, second\n"
+    ):
         load_splits(DatasetConfig(path="json", data_files=files))
 
 
@@ -485,19 +664,26 @@ def test_a_size_for_a_split_that_the_source_already_has_is_refused(name: str) ->
 
 
 @pytest.mark.parametrize(("validation", "test"), [(10, 10), (0.5, 0.5), (30, 0)])
-def test_sizes_that_leave_nothing_to_train_on_are_refused(file: str, validation: float, test: float) -> None:
+def test_sizes_that_leave_nothing_to_train_on_are_refused(
+    file: str, validation: float, test: float
+) -> None:
     with pytest.raises(DataError, match="of 20 rows: nothing is left to train on") as error:
-        load_splits(DatasetConfig(path="json", data_files=file, validation_size=validation, test_size=test))
+        load_splits(
+            DatasetConfig(path="json", data_files=file, validation_size=validation, test_size=test)
+        )
     assert str(error.value).startswith("dataset.validation_size + dataset.test_size: ")
 
 
 def test_a_limit_of_nothing_is_an_empty_split(file: str) -> None:
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="json", data_files=file, limit=0))
-    assert str(error.value) == "dataset (train): the split is empty\n    look at dataset.data_files, the sizes and the limit"
+    assert (
+        str(error.value)
+        == "dataset (train): the split is empty\n    look at dataset.data_files, the sizes and the limit"
+    )
 
 
-# --- what cannot be read --------------------------------------------------------------------------------------------------------------
+# --- what cannot be read --------------------------------------------------------------------------
 
 
 def test_a_missing_file_names_the_folder_and_the_nearest_file(file: str) -> None:
@@ -509,7 +695,9 @@ def test_a_missing_file_names_the_folder_and_the_nearest_file(file: str) -> None
     )
 
 
-def test_a_missing_file_in_a_missing_folder_says_where_it_was_sought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_in_a_missing_folder_says_where_it_was_sought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="csv", data_files="nowhere/rows.csv"))
@@ -522,29 +710,76 @@ def test_an_unknown_embedded_set_names_the_ones_there_are() -> None:
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="embedded", name="yodda"))
     allowed = "instruct, instruct_ko, ko_corpus, ko_marked, yoda"
-    assert str(error.value) == f"dataset.name: no embedded data set 'yodda'\n    allowed: {allowed}\n    dataset.name=yoda"
+    assert (
+        str(error.value)
+        == f"dataset.name: no embedded data set 'yodda'\n    allowed: {allowed}\n    dataset.name=yoda"
+    )
 
 
 @pytest.mark.parametrize(
     ("path", "content", "found", "fix"),
     [
-        pytest.param("json", b'{"prompt": "a"}\n{"prompt": "b"}\nnot json', ", line 3: no JSON: Expecting value at character 1: 'not json'",
-                     "mend the line", id="json"),
-        pytest.param("json", b'{"prompt": "a"}\n["b"]', ", line 2: list \"['b']\"", "mend the line", id="json-list-among-objects"),
-        pytest.param("json", b'{"prompt": "a"}\n"b"', ", line 2: str 'b'", "mend the line", id="json-text"),
-        pytest.param("json", b'[{"prompt": "a"},\n "b"]', ", row 1: str 'b'", "mend the file", id="json-list-of-texts"),
-        pytest.param("json", b'[{"prompt": "a"},\n {"prompt": }]', ", line 2: no JSON: Expecting value at character 13: ",
-                     "mend the line", id="json-list"),
-        pytest.param("csv", b"prompt,completion\na,b\na,b,c,d\n", ", line 3: 4 values for the 2 columns prompt, completion",
-                     'put values that hold a comma, a quote or a line break into "..."', id="csv"),
-        pytest.param("csv", b"prompt,prompt\na,b\n", ", line 1: the column 'prompt' stands twice in the header",
-                     "give each column a name of its own", id="csv-header"),
-        pytest.param("csv", b'prompt,completion\na,b\n"a,b\na,b\n', ", line 3: the row that begins here cannot be read: "
-                     "unexpected end of data", 'close the quote; a quote inside a quoted value is written twice: ""', id="csv-quote"),
-        pytest.param("parquet", b"not parquet", " cannot be read as parquet: ",
-                     "mend the file, or choose the right one of dataset=json|csv|parquet|text|arrow", id="parquet"),
+        pytest.param(
+            "json",
+            b'{"prompt": "a"}\n{"prompt": "b"}\nnot json',
+            ", line 3: no JSON: Expecting value at character 1: 'not json'",
+            "mend the line",
+            id="json",
+        ),
+        pytest.param(
+            "json",
+            b'{"prompt": "a"}\n["b"]',
+            ", line 2: list \"['b']\"",
+            "mend the line",
+            id="json-list-among-objects",
+        ),
+        pytest.param(
+            "json", b'{"prompt": "a"}\n"b"', ", line 2: str 'b'", "mend the line", id="json-text"
+        ),
+        pytest.param(
+            "json",
+            b'[{"prompt": "a"},\n "b"]',
+            ", row 1: str 'b'",
+            "mend the file",
+            id="json-list-of-texts",
+        ),
+        pytest.param(
+            "json",
+            b'[{"prompt": "a"},\n {"prompt": }]',
+            ", line 2: no JSON: Expecting value at character 13: ",
+            "mend the line",
+            id="json-list",
+        ),
+        pytest.param(
+            "csv",
+            b"prompt,completion\na,b\na,b,c,d\n",
+            ", line 3: 4 values for the 2 columns prompt, completion",
+            'put values that hold a comma, a quote or a line break into "..."',
+            id="csv",
+        ),
+        pytest.param(
+            "csv",
+            b"prompt,prompt\na,b\n",
+            ", line 1: the column 'prompt' stands twice in the header",
+            "give each column a name of its own",
+            id="csv-header",
+        ),
+        pytest.param(
+            "csv",
+            b'prompt,completion\na,b\n"a,b\na,b\n',
+            ", line 3: the row that begins here cannot be read: unexpected end of data",
+            'close the quote; a quote inside a quoted value is written twice: ""',
+            id="csv-quote",
+        ),
+        pytest.param(
+            "parquet",
+            b"not parquet",
+            " cannot be read as parquet: ",
+            "mend the file, or choose the right one of dataset=json|csv|parquet|text|arrow",
+            id="parquet",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_cannot_be_read_is_named_with_the_line_and_the_reason(
     tmp_path: Path, path: str, content: bytes, found: str, fix: str
 ) -> None:
@@ -560,18 +795,32 @@ def test_an_object_over_several_lines_is_told_to_be_one_line(tmp_path: Path) -> 
     (tmp_path / "rows.json").write_text('{\n  "prompt": "a"\n}\n')
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="json", data_files=str(tmp_path / "rows.json")))
-    assert str(error.value).startswith(f"dataset.data_files: {tmp_path / 'rows.json'}, line 1: no JSON: ")
-    assert str(error.value).endswith("one JSON object a line, or one list of objects: [{...}, {...}]\n"
-                                     "    write the whole object on one line, or all objects as one list")  # fmt: skip
+    assert str(error.value).startswith(
+        f"dataset.data_files: {tmp_path / 'rows.json'}, line 1: no JSON: "
+    )
+    assert str(error.value).endswith(
+        "one JSON object a line, or one list of objects: [{...}, {...}]\n"
+        "    write the whole object on one line, or all objects as one list"
+    )
 
 
-@pytest.mark.parametrize(("compress", "suffix"), [(gzip.compress, "gz"), (bz2.compress, "bz2"), (lzma.compress, "xz")])
-def test_a_compressed_file_is_read_and_a_cut_one_is_named(tmp_path: Path, compress: Any, suffix: str) -> None:
-    file, content = tmp_path / f"rows.jsonl.{suffix}", compress("\n".join(map(json.dumps, ROWS)).encode())
+@pytest.mark.parametrize(
+    ("compress", "suffix"), [(gzip.compress, "gz"), (bz2.compress, "bz2"), (lzma.compress, "xz")]
+)
+def test_a_compressed_file_is_read_and_a_cut_one_is_named(
+    tmp_path: Path, compress: Any, suffix: str
+) -> None:
+    file, content = (
+        tmp_path / f"rows.jsonl.{suffix}",
+        compress("\n".join(map(json.dumps, ROWS)).encode()),
+    )
     file.write_bytes(content)
     assert load_splits(DatasetConfig(path="json", data_files=str(file)))["train"][:] == ROWS
     file.write_bytes(content[:-20])
-    with pytest.raises(DataError, match=r"the compressed file is damaged or cut off \(.*\)\n    fetch or make the file again$"):
+    with pytest.raises(
+        DataError,
+        match=r"the compressed file is damaged or cut off \(.*\)\n    fetch or make the file again$",
+    ):
         load_splits(DatasetConfig(path="json", data_files=str(file)))
 
 
@@ -583,13 +832,21 @@ def test_a_compressed_file_is_read_and_a_cut_one_is_named(tmp_path: Path, compre
         pytest.param("json", "rows.jsonl", "", id="json-no-bytes"),
     ],
 )
-def test_a_file_without_rows_is_an_error_that_says_so(tmp_path: Path, path: str, name: str, content: str) -> None:
+def test_a_file_without_rows_is_an_error_that_says_so(
+    tmp_path: Path, path: str, name: str, content: str
+) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=r"^dataset.*(empty|no rows)"):
         load_splits(DatasetConfig(path=path, data_files=str(tmp_path / name)))
 
 
-@pytest.mark.parametrize("columns", [{"prompt": "completion", "completion": "prompt"}, {"completion": "prompt", "other": "completion"}])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"prompt": "completion", "completion": "prompt"},
+        {"completion": "prompt", "other": "completion"},
+    ],
+)
 def test_columns_may_swap_names(file: str, columns: dict[str, str]) -> None:
     (row,) = load_splits(DatasetConfig(path="json", data_files=file, columns=columns))["train"][:1]
     assert row == {ours: ROWS[0][theirs] for ours, theirs in columns.items()}
@@ -597,7 +854,11 @@ def test_columns_may_swap_names(file: str, columns: dict[str, str]) -> None:
 
 def test_one_column_under_two_names_is_an_error_that_names_both(file: str) -> None:
     with pytest.raises(DataError, match=r"dataset\.columns.*prompt"):
-        load_splits(DatasetConfig(path="json", data_files=file, columns={"instruction": "prompt", "output": "prompt"}))
+        load_splits(
+            DatasetConfig(
+                path="json", data_files=file, columns={"instruction": "prompt", "output": "prompt"}
+            )
+        )
 
 
 def test_a_share_that_rounds_to_no_row_is_an_error(file: str) -> None:
@@ -617,7 +878,9 @@ def test_a_validation_file_alone_is_not_trained_on(file: str) -> None:
 
 
 def test_csv_words_that_pandas_takes_for_null_stay_words(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("prompt,completion\nWhat is nothing?,None\nWhat is missing?,N/A\n")
+    (tmp_path / "rows.csv").write_text(
+        "prompt,completion\nWhat is nothing?,None\nWhat is missing?,N/A\n"
+    )
     rows = load_splits(DatasetConfig(path="csv", data_files=str(tmp_path / "rows.csv")))["train"]
     assert column_of(rows, "completion") == ["None", "N/A"]
 
@@ -628,14 +891,20 @@ def test_csv_numbers_stay_as_they_are_written(tmp_path: Path) -> None:
     assert list(rows) == [{"prompt": "007", "completion": "1.50"}]
 
 
-@pytest.mark.parametrize(("path", "text"), [("csv", "prompt,completion\na,b\né,b\n"), ("json", '{"prompt": "a"}\n{"prompt": "é"}\n')])
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [("csv", "prompt,completion\na,b\né,b\n"), ("json", '{"prompt": "a"}\n{"prompt": "é"}\n')],
+)
 def test_text_that_is_no_utf8_is_named_with_its_line(path: str, text: str, tmp_path: Path) -> None:
     file = tmp_path / f"rows.{path}"
     file.write_bytes(text.encode("latin-1"))
     line = 1 + text[: text.index("é")].count("\n")
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path=path, data_files=str(file)))
-    assert str(error.value) == f"dataset.data_files: {file}, line {line}: byte 0xe9 is no UTF-8\n    save the file as UTF-8"
+    assert (
+        str(error.value)
+        == f"dataset.data_files: {file}, line {line}: byte 0xe9 is no UTF-8\n    save the file as UTF-8"
+    )
 
 
 def test_a_pattern_names_several_files(rows_file: Write, tmp_path: Path) -> None:
@@ -648,7 +917,10 @@ def test_a_pattern_names_several_files(rows_file: Write, tmp_path: Path) -> None
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="json", data_files=str(tmp_path)))
-    assert str(error.value) == f"dataset.data_files: {tmp_path} is a folder\n    dataset.data_files='{tmp_path}/*.jsonl'"
+    assert (
+        str(error.value)
+        == f"dataset.data_files: {tmp_path} is a folder\n    dataset.data_files='{tmp_path}/*.jsonl'"
+    )
 
 
 def test_a_file_as_path_is_shown_its_place(rows_file: Write) -> None:
@@ -658,7 +930,7 @@ def test_a_file_as_path_is_shown_its_place(rows_file: Write) -> None:
     assert f"dataset=json dataset.data_files={file}" in str(error.value)
 
 
-# --- the hub --------------------------------------------------------------------------------------------------------------------------
+# --- the hub --------------------------------------------------------------------------------------
 
 
 def test_a_hub_set_without_a_network_fails_fast_and_says_what_to_do() -> None:
@@ -672,7 +944,7 @@ def test_a_hub_set_without_a_network_fails_fast_and_says_what_to_do() -> None:
     )
 
 
-# --- fingerprint ----------------------------------------------------------------------------------------------------------------------
+# --- fingerprint ----------------------------------------------------------------------------------
 
 
 def test_the_fingerprint_follows_the_bytes_and_not_the_path(rows_file: Write) -> None:
@@ -685,14 +957,23 @@ def test_the_fingerprint_follows_the_bytes_and_not_the_path(rows_file: Write) ->
 
 def test_the_fingerprint_tells_which_file_is_which_split(rows_file: Write) -> None:
     a, b = rows_file(ROWS[:10], "a.jsonl"), rows_file(ROWS[10:], "b.jsonl")
-    one, swapped = (fingerprint(DatasetConfig(path="json", data_files={"train": x, "test": y})) for x, y in ((a, b), (b, a)))
+    one, swapped = (
+        fingerprint(DatasetConfig(path="json", data_files={"train": x, "test": y}))
+        for x, y in ((a, b), (b, a))
+    )
     assert one != swapped
 
 
-@pytest.mark.parametrize("change", [{"path": "user/other"}, {"name": "config"}, {"revision": "abc"}])
+@pytest.mark.parametrize(
+    "change", [{"path": "user/other"}, {"name": "config"}, {"revision": "abc"}]
+)
 def test_the_fingerprint_of_a_hub_set_is_its_path_name_and_revision(change: dict[str, str]) -> None:
     base = {"path": "user/set", "name": "default", "revision": "v1"}
-    assert fingerprint(DatasetConfig(**base)) == fingerprint(DatasetConfig(**base)) != fingerprint(DatasetConfig(**base | change))
+    assert (
+        fingerprint(DatasetConfig(**base))
+        == fingerprint(DatasetConfig(**base))
+        != fingerprint(DatasetConfig(**base | change))
+    )
 
 
 def test_a_file_with_new_bytes_and_an_old_time_is_read_anew(rows_file: Write) -> None:

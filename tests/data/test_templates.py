@@ -17,23 +17,32 @@ import pytest
 import trl
 from trl import SFTTrainer
 
-from sftpipe.data.chat import ChatTemplate, trained_turns, unrolled
+from sftpipe.config.schema import FormatConfig, LossConfig
+from sftpipe.data.chat_template import ChatTemplate, trained_turns, unrolled
 from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.formats import Conversation, Sample, to_sample
 from sftpipe.data.labels import IGNORED
 from sftpipe.errors import DataError, RowError
-from sftpipe.schema import FormatConfig, LossConfig
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 SOURCES = {file.stem: file.read_text(encoding="utf-8") for file in sorted(FOLDER.glob("*.jinja"))}
-BLOCKS = [name for name, source in SOURCES.items() if re.search(r"\{%-?\s*generation\s*-?%\}", source)]
+BLOCKS = [
+    name for name, source in SOURCES.items() if re.search(r"\{%-?\s*generation\s*-?%\}", source)
+]
 PLAIN = [name for name in SOURCES if name not in BLOCKS]
 PAIRED = [name for name in PLAIN if f"{name}_training" in SOURCES]
-TURN_TOKENS = re.compile(r"<\|[^<>|\s]+\|>|<｜[^<>｜]+｜>|<(?:start|end)_of_\w+>|<\|[a-z_]+>|<[a-z_]+\|>|\[/?INST\]|\[gMASK\]|<image>")
+TURN_TOKENS = re.compile(
+    r"<\|[^<>|\s]+\|>|<｜[^<>｜]+｜>|<(?:start|end)_of_\w+>|<\|[a-z_]+>|<[a-z_]+\|>|\[/?INST\]|\[gMASK\]|<image>"
+)
 # none ends in a character of several tokens: where a block ends in one, TRL masks all of its tokens but the first
-ANSWERS = ('It\'s "fine", thanks.', "안녕하세요, 반갑습니다 \U0001f600.", "First line.\n\n- a list\n- of two", "1, 2 and 3.")
+ANSWERS = (
+    'It\'s "fine", thanks.',
+    "안녕하세요, 반갑습니다 \U0001f600.",
+    "First line.\n\n- a list\n- of two",
+    "1, 2 and 3.",
+)
 
-# --- what is refused ------------------------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 HISTORY = "history written otherwise than in generation"
 THINKS = "the prompt of generation opens <think>, which the template leaves out of turns that hold no reasoning"
@@ -67,7 +76,9 @@ IN_PROMPT = {  # blocks that begin inside of the prompt of generation: what stan
     "gptoss_training": "<|start|>assistant",
     "muse_glimmer_training": "<|start|>assistant",
 }
-MERGES = {"llama3_training": "the line break in front of an answer is another token where TRL tokenises prompt and answer together"}
+MERGES = {
+    "llama3_training": "the line break in front of an answer is another token where TRL tokenises prompt and answer together"
+}
 GOOD = [name for name in PLAIN if name not in REFUSED and name not in NO_END]
 GOOD_BLOCKS = [name for name in BLOCKS if name.removesuffix("_training") not in REFUSED]
 
@@ -83,7 +94,9 @@ def dressed(tokenizer: Any) -> Any:
         made[eos].eos_token = eos
 
     def dress(name: str) -> Any:
-        changed = copy.copy(made["<|END_OF_TURN_TOKEN|>" if name.startswith("cohere") else "<|im_end|>"])
+        changed = copy.copy(
+            made["<|END_OF_TURN_TOKEN|>" if name.startswith("cohere") else "<|im_end|>"]
+        )
         changed.chat_template = SOURCES[name]
         return changed
 
@@ -93,12 +106,20 @@ def dressed(tokenizer: Any) -> Any:
 def talk(turns: int, system: bool) -> Conversation:
     messages = [{"role": "system", "content": "You are terse."}] if system else []
     for at in range(turns):
-        messages += [{"role": "user", "content": f"Question {at}?"}, {"role": "assistant", "content": ANSWERS[at % len(ANSWERS)]}]
+        messages += [
+            {"role": "user", "content": f"Question {at}?"},
+            {"role": "assistant", "content": ANSWERS[at % len(ANSWERS)]},
+        ]
     return Conversation(tuple(messages))
 
 
 def talks(name: str) -> list[Conversation]:
-    return [talk(turns, system) for turns in (1, 2, 4) for system in (False, True) if not (system and name in NO_SYSTEM)]
+    return [
+        talk(turns, system)
+        for turns in (1, 2, 4)
+        for system in (False, True)
+        if not (system and name in NO_SYSTEM)
+    ]
 
 
 def encode(tokenizer: Any, sample: Sample, loss: str) -> Encoded:
@@ -126,28 +147,43 @@ def trained_texts(tokenizer: Any, sample: Sample, loss: str) -> list[str]:
 def assert_l1(tokenizer: Any, chat: Conversation, loss: str) -> None:
     """The ids in front of every trained turn are those that generation is fed."""
     row, turns = encode(tokenizer, chat, loss), trained_turns(chat, loss)
-    starts = [at for at, label in enumerate(row.labels) if label != IGNORED and (at == 0 or row.labels[at - 1] == IGNORED)]
+    starts = [
+        at
+        for at, label in enumerate(row.labels)
+        if label != IGNORED and (at == 0 or row.labels[at - 1] == IGNORED)
+    ]
     assert len(starts) == len(turns)
     for index, start in zip(turns, starts, strict=True):
         prompt = replace(chat, messages=chat.messages[:index], train=())
         assert row.input_ids[:start] == Encoder(tokenizer, LossConfig(loss)).prompt_ids(prompt)
 
 
-# --- (a) templates with generation blocks, against TRL ----------------------------------------------------------------------------------
+# --- (a) templates with generation blocks, against TRL --------------------------------------------
 
 
 def trl_rows(tokenizer: Any, chats: Sequence[Conversation]) -> list[dict[str, list[int]]]:
     """`input_ids` and `labels` as TRL's own trainer prepares them with assistant_only_loss=True."""
-    rows = [{"messages": list(chat.messages), "chat_template_kwargs": dict(chat.template_kwargs)} for chat in chats]
+    rows = [
+        {"messages": list(chat.messages), "chat_template_kwargs": dict(chat.template_kwargs)}
+        for chat in chats
+    ]
     trainer = SimpleNamespace(chat_template=None, completion_only_loss=False, _tokenizer=tokenizer)
     arguments = SimpleNamespace(
-        assistant_only_loss=True, max_length=None, dataset_text_field="text", dataset_num_proc=None, shuffle_dataset=False
+        assistant_only_loss=True,
+        max_length=None,
+        dataset_text_field="text",
+        dataset_num_proc=None,
+        shuffle_dataset=False,
     )
     made = datasets.IterableDataset.from_generator(lambda: iter(rows))
-    return list(SFTTrainer._prepare_dataset(trainer, made, tokenizer, arguments, False, None, "train"))
+    return list(
+        SFTTrainer._prepare_dataset(trainer, made, tokenizer, arguments, False, None, "train")
+    )
 
 
-@pytest.mark.parametrize("name", [name for name in GOOD_BLOCKS if name not in IN_PROMPT and name not in MERGES])
+@pytest.mark.parametrize(
+    "name", [name for name in GOOD_BLOCKS if name not in IN_PROMPT and name not in MERGES]
+)
 def test_generation_blocks_train_what_trl_trains(dressed: Any, name: str) -> None:
     tokenizer, chats = dressed(name), talks(name)
     for chat, theirs in zip(chats, trl_rows(tokenizer, chats), strict=True):
@@ -158,7 +194,9 @@ def test_generation_blocks_train_what_trl_trains(dressed: Any, name: str) -> Non
 
 
 @pytest.mark.parametrize("name", MERGES)
-def test_generation_blocks_train_the_text_that_trl_trains_where_tokens_differ(dressed: Any, name: str) -> None:
+def test_generation_blocks_train_the_text_that_trl_trains_where_tokens_differ(
+    dressed: Any, name: str
+) -> None:
     tokenizer, chats = dressed(name), talks(name)
     for chat, theirs in zip(chats, trl_rows(tokenizer, chats), strict=True):
         ours = encode(tokenizer, chat, "assistant_only")
@@ -168,21 +206,29 @@ def test_generation_blocks_train_the_text_that_trl_trains_where_tokens_differ(dr
 
 
 @pytest.mark.parametrize("name", IN_PROMPT)
-def test_generation_blocks_train_nothing_that_the_prompt_of_generation_writes(dressed: Any, name: str) -> None:
+def test_generation_blocks_train_nothing_that_the_prompt_of_generation_writes(
+    dressed: Any, name: str
+) -> None:
     tokenizer, chats = dressed(name), talks(name)
     for chat, theirs in zip(chats, trl_rows(tokenizer, chats), strict=True):
         ours = trained_texts(tokenizer, chat, "assistant_only")
-        assert [IN_PROMPT[name] + text for text in ours] == [tokenizer.decode(ids) for ids in segments(theirs["labels"])]
+        assert [IN_PROMPT[name] + text for text in ours] == [
+            tokenizer.decode(ids) for ids in segments(theirs["labels"])
+        ]
         assert_l1(tokenizer, chat, "assistant_only")
 
 
 @pytest.mark.parametrize("name", [name for name in BLOCKS if name.startswith("nemotron")])
-def test_a_template_that_opens_think_trains_as_trl_does_where_thinking_is_off(dressed: Any, name: str) -> None:
+def test_a_template_that_opens_think_trains_as_trl_does_where_thinking_is_off(
+    dressed: Any, name: str
+) -> None:
     tokenizer = dressed(name)
     chats = [replace(chat, template_kwargs={"enable_thinking": False}) for chat in talks(name)]
     for chat, theirs in zip(chats, trl_rows(tokenizer, chats), strict=True):
         ours = trained_texts(tokenizer, chat, "assistant_only")
-        assert [f"<think></think>{text}" for text in ours] == [tokenizer.decode(ids) for ids in segments(theirs["labels"])]
+        assert [f"<think></think>{text}" for text in ours] == [
+            tokenizer.decode(ids) for ids in segments(theirs["labels"])
+        ]
         assert_l1(tokenizer, chat, "assistant_only")
 
 
@@ -192,14 +238,23 @@ def test_a_generation_block_without_the_end_token_is_an_error(dressed: Any) -> N
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
         "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    with pytest.raises(DataError, match="the generation block ends in front of the token that ends the turn"):
+    with pytest.raises(
+        DataError, match="the generation block ends in front of the token that ends the turn"
+    ):
         encode(tokenizer, talk(2, False), "assistant_only")
 
 
-def test_a_generation_block_that_begins_behind_the_prompt_of_generation_is_an_error(dressed: Any) -> None:
+def test_a_generation_block_that_begins_behind_the_prompt_of_generation_is_an_error(
+    dressed: Any,
+) -> None:
     # once a tool has answered, the template opens no turn for generation, and one for the answer that it trains
-    tokenizer, chat = dressed("diffusion_gemma_training"), asks_a_tool({"city": "Rome"}, "20 degrees")
-    with pytest.raises(RowError, match=r"messages\[3\]: the generation block begins behind .*'<\|turn>model\\n'"):
+    tokenizer, chat = (
+        dressed("diffusion_gemma_training"),
+        asks_a_tool({"city": "Rome"}, "20 degrees"),
+    )
+    with pytest.raises(
+        RowError, match=r"messages\[3\]: the generation block begins behind .*'<\|turn>model\\n'"
+    ):
         encode(tokenizer, chat, "assistant_only")
 
 
@@ -209,11 +264,13 @@ def test_a_generation_block_over_several_turns_is_an_error(dressed: Any) -> None
         "{% generation %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% endgeneration %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    with pytest.raises(RowError, match=r"messages\[1\]: no generation block of the chat template holds this turn"):
+    with pytest.raises(
+        RowError, match=r"messages\[1\]: no generation block of the chat template holds this turn"
+    ):
         encode(tokenizer, talk(2, False), "assistant_only")
 
 
-# --- (b) templates without --------------------------------------------------------------------------------------------------------------
+# --- (b) templates without ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -227,44 +284,74 @@ def test_marked_contents_find_every_answer_and_its_end(dressed: Any, name: str) 
         for index, text in zip(trained_turns(chat, loss), texts, strict=True):
             before, answer, end = text.rpartition(chat.messages[index]["content"])
             assert answer
-            assert end in ("<|END_RESPONSE|><|END_OF_TURN_TOKEN|>", *map(str, tokenizer.added_tokens_decoder.values()))
-            assert before == "" or before.endswith(("</think>\n\n", "<|channel|>final<|message|>", " to=user<|message|>"))
+            assert end in (
+                "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
+                *map(str, tokenizer.added_tokens_decoder.values()),
+            )
+            assert before == "" or before.endswith(
+                ("</think>\n\n", "<|channel|>final<|message|>", " to=user<|message|>")
+            )
 
 
 @pytest.mark.parametrize("name", REWRITES)
-def test_a_template_that_rewrites_answers_is_an_error_that_names_two_ways_out(dressed: Any, name: str) -> None:
+def test_a_template_that_rewrites_answers_is_an_error_that_names_two_ways_out(
+    dressed: Any, name: str
+) -> None:
     tokenizer, chat = dressed(name), talk(3, True)
     with pytest.raises(RowError) as error:
         encode(tokenizer, chat, "assistant_only")
     assert error.value.reason == HISTORY
-    assert error.value.problem.fix == "loss=completion_only trains the last turn only; loss.unroll=true makes a row of each turn"
+    assert (
+        error.value.problem.fix
+        == "loss=completion_only trains the last turn only; loss.unroll=true makes a row of each turn"
+    )
     rows = [encode(tokenizer, turn, "assistant_only") for turn in unrolled(chat, "assistant_only")]
     assert len(rows) == 3
     assert rows[-1] == encode(tokenizer, chat, "completion_only")
-    assert encode(tokenizer, talk(1, True), "assistant_only") == encode(tokenizer, talk(1, True), "completion_only")
+    assert encode(tokenizer, talk(1, True), "assistant_only") == encode(
+        tokenizer, talk(1, True), "completion_only"
+    )
 
 
 def test_reasoning_that_a_template_drops_from_history_is_not_lost_in_silence(dressed: Any) -> None:
     chat = talk(2, False)
-    thinking = tuple({**m, "reasoning_content": f"Thought {at}."} if m["role"] == "assistant" else m for at, m in enumerate(chat.messages))
+    thinking = tuple(
+        {**m, "reasoning_content": f"Thought {at}."} if m["role"] == "assistant" else m
+        for at, m in enumerate(chat.messages)
+    )
     for name in ("qwen3", "gptoss_training"):
-        with pytest.raises(RowError, match=r"messages\[1\]: the chat template writes this answer otherwise once turns follow it"):
+        with pytest.raises(
+            RowError,
+            match=r"messages\[1\]: the chat template writes this answer otherwise once turns follow it",
+        ):
             encode(dressed(name), replace(chat, messages=thinking), "assistant_only")
-    texts = [text for turn in unrolled(replace(chat, messages=thinking), "assistant_only")
-             for text in trained_texts(dressed("qwen3"), turn, "assistant_only")]  # fmt: skip
-    assert texts == [f"<think>\nThought {at}.\n</think>\n\n{answer}<|im_end|>" for at, answer in ((1, ANSWERS[0]), (3, ANSWERS[1]))]
+    texts = [
+        text
+        for turn in unrolled(replace(chat, messages=thinking), "assistant_only")
+        for text in trained_texts(dressed("qwen3"), turn, "assistant_only")
+    ]
+    assert texts == [
+        f"<think>\nThought {at}.\n</think>\n\n{answer}<|im_end|>"
+        for at, answer in ((1, ANSWERS[0]), (3, ANSWERS[1]))
+    ]
 
 
 def test_an_answer_whose_beginning_stands_in_the_prompt_is_trained_from_there(dressed: Any) -> None:
     answer = "<think>\nLet me see.\n</think>\n\nYes."
-    chat = Conversation(({"role": "user", "content": "Is it?"}, {"role": "assistant", "content": answer}))
-    assert trained_texts(dressed("qwen3_5_think"), chat, "completion_only") == [answer.removeprefix("<think>\n") + "<|im_end|>"]
+    chat = Conversation(
+        ({"role": "user", "content": "Is it?"}, {"role": "assistant", "content": answer})
+    )
+    assert trained_texts(dressed("qwen3_5_think"), chat, "completion_only") == [
+        answer.removeprefix("<think>\n") + "<|im_end|>"
+    ]
     assert_l1(dressed("qwen3_5_think"), chat, "completion_only")
 
 
 @pytest.mark.parametrize("content", ["\n  indented", " x ", "\n\nline\n\n", "\tx\n "])
 def test_white_space_that_a_template_trims_in_part_is_followed(dressed: Any, content: str) -> None:
-    chat = Conversation(tuple({**message, "content": content} for message in talk(2, False).messages))
+    chat = Conversation(
+        tuple({**message, "content": content} for message in talk(2, False).messages)
+    )
     for name in ("qwen3_training", "qwen3_8", "llama3", "gemma3"):
         assert_l1(dressed(name), chat, "assistant_only")
         for text in trained_texts(dressed(name), chat, "assistant_only"):
@@ -272,8 +359,12 @@ def test_white_space_that_a_template_trims_in_part_is_followed(dressed: Any, con
 
 
 @pytest.mark.parametrize("loss", ["completion_only", "assistant_only"])
-@pytest.mark.parametrize("name", [name for name in SOURCES if name.removesuffix("_training") in REFUSED])
-def test_a_template_that_cannot_serve_is_an_error_that_says_why(dressed: Any, name: str, loss: str) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in SOURCES if name.removesuffix("_training") in REFUSED]
+)
+def test_a_template_that_cannot_serve_is_an_error_that_says_why(
+    dressed: Any, name: str, loss: str
+) -> None:
     reason, _ = REFUSED[name.removesuffix("_training")]
     for chat in talks(name):
         with pytest.raises(RowError) as error:
@@ -292,46 +383,77 @@ def test_a_template_without_an_end_token_is_an_error(dressed: Any, name: str, lo
 
 
 @pytest.mark.parametrize("name", NO_SYSTEM)
-def test_a_template_that_refuses_a_system_turn_is_an_error_with_its_own_words(dressed: Any, name: str) -> None:
+def test_a_template_that_refuses_a_system_turn_is_an_error_with_its_own_words(
+    dressed: Any, name: str
+) -> None:
     with pytest.raises(RowError, match=NO_SYSTEM[name]):
         encode(dressed(name), talk(1, True), "completion_only")
 
 
-# --- (c) both -------------------------------------------------------------------------------------------------------------------------
+# --- (c) both -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in PAIRED if name in GOOD])
-def test_a_template_with_blocks_trains_the_answers_that_it_trains_without(dressed: Any, name: str) -> None:
+def test_a_template_with_blocks_trains_the_answers_that_it_trains_without(
+    dressed: Any, name: str
+) -> None:
     plain, blocks = dressed(name), dressed(f"{name}_training")
     for chat in talks(name):
         loss = "completion_only" if name in REWRITES else "assistant_only"
         ours = trained_texts(plain, chat, loss)
         # the blocks also train the white space behind the end token, and Phi-3's the EOS that closes the conversation
-        theirs = [text.rstrip().removesuffix("\n<|im_end|>") for text in trained_texts(blocks, chat, loss)]
+        theirs = [
+            text.rstrip().removesuffix("\n<|im_end|>") for text in trained_texts(blocks, chat, loss)
+        ]
         assert ours == theirs
 
 
-# --- (d) tools ------------------------------------------------------------------------------------------------------------------------
+# --- (d) tools ------------------------------------------------------------------------------------
 
 WEATHER = {
     "type": "function",
     "function": {
         "name": "weather",
         "description": "The weather of a city.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
     },
 }
 CALL_ENDS = {
-    "qwen2_5": "<|im_end|>", "qwen3_instruct_2507": "<|im_end|>", "qwen3_vl": "<|im_end|>", "qwen3_8": "<|im_end|>",
-    "llama3_1": "<|eot_id|>", "llama3_2": "<|eot_id|>", "lfm2_v2": "<|im_end|>", "muse_glimmer": "<|eot|>", "gemma4": "<|tool_response>",
-    "qwen2_5_training": "<|im_end|>", "qwen3_training": "<|im_end|>", "qwen3_8_training": "<|im_end|>", "gptoss_training": "<|call|>",
-    "diffusion_gemma": "<|tool_response>", "glm4moe_training": "<|observation|>", "lfm2_2_5": "<|im_end|>",
-}  # fmt: skip
-UNROLLED_ENDS = {"qwen3": "<|im_end|>", "qwen3_5_nothink": "<|im_end|>", "qwen3_6": "<|im_end|>", "gptoss": "<|call|>"}
+    "qwen2_5": "<|im_end|>",
+    "qwen3_instruct_2507": "<|im_end|>",
+    "qwen3_vl": "<|im_end|>",
+    "qwen3_8": "<|im_end|>",
+    "llama3_1": "<|eot_id|>",
+    "llama3_2": "<|eot_id|>",
+    "lfm2_v2": "<|im_end|>",
+    "muse_glimmer": "<|eot|>",
+    "gemma4": "<|tool_response>",
+    "qwen2_5_training": "<|im_end|>",
+    "qwen3_training": "<|im_end|>",
+    "qwen3_8_training": "<|im_end|>",
+    "gptoss_training": "<|call|>",
+    "diffusion_gemma": "<|tool_response>",
+    "glm4moe_training": "<|observation|>",
+    "lfm2_2_5": "<|im_end|>",
+}
+UNROLLED_ENDS = {
+    "qwen3": "<|im_end|>",
+    "qwen3_5_nothink": "<|im_end|>",
+    "qwen3_6": "<|im_end|>",
+    "gptoss": "<|call|>",
+}
 
 
 def asks_a_tool(arguments: Any, result: str, name: str = "weather", **fields: Any) -> Conversation:
-    call = {"id": "call00001", "type": "function", "function": {"name": name, "arguments": arguments}}
+    call = {
+        "id": "call00001",
+        "type": "function",
+        "function": {"name": name, "arguments": arguments},
+    }
     messages = [
         {"role": "user", "content": "How warm is it in Rome?"},
         {"role": "assistant", "content": None, "tool_calls": [call]},
@@ -340,15 +462,23 @@ def asks_a_tool(arguments: Any, result: str, name: str = "weather", **fields: An
         {"role": "user", "content": "Thanks."},
         {"role": "assistant", "content": "You are welcome."},
     ]
-    sample = to_sample({"messages": messages, "tools": [WEATHER], **fields}, FormatConfig("messages"), "train[0]")
+    sample = to_sample(
+        {"messages": messages, "tools": [WEATHER], **fields}, FormatConfig("messages"), "train[0]"
+    )
     assert isinstance(sample, Conversation)
     return sample
 
 
-@pytest.mark.parametrize("arguments", [{"city": "Rome"}, '{"city": "Rome"}'], ids=["mapping", "json"])
-@pytest.mark.parametrize("result", ["20 degrees", '{"degrees":\n "20"}'], ids=["plain-result", "json-result"])
+@pytest.mark.parametrize(
+    "arguments", [{"city": "Rome"}, '{"city": "Rome"}'], ids=["mapping", "json"]
+)
+@pytest.mark.parametrize(
+    "result", ["20 degrees", '{"degrees":\n "20"}'], ids=["plain-result", "json-result"]
+)
 @pytest.mark.parametrize("name", CALL_ENDS)
-def test_a_tool_call_is_trained_with_its_end_and_the_result_is_masked(dressed: Any, name: str, arguments: Any, result: str) -> None:
+def test_a_tool_call_is_trained_with_its_end_and_the_result_is_masked(
+    dressed: Any, name: str, arguments: Any, result: str
+) -> None:
     tokenizer, chat = dressed(name), asks_a_tool(arguments, result)
     call, answer, thanks = trained_texts(tokenizer, chat, "assistant_only")
     assert call.rstrip().endswith(CALL_ENDS[name])
@@ -362,12 +492,16 @@ def test_a_tool_call_is_trained_with_its_end_and_the_result_is_masked(dressed: A
 
 
 @pytest.mark.parametrize("name", UNROLLED_ENDS)
-def test_a_tool_call_of_a_template_that_rewrites_history_is_trained_in_a_row_of_its_own(dressed: Any, name: str) -> None:
+def test_a_tool_call_of_a_template_that_rewrites_history_is_trained_in_a_row_of_its_own(
+    dressed: Any, name: str
+) -> None:
     tokenizer, chat = dressed(name), asks_a_tool({"city": "Rome"}, '{"degrees":\n "20"}')
     with pytest.raises(RowError, match="otherwise"):
         encode(tokenizer, chat, "assistant_only")
     turns = unrolled(chat, "assistant_only")
-    ((call,), (answer,), (thanks,)) = [trained_texts(tokenizer, turn, "assistant_only") for turn in turns]
+    ((call,), (answer,), (thanks,)) = [
+        trained_texts(tokenizer, turn, "assistant_only") for turn in turns
+    ]
     assert "Rome" in call
     assert call.endswith(UNROLLED_ENDS[name])
     assert "pleasant" in answer
@@ -379,7 +513,12 @@ def test_a_tool_call_of_a_template_that_rewrites_history_is_trained_in_a_row_of_
 
 def test_a_tool_call_that_ends_in_another_token_than_answers_do_ends_there(dressed: Any) -> None:
     tokenizer = dressed("llama3_1")
-    chat = asks_a_tool({"query": "Rome"}, "20 degrees", "brave_search", chat_template_kwargs={"builtin_tools": ["brave_search"]})
+    chat = asks_a_tool(
+        {"query": "Rome"},
+        "20 degrees",
+        "brave_search",
+        chat_template_kwargs={"builtin_tools": ["brave_search"]},
+    )
     call, answer, _ = trained_texts(tokenizer, chat, "assistant_only")
     assert call == '<|python_tag|>brave_search.call(query="Rome")<|eom_id|>'
     assert answer == "It is pleasant.<|eot_id|>"
@@ -387,13 +526,15 @@ def test_a_tool_call_that_ends_in_another_token_than_answers_do_ends_there(dress
 
 @pytest.mark.parametrize("name", ["qwen2_5", "qwen3_training", "llama3_1"])
 def test_only_the_tool_call_is_trained_where_the_flags_say_so(dressed: Any, name: str) -> None:
-    chat = replace(asks_a_tool({"city": "Rome"}, "20 degrees"), train=(None, True, None, False, None, False))
+    chat = replace(
+        asks_a_tool({"city": "Rome"}, "20 degrees"), train=(None, True, None, False, None, False)
+    )
     (call,) = trained_texts(dressed(name), chat, "completion_only")
     assert "Rome" in call
     assert "degrees" not in call
 
 
-# --- (e) cost -------------------------------------------------------------------------------------------------------------------------
+# --- (e) cost -------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -425,32 +566,58 @@ def test_a_long_conversation_costs_as_many_renders_as_a_longer_one(dressed: Any,
 
 @pytest.mark.parametrize("name", ["qwen2_5", "llama3_1", "phi3", "qwen3_training", "lfm2_2_5"])
 @pytest.mark.parametrize("turns", [1, 3, 200])
-def test_the_second_conversation_of_a_shape_costs_one_render(dressed: Any, name: str, turns: int) -> None:
+def test_the_second_conversation_of_a_shape_costs_one_render(
+    dressed: Any, name: str, turns: int
+) -> None:
     template, first = ChatTemplate(dressed(name)), talk(turns, True)
-    second = replace(first, messages=tuple({**message, "content": f"other {at}"} for at, message in enumerate(first.messages)))
+    second = replace(
+        first,
+        messages=tuple(
+            {**message, "content": f"other {at}"} for at, message in enumerate(first.messages)
+        ),
+    )
     template.render(first, trained_turns(first, "assistant_only"), "train[0]")
     with counted_renders() as renders:
         rendered = template.render(second, trained_turns(second, "assistant_only"), "train[1]")
     assert renders == [len(second.messages)]
-    assert rendered == ChatTemplate(dressed(name)).render(second, trained_turns(second, "assistant_only"), "train[1]")
+    assert rendered == ChatTemplate(dressed(name)).render(
+        second, trained_turns(second, "assistant_only"), "train[1]"
+    )
 
 
 def test_a_long_conversation_follows_the_rules_to_its_end(dressed: Any) -> None:
     for name in ("llama3", "qwen2_5_training"):
         tokenizer, chat = (
             dressed(name),
-            replace(talk(60, True), train=tuple(None if at in (2, 60, 64, 100, 120) else False for at in range(121))),
+            replace(
+                talk(60, True),
+                train=tuple(None if at in (2, 60, 64, 100, 120) else False for at in range(121)),
+            ),
         )
         assert len(trained_turns(chat, "assistant_only")) == 5
         assert_l1(tokenizer, chat, "assistant_only")
 
 
-# --- (f) renders ----------------------------------------------------------------------------------------------------------------------
+# --- (f) renders ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prompt", [False, True])
-@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "qwen3_8_training", "llama3_1", "lfm2_v2", "gemma4_v5", "gptoss", "glm4moe"])
-def test_a_conversation_is_rendered_as_transformers_renders_it(dressed: Any, name: str, prompt: bool) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen2_5",
+        "qwen3",
+        "qwen3_8_training",
+        "llama3_1",
+        "lfm2_v2",
+        "gemma4_v5",
+        "gptoss",
+        "glm4moe",
+    ],
+)
+def test_a_conversation_is_rendered_as_transformers_renders_it(
+    dressed: Any, name: str, prompt: bool
+) -> None:
     tokenizer = dressed(name)
     call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
     messages = (
@@ -458,13 +625,34 @@ def test_a_conversation_is_rendered_as_transformers_renders_it(dressed: Any, nam
         {"role": "user", "content": " How warm?\n", "tool_calls": None},
         {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "Ask."},
         {"role": "tool", "content": '{"degrees": 20}', "name": "weather"},
-        *(({"role": "assistant", "content": "Warm.", "tool_calls": None, "reasoning_content": None},) if not prompt else ()),
+        *(
+            (
+                {
+                    "role": "assistant",
+                    "content": "Warm.",
+                    "tool_calls": None,
+                    "reasoning_content": None,
+                },
+            )
+            if not prompt
+            else ()
+        ),
     )
     for tools in ((), (WEATHER,)):
-        for kwargs in ({}, {"enable_thinking": False}, {"enable_thinking": True, "bos_token": "<s>"}):
-            ours = ChatTemplate(tokenizer).text(Conversation(messages, tools, kwargs), "train[0]", prompt=prompt)
+        for kwargs in (
+            {},
+            {"enable_thinking": False},
+            {"enable_thinking": True, "bos_token": "<s>"},
+        ):
+            ours = ChatTemplate(tokenizer).text(
+                Conversation(messages, tools, kwargs), "train[0]", prompt=prompt
+            )
             theirs = tokenizer.apply_chat_template(
-                list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=prompt, **kwargs
+                list(messages),
+                tools=list(tools) or None,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **kwargs,
             )
             assert ours == theirs
 
@@ -473,8 +661,10 @@ def test_a_template_of_its_own_for_tools_is_taken_where_there_are_tools(dressed:
     tokenizer = dressed("qwen2_5")
     tokenizer.chat_template = {"default": SOURCES["llama3"], "tool_use": SOURCES["qwen2_5"]}
     chat = asks_a_tool({"city": "Rome"}, "20 degrees")
-    assert ChatTemplate(tokenizer).text(chat, "train[0]", prompt=False) == tokenizer.apply_chat_template(
-        list(chat.messages), tools=[WEATHER], tokenize=False
-    )
+    assert ChatTemplate(tokenizer).text(
+        chat, "train[0]", prompt=False
+    ) == tokenizer.apply_chat_template(list(chat.messages), tools=[WEATHER], tokenize=False)
     assert trained_texts(tokenizer, talk(1, False), "completion_only")[0].endswith("<|eot_id|>")
-    assert all(text.endswith("<|im_end|>") for text in trained_texts(tokenizer, chat, "assistant_only"))
+    assert all(
+        text.endswith("<|im_end|>") for text in trained_texts(tokenizer, chat, "assistant_only")
+    )

@@ -17,7 +17,16 @@ from itertools import pairwise
 import sftpipe
 
 ADDED = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)  # to each count
-PRIOR = (0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0)  # characters that the frequencies count for, behind each character
+PRIOR = (
+    0.5,
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+    15.0,
+    20.0,
+    50.0,
+)  # characters that the frequencies count for, behind each character
 
 
 def main(folder: str) -> int:
@@ -43,8 +52,20 @@ def best_bigram(train: list[int], validation: list[int], size: int) -> tuple[flo
     def frequency(token: int) -> float:
         return (singles[token] + 0.3) / (len(train) + 0.3 * size)
 
-    found = [(entropy(lambda a, b, k=k: (pairs[a, b] + k) / (firsts[a] + k * size)), f"{k} added to each count") for k in ADDED]
-    found += [(entropy(lambda a, b, k=k: (pairs[a, b] + k * frequency(b)) / (firsts[a] + k)), f"a prior of {k} characters") for k in PRIOR]
+    found = [
+        (
+            entropy(lambda a, b, k=k: (pairs[a, b] + k) / (firsts[a] + k * size)),
+            f"{k} added to each count",
+        )
+        for k in ADDED
+    ]
+    found += [
+        (
+            entropy(lambda a, b, k=k: (pairs[a, b] + k * frequency(b)) / (firsts[a] + k)),
+            f"a prior of {k} characters",
+        )
+        for k in PRIOR
+    ]
     return min(found)
 
 

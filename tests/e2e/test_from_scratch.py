@@ -15,14 +15,34 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sftpipe
 from e2e.char_gpt_quality import best_bigram
-from sftpipe.trainer import Trainer, WindowSampler
-from trainers import CPU
+from sftpipe.training.trainer import Trainer, WindowSampler
+from support.trainers import CPU
 
 FILES = {
-    ".hydra", "COMPLETE", "README.md", "config.json", "config.yaml", "generation_config.json", "log.jsonl", "loss.png", "manifest.json",
-    "metrics.json", "model.safetensors", "preflight.json", "samples.jsonl", "tokenizer.json", "tokenizer_config.json", "trainer_state.json",
-}  # fmt: skip
-SHORT = ("recipe=char_gpt_ko", "sft.max_steps=3", "sft.logging_steps=1", "sft.eval_strategy=no", "evaluation.max_new_tokens=4")
+    ".hydra",
+    "COMPLETE",
+    "README.md",
+    "config.json",
+    "config.yaml",
+    "generation_config.json",
+    "log.jsonl",
+    "loss.png",
+    "manifest.json",
+    "metrics.json",
+    "model.safetensors",
+    "preflight.json",
+    "samples.jsonl",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "trainer_state.json",
+}
+SHORT = (
+    "recipe=char_gpt_ko",
+    "sft.max_steps=3",
+    "sft.logging_steps=1",
+    "sft.eval_strategy=no",
+    "evaluation.max_new_tokens=4",
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +84,10 @@ def test_it_loads_with_transformers_alone_and_gives_the_same_logits(run: Path) -
 def test_answers_that_the_model_has_no_positions_for_are_refused(cli: Any) -> None:
     done = cli("train", *SHORT, "evaluation.max_new_tokens=60")
     assert done.returncode == 2
-    assert "evaluation.max_new_tokens: 60 makes prompts and answers of 67 tokens, and the model (gpt2) has 65 positions" in done.stderr
+    assert (
+        "evaluation.max_new_tokens: 60 makes prompts and answers of 67 tokens, and the model (gpt2) has 65 positions"
+        in done.stderr
+    )
     assert "evaluation.max_new_tokens=58 or less" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -79,14 +102,16 @@ def test_preview_shows_windows(cli: Any) -> None:
 
 
 def test_the_trainer_draws_its_windows_anew_each_epoch(tmp_path: Path) -> None:
-    from sftpipe.model import random_base
-    from sftpipe.trainer import build_arguments, build_trainer
-    from sftpipe.weights import find_weights
+    from sftpipe.model.load import random_base
+    from sftpipe.model.weights import find_weights
+    from sftpipe.training.trainer import build_arguments, build_trainer
 
     cfg = sftpipe.compose(["recipe=char_gpt_ko", "dataset.limit=3"])
     data = sftpipe.prepare(cfg)
     model = random_base(cfg.model, find_weights(cfg.model, cfg.seed), data.tokenizer, cfg.seed, CPU)
-    trainer: Trainer = build_trainer(build_arguments(cfg.sft, seed=7, folder=tmp_path, precision=CPU), model, None, data, CPU)
+    trainer: Trainer = build_trainer(
+        build_arguments(cfg.sft, seed=7, folder=tmp_path, precision=CPU), model, None, data, CPU
+    )
     loader = trainer.get_train_dataloader()
     epochs = []
     for epoch in (0, 1, 0):

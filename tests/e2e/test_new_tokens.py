@@ -18,17 +18,30 @@ TOKENS = ["<|turn|>", "##[YODA]##>"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tied", "untied"])
-def test_new_rows_move_and_survive(kind: str, tiny_model: Path, untied_model: Path, cli: Callable[..., Any], tmp_path: Path) -> None:
+def test_new_rows_move_and_survive(
+    kind: str, tiny_model: Path, untied_model: Path, cli: Callable[..., Any], tmp_path: Path
+) -> None:
     from bitsandbytes.nn import Linear4bit
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     base_folder = tiny_model if kind == "tied" else untied_model
     done = cli(
-        "train", "recipe=yoda", "model=custom", f"model.name_or_path={base_folder}", "evaluation.max_new_tokens=4", "format=template",
-        "format.prompt='<|turn|>{instruction} ##[YODA]##>'", "format.completion=' {output}'", "tokenizer.special_tokens=['<|turn|>']",
-        "tokenizer.tokens=['##[YODA]##>']", "sft.max_steps=4", "sft.learning_rate=1e-2", "run=run", "--json",
-    )  # fmt: skip
+        "train",
+        "recipe=yoda",
+        "model=custom",
+        f"model.name_or_path={base_folder}",
+        "evaluation.max_new_tokens=4",
+        "format=template",
+        "format.prompt='<|turn|>{instruction} ##[YODA]##>'",
+        "format.completion=' {output}'",
+        "tokenizer.special_tokens=['<|turn|>']",
+        "tokenizer.tokens=['##[YODA]##>']",
+        "sft.max_steps=4",
+        "sft.learning_rate=1e-2",
+        "run=run",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     run = sftpipe.load_run(tmp_path / "run")
     ids = run.tokenizer.convert_tokens_to_ids(TOKENS)
@@ -40,14 +53,23 @@ def test_new_rows_move_and_survive(kind: str, tiny_model: Path, untied_model: Pa
 
     # plain PEFT, with the lines of the card
     four_bit = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
     )
-    base = AutoModelForCausalLM.from_pretrained(base_folder, quantization_config=four_bit, dtype=torch.float32, device_map="cpu")
+    base = AutoModelForCausalLM.from_pretrained(
+        base_folder, quantization_config=four_bit, dtype=torch.float32, device_map="cpu"
+    )
     card = (run.dir / "README.md").read_text()
-    (resize,) = re.findall(r"^(base\.resize_token_embeddings.*?)\nmodel = ", card, flags=re.MULTILINE | re.DOTALL)
+    (resize,) = re.findall(
+        r"^(base\.resize_token_embeddings.*?)\nmodel = ", card, flags=re.MULTILINE | re.DOTALL
+    )
     assert len(resize.splitlines()) == 3
     exec(resize, {"base": base})
-    for module in base.modules():  # bitsandbytes' bfloat16 kernel for such CPUs is coarser than what is compared here
+    for module in (
+        base.modules()
+    ):  # bitsandbytes' bfloat16 kernel for such CPUs is coarser than what is compared here
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
     start = base.get_input_embeddings().weight[49152].clone()

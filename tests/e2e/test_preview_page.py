@@ -10,22 +10,34 @@ import pytest
 from datasets import Dataset
 
 from sftpipe.data.labels import IGNORED
-from sftpipe.data.preview import write_page
+from sftpipe.data.preflight.preview import write_page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PROMPT, ANSWER = "<|im_start|>user\nHi there<|im_end|>\n<|im_start|>assistant\n", "Good day.<|im_end|>"
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+PROMPT, ANSWER = (
+    "<|im_start|>user\nHi there<|im_end|>\n<|im_start|>assistant\n",
+    "Good day.<|im_end|>",
+)
 MARKUP = "</script><script>window.hit=1</script><img src=x onerror=window.hit=1>\"'&amp;"
 HOSTILE = MARKUP + "\u2028 \u05e9\u05dc\u05d5\u05dd e\u0301 \U0001f9d1\u200d\U0001f680 "
 WIDE = "<|im_start|>user\n" + "x" * 400 + " " + "\ud55c\uad6d\uc5b4" * 40 + "<|im_end|>\n"
 
 
 def encoded(tokenizer: Any, prompt: str, answer: str, behind: str = "") -> dict[str, list[int]]:
-    parts = [tokenizer(part, add_special_tokens=False).input_ids for part in (prompt, answer, behind)]
-    return {"input_ids": [*parts[0], *parts[1], *parts[2]], "labels": [IGNORED] * len(parts[0]) + parts[1] + [IGNORED] * len(parts[2])}
+    parts = [
+        tokenizer(part, add_special_tokens=False).input_ids for part in (prompt, answer, behind)
+    ]
+    return {
+        "input_ids": [*parts[0], *parts[1], *parts[2]],
+        "labels": [IGNORED] * len(parts[0]) + parts[1] + [IGNORED] * len(parts[2]),
+    }
 
 
 def packed(*rows: dict[str, list[int]]) -> dict[str, list[int]]:
-    joined = {name: [number for row in rows for number in row[name]] for name in ("input_ids", "labels")}
+    joined = {
+        name: [number for row in rows for number in row[name]] for name in ("input_ids", "labels")
+    }
     return {**joined, "seq_lengths": [len(row["input_ids"]) for row in rows]}
 
 
@@ -35,14 +47,20 @@ def page_url(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
     full = encoded(tokenizer, "", "Nothing but text.")
     full["labels"][0] = IGNORED
     hostile = packed(encoded(tokenizer, HOSTILE, HOSTILE))
-    train = Dataset.from_list([packed(simple, full), packed(encoded(tokenizer, WIDE, ANSWER)), hostile])
+    train = Dataset.from_list(
+        [packed(simple, full), packed(encoded(tokenizer, WIDE, ANSWER)), hostile]
+    )
     splits = {"train": train, "test": Dataset.from_list([simple])}
-    return write_page(tmp_path_factory.mktemp("page"), splits, tokenizer, 3, '<b id="injected">title</b>').as_uri()
+    return write_page(
+        tmp_path_factory.mktemp("page"), splits, tokenizer, 3, '<b id="injected">title</b>'
+    ).as_uri()
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+    )
     if CHROMIUM is None:
         pytest.skip("no chromium on the PATH: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
@@ -88,24 +106,39 @@ def focused(page: Any) -> str:
 
 def test_pointing_at_a_token_shows_its_id_place_and_reason(opened: Any, tokenizer: Any) -> None:
     token(opened, "test[0]", 0).hover()
-    assert detail(opened) == "token <|im_start|> id 1 in the vocabulary <|im_start|> position 0 masked prompt: in front of what is trained"
+    assert (
+        detail(opened)
+        == "token <|im_start|> id 1 in the vocabulary <|im_start|> position 0 masked prompt: in front of what is trained"
+    )
 
     good = tokenizer(PROMPT, add_special_tokens=False).input_ids
     token(opened, "test[0]", len(good)).hover()
     (number,) = tokenizer("Good", add_special_tokens=False).input_ids
-    assert detail(opened) == f"token Good id {number} in the vocabulary Good position {len(good)} label trained"
+    assert (
+        detail(opened)
+        == f"token Good id {number} in the vocabulary Good position {len(good)} label trained"
+    )
 
     opened.mouse.move(5, 5)
     assert detail(opened) == "Point at a token, or press Tab and then the arrow keys."
 
 
-def test_a_packed_row_shows_where_a_sequence_begins_and_counts_positions_anew(opened: Any, tokenizer: Any) -> None:
+def test_a_packed_row_shows_where_a_sequence_begins_and_counts_positions_anew(
+    opened: Any, tokenizer: Any
+) -> None:
     length = len(encoded(tokenizer, PROMPT, ANSWER, "\n")["input_ids"])
-    assert opened.locator(".boundary").all_inner_texts() == [f"sequence 1 of 2, {length} tokens", "sequence 2 of 2, 4 tokens"]
+    assert opened.locator(".boundary").all_inner_texts() == [
+        f"sequence 1 of 2, {length} tokens",
+        "sequence 2 of 2, 4 tokens",
+    ]
     token(opened, "train[0]", length - 1).hover()
-    assert detail(opened).endswith(f"position {length - 1} in sequence 1, {length - 1} in the row masked behind the end of the answer")
+    assert detail(opened).endswith(
+        f"position {length - 1} in sequence 1, {length - 1} in the row masked behind the end of the answer"
+    )
     token(opened, "train[0]", length).hover()
-    assert detail(opened).endswith(f"position 0 in sequence 2, {length} in the row masked first token of a packed sequence")
+    assert detail(opened).endswith(
+        f"position 0 in sequence 2, {length} in the row masked first token of a packed sequence"
+    )
 
 
 def test_a_row_is_one_tab_stop_and_arrow_keys_move_between_its_tokens(opened: Any) -> None:
@@ -118,7 +151,13 @@ def test_a_row_is_one_tab_stop_and_arrow_keys_move_between_its_tokens(opened: An
     assert focused(opened) == "train[1] 0"
     opened.keyboard.press("Shift+Tab")
     assert focused(opened) == "train[0] 2"  # where it was left
-    for key, reached in (("ArrowLeft", 1), ("Home", 0), ("ArrowLeft", 0), ("ArrowDown", 4), ("ArrowUp", 0)):
+    for key, reached in (
+        ("ArrowLeft", 1),
+        ("Home", 0),
+        ("ArrowLeft", 0),
+        ("ArrowDown", 4),
+        ("ArrowUp", 0),
+    ):
         opened.keyboard.press(key)
         assert focused(opened) == f"train[0] {reached}"
     opened.keyboard.press("End")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
-from sftpipe import model as models
-from sftpipe.config import compose
+from sftpipe.config.hydra import compose
 from sftpipe.data.prepare import PreparedData
-from sftpipe.trainer import Trainer
-from sftpipe.weights import Weights, find_weights
-from trainers import CPU, NO_DROPOUT, batch_of, trainer_of, wake_adapter
+from sftpipe.model import load as models
+from sftpipe.model.weights import Weights, find_weights
+from sftpipe.training.trainer import Trainer
+from support.trainers import CPU, NO_DROPOUT, batch_of, trainer_of, wake_adapter
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +27,14 @@ def test_nf4_parameters_are_packed_four_bit_integers(nf4: Any) -> None:
     layers = [module for module in nf4.modules() if isinstance(module, Linear4bit)]
     assert len(layers) == 30 * 7  # every linear layer but the tied head
     assert {layer.weight.dtype for layer in layers} == {torch.uint8}
-    assert all(layer.weight.quant_state.quant_type == "nf4" and layer.weight.quant_state.nested for layer in layers)
+    assert all(
+        layer.weight.quant_state.quant_type == "nf4" and layer.weight.quant_state.nested
+        for layer in layers
+    )
     stored = sum(layer.weight.numel() for layer in layers)
-    assert 2 * stored == sum(layer.weight.quant_state.shape.numel() for layer in layers)  # two numbers a byte
+    assert 2 * stored == sum(
+        layer.weight.quant_state.shape.numel() for layer in layers
+    )  # two numbers a byte
 
 
 def test_nf4_footprint_is_less_than_a_third(nf4: Any) -> None:
@@ -48,7 +53,9 @@ def test_nf4_weights_are_close_to_the_original(nf4: Any, smollm2: Weights) -> No
     layer = nf4.model.layers[3].mlp.up_proj.weight
     with safe_open(Path(smollm2.path) / "model.safetensors", "pt") as file:
         original = file.get_tensor("model.layers.3.mlp.up_proj.weight")
-    error = (F.dequantize_4bit(layer.data, layer.quant_state) - original).abs().mean() / original.abs().mean()
+    error = (
+        F.dequantize_4bit(layer.data, layer.quant_state) - original
+    ).abs().mean() / original.abs().mean()
     assert 0.001 < error < 0.12
 
 
@@ -58,7 +65,9 @@ def test_the_base_is_named_by_identity(nf4: Any, smollm2: Weights) -> None:
 
 def test_generation_stops_and_pads_as_the_tokenizer_says(nf4: Any, tokenizer: Any) -> None:
     models.fit_to_tokenizer(nf4, tokenizer)
-    assert nf4.config.pad_token_id == nf4.generation_config.pad_token_id == tokenizer.pad_token_id == 0
+    assert (
+        nf4.config.pad_token_id == nf4.generation_config.pad_token_id == tokenizer.pad_token_id == 0
+    )
     assert nf4.generation_config.eos_token_id == [tokenizer.eos_token_id] == [2]
 
 
@@ -72,7 +81,11 @@ def real(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Traine
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    found = {n.removeprefix("module."): p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    found = {
+        n.removeprefix("module."): p.grad.clone()
+        for n, p in model.named_parameters()
+        if p.grad is not None
+    }
     model.zero_grad(set_to_none=True)
     return found
 
@@ -86,14 +99,18 @@ def test_nf4_adapter_weights_are_float32_and_alone_trained(real: Trainer) -> Non
 
 
 @pytest.mark.slow
-def test_loss_and_gradients_equal_plain_peft_with_full_logits(real: Trainer, data: PreparedData) -> None:
+def test_loss_and_gradients_equal_plain_peft_with_full_logits(
+    real: Trainer, data: PreparedData
+) -> None:
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
     cfg = compose(["recipe=yoda", NO_DROPOUT, "model.source=package"])
     weights = find_weights(cfg.model)
     quantization = models.quantization_config(cfg.quantization, CPU)
-    base = AutoModelForCausalLM.from_pretrained(weights.path, quantization_config=quantization, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(
+        weights.path, quantization_config=quantization, dtype=torch.float32
+    )
     plain = get_peft_model(base, models.lora_config(cfg.lora, weights))
     wake_adapter(plain)
     lora_a = {n: p.data for n, p in real.model.named_parameters() if "lora_A" in n}
@@ -113,7 +130,9 @@ def test_loss_and_gradients_equal_plain_peft_with_full_logits(real: Trainer, dat
     assert loss.item() == pytest.approx(plain_loss.item(), rel=1e-5)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert torch.allclose(found[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item()), name
+        assert torch.allclose(
+            found[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item()
+        ), name
 
 
 @pytest.mark.slow

@@ -15,19 +15,46 @@ import pytest
 import yaml
 
 RUN_FOLDER = {
-    ".hydra", "COMPLETE", "README.md", "adapter_config.json", "adapter_model.safetensors", "config.yaml", "log.jsonl", "loss.png",
-    "manifest.json", "metrics.json", "preflight.json", "samples.jsonl", "tokenizer.json", "tokenizer_config.json", "trainer_state.json",
-}  # fmt: skip
-REAL = ["recipe=yoda", "dataset.limit=16", "sft.per_device_train_batch_size=2", "sft.max_steps=2", "evaluation.max_new_tokens=4"]
+    ".hydra",
+    "COMPLETE",
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "config.yaml",
+    "log.jsonl",
+    "loss.png",
+    "manifest.json",
+    "metrics.json",
+    "preflight.json",
+    "samples.jsonl",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "trainer_state.json",
+}
+REAL = [
+    "recipe=yoda",
+    "dataset.limit=16",
+    "sft.per_device_train_batch_size=2",
+    "sft.max_steps=2",
+    "evaluation.max_new_tokens=4",
+]
 
 
 def on(tiny_model: Path, *more: str) -> list[str]:
     """The recipe's overrides on the tiny model: seconds instead of minutes."""
-    return ["recipe=yoda", "model=custom", f"model.name_or_path={tiny_model}", "quantization=none", "evaluation.max_new_tokens=4",
-            "sft.max_steps=2", "sft.logging_steps=1", *more]  # fmt: skip
+    return [
+        "recipe=yoda",
+        "model=custom",
+        f"model.name_or_path={tiny_model}",
+        "quantization=none",
+        "evaluation.max_new_tokens=4",
+        "sft.max_steps=2",
+        "sft.logging_steps=1",
+        *more,
+    ]
 
 
-# --- the real model -------------------------------------------------------------------------------------------------------------------
+# --- the real model -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +63,12 @@ def real_run(tmp_path_factory: pytest.TempPathFactory, smollm2: Any) -> Path:
     folder = tmp_path_factory.mktemp("real")
     done = subprocess.run(
         [sys.executable, "-m", "sftpipe", "train", *REAL, "--json"],
-        cwd=folder, env={**os.environ, "WANDB_API_KEY": "a-secret-key", "HF_TOKEN": "hf_a_secret_token"}, capture_output=True, text=True,
+        cwd=folder,
+        env={**os.environ, "WANDB_API_KEY": "a-secret-key", "HF_TOKEN": "hf_a_secret_token"},
+        capture_output=True,
+        text=True,
         timeout=600,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     run = folder / result["run"]
@@ -69,7 +99,12 @@ def test_the_metrics_are_those_that_were_promised(real_run: Path) -> None:
         "peak_memory_bytes",
     }
     assert metrics["train"]["steps"] == 2
-    assert set(metrics["validation"]["before"]) == set(metrics["validation"]["after"]) == set(metrics["test"]) == {"loss", "perplexity"}
+    assert (
+        set(metrics["validation"]["before"])
+        == set(metrics["validation"]["after"])
+        == set(metrics["test"])
+        == {"loss", "perplexity"}
+    )
 
 
 def test_five_prompts_are_answered_before_and_after(real_run: Path) -> None:
@@ -80,7 +115,9 @@ def test_five_prompts_are_answered_before_and_after(real_run: Path) -> None:
 
 
 def test_no_secret_and_no_path_of_this_machine_is_written(real_run: Path, smollm2: Any) -> None:
-    for file in (path for path in real_run.rglob("*") if path.is_file() and ".hydra" not in path.parts):
+    for file in (
+        path for path in real_run.rglob("*") if path.is_file() and ".hydra" not in path.parts
+    ):
         content = file.read_bytes()
         assert b"a-secret-key" not in content
         assert b"hf_a_secret_token" not in content
@@ -88,18 +125,23 @@ def test_no_secret_and_no_path_of_this_machine_is_written(real_run: Path, smollm
 
 
 def test_the_base_is_named_by_identity(real_run: Path, smollm2: Any) -> None:
-    assert json.loads((real_run / "adapter_config.json").read_text())["base_model_name_or_path"] == smollm2.identity
+    assert (
+        json.loads((real_run / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == smollm2.identity
+    )
     assert json.loads((real_run / "manifest.json").read_text())["weights"] == smollm2.identity
 
 
 def test_the_recorded_config_makes_the_same_config(real_run: Path) -> None:
     from sftpipe import compose, load_run
-    from sftpipe.schema import to_plain
+    from sftpipe.config.schema import to_plain
 
     assert to_plain(load_run(real_run).config) == to_plain(compose(REAL))
 
 
-def test_the_adapter_loads_with_plain_peft_and_gives_the_same_logits(real_run: Path, smollm2: Any) -> None:
+def test_the_adapter_loads_with_plain_peft_and_gives_the_same_logits(
+    real_run: Path, smollm2: Any
+) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -107,10 +149,18 @@ def test_the_adapter_loads_with_plain_peft_and_gives_the_same_logits(real_run: P
     from sftpipe import load_run
 
     ids = torch.tensor([load_run(real_run).tokenizer("The old mill grinds corn.").input_ids])
-    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                      bnb_4bit_compute_dtype=torch.float32)  # fmt: skip
-    base = AutoModelForCausalLM.from_pretrained(smollm2.path, quantization_config=quantization, dtype=torch.float32)
-    plain = PeftModel.from_pretrained(base, str(real_run)).train()  # train mode: see model.load_base on bitsandbytes in eval mode
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    base = AutoModelForCausalLM.from_pretrained(
+        smollm2.path, quantization_config=quantization, dtype=torch.float32
+    )
+    plain = PeftModel.from_pretrained(
+        base, str(real_run)
+    ).train()  # train mode: see model.load_base on bitsandbytes in eval mode
     for module in plain.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -123,11 +173,13 @@ def test_the_adapter_loads_with_plain_peft_and_gives_the_same_logits(real_run: P
     assert moved > 10 * difference
 
 
-# --- sweeps, signals, kills -----------------------------------------------------------------------------------------------------------
+# --- sweeps, signals, kills -----------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_sweep_gives_each_job_a_complete_folder(cli: Any, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_sweep_gives_each_job_a_complete_folder(
+    cli: Any, tiny_model: Path, tmp_path: Path
+) -> None:
     done = cli("train", "-m", *on(tiny_model, "lora.r=4,8"), "--json")
     assert done.returncode == 0, done.stderr
     runs = [tmp_path / json.loads(line)["run"] for line in done.stdout.splitlines()]
@@ -148,8 +200,16 @@ def test_a_failed_job_does_not_stop_the_others(cli: Any, tiny_model: Path) -> No
 
 
 # four epochs of 6 steps, with dropout, accumulation and evaluations in between
-LONG = ("dataset.limit=48", "sft.num_train_epochs=4", "sft.max_steps=24", "sft.save_steps=4", "sft.gradient_accumulation_steps=2",
-        "sft.per_device_train_batch_size=4", "sft.eval_strategy=steps", "+sft.eval_steps=5")  # fmt: skip
+LONG = (
+    "dataset.limit=48",
+    "sft.num_train_epochs=4",
+    "sft.max_steps=24",
+    "sft.save_steps=4",
+    "sft.gradient_accumulation_steps=2",
+    "sft.per_device_train_batch_size=4",
+    "sft.eval_strategy=steps",
+    "+sft.eval_steps=5",
+)
 # fmt: off
 WAYS: dict[str, tuple[str, ...]] = {
     "random": ("sft.train_sampling_strategy=random",),
@@ -164,7 +224,14 @@ WAYS: dict[str, tuple[str, ...]] = {
 
 def long_run(way: str, tiny_model: Path) -> list[str]:
     if way == "blocks":
-        return ["recipe=char_gpt_ko", "evaluation.max_new_tokens=4", "sft.logging_steps=1", *LONG, *WAYS[way], "run=run"]
+        return [
+            "recipe=char_gpt_ko",
+            "evaluation.max_new_tokens=4",
+            "sft.logging_steps=1",
+            *LONG,
+            *WAYS[way],
+            "run=run",
+        ]
     return on(tiny_model, *LONG, *WAYS[way], "run=run")
 
 
@@ -173,8 +240,15 @@ def weights_of(folder: Path) -> bytes:
     return file.read_bytes()
 
 
-def stop_behind_checkpoint(step: int, words: list[str], folder: Path, number: signal.Signals) -> tuple[int, str]:
-    process = subprocess.Popen([sys.executable, "-m", "sftpipe", "train", *words], cwd=folder, stderr=subprocess.PIPE, text=True)
+def stop_behind_checkpoint(
+    step: int, words: list[str], folder: Path, number: signal.Signals
+) -> tuple[int, str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sftpipe", "train", *words],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 300
     while not (folder / "run" / f"checkpoint-{step}").exists():
         assert process.poll() is None, process.communicate()[1]
@@ -191,7 +265,13 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict
     for way in WAYS:
         folder = tmp_path_factory.mktemp(way.replace(" ", "-"))
         words = long_run(way, tiny_model)
-        subprocess.run([sys.executable, "-m", "sftpipe", "train", *words], cwd=folder, check=True, capture_output=True, timeout=600)
+        subprocess.run(
+            [sys.executable, "-m", "sftpipe", "train", *words],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            timeout=600,
+        )
         runs[way] = folder / "run"
     return runs
 
@@ -210,7 +290,13 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(
-    number: signal.Signals, code: int, way: str, unbroken: dict[str, Path], cli: Any, tiny_model: Path, tmp_path: Path
+    number: signal.Signals,
+    code: int,
+    way: str,
+    unbroken: dict[str, Path],
+    cli: Any,
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> None:
     words = long_run(way, tiny_model)
     returned, said = stop_behind_checkpoint(8, words, tmp_path, number)
@@ -228,14 +314,21 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 
     def numbers(folder: Path) -> list[Any]:
         entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        return [[entry["step"], entry.get("loss"), entry.get("eval_loss"), entry.get("num_tokens")] for entry in entries]
+        return [
+            [entry["step"], entry.get("loss"), entry.get("eval_loss"), entry.get("num_tokens")]
+            for entry in entries
+        ]
 
     assert numbers(run) == numbers(unbroken[way])
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
-    assert samples == [json.loads(line) for line in (unbroken[way] / "samples.jsonl").read_text().splitlines()]
+    assert samples == [
+        json.loads(line) for line in (unbroken[way] / "samples.jsonl").read_text().splitlines()
+    ]
     epochs = [f"epoch {number}" for number in range(1, 5)] if way == "by length" else []
     assert [row["phase"] for row in samples[::5]] == ["before", *epochs, "after"]
-    ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (run, unbroken[way]))
+    ours, theirs = (
+        json.loads((folder / "metrics.json").read_text()) for folder in (run, unbroken[way])
+    )
     assert ours["validation"] == theirs["validation"]
     assert ours.get("test") == theirs.get("test")
     assert ours["train"]["loss"] == theirs["train"]["loss"]
@@ -248,14 +341,25 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert "never overwritten" in refused.stderr
 
 
-# --- packing --------------------------------------------------------------------------------------------------------------------------
+# --- packing --------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_model_that_leaks_trains_packed_under_a_mask(tiny_opt: Path, cli: Any, tmp_path: Path) -> None:
-    words = ["recipe=yoda", "model=custom", f"model.name_or_path={tiny_opt}", "quantization=none",
-             "evaluation.max_new_tokens=4", "tokenizer.chat_template=chatml_bos_eos", "sft.max_steps=2", "sft.logging_steps=1",
-             "packing=bfd", "sft.max_length=256"]  # fmt: skip
+def test_a_model_that_leaks_trains_packed_under_a_mask(
+    tiny_opt: Path, cli: Any, tmp_path: Path
+) -> None:
+    words = [
+        "recipe=yoda",
+        "model=custom",
+        f"model.name_or_path={tiny_opt}",
+        "quantization=none",
+        "evaluation.max_new_tokens=4",
+        "tokenizer.chat_template=chatml_bos_eos",
+        "sft.max_steps=2",
+        "sft.logging_steps=1",
+        "packing=bfd",
+        "sft.max_length=256",
+    ]
     done = cli("train", *words, "run=run")
     assert done.returncode == 0, done.stderr
     packing = json.loads((tmp_path / "run" / "preflight.json").read_text())["packing"]
@@ -266,7 +370,7 @@ def test_a_model_that_leaks_trains_packed_under_a_mask(tiny_opt: Path, cli: Any,
     assert "positions alone leak" in checked.stdout
 
 
-# --- the wheel ------------------------------------------------------------------------------------------------------------------------
+# --- the wheel ------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -275,19 +379,47 @@ def test_the_wheel_trains_from_an_empty_folder(tmp_path: Path) -> None:
     import sysconfig
 
     repository = Path(__file__).parents[2]
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path / "dist"), str(repository)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(tmp_path / "dist"),
+        str(repository),
+    ]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = (tmp_path / "dist").glob("sftpipe-*.whl")
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     python = tmp_path / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True, capture_output=True)
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)],
+        check=True,
+        capture_output=True,
+    )
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
-    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])  # its own .pth files, so the editable install, are not read
+    (site / "dependencies.pth").write_text(
+        sysconfig.get_paths()["purelib"]
+    )  # its own .pth files, so the editable install, are not read
     empty = tmp_path / "empty"
     empty.mkdir()
     words = ["train", "recipe=yoda", "sft.max_steps=2", "evaluation.max_new_tokens=4", "--json"]
-    done = subprocess.run([tmp_path / "venv" / "bin" / "sftpipe", *words], cwd=empty, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [tmp_path / "venv" / "bin" / "sftpipe", *words],
+        cwd=empty,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (empty / json.loads(done.stdout)["run"]).iterdir()} >= RUN_FOLDER
-    where = subprocess.run([python, "-c", "import sftpipe; print(sftpipe.__file__)"], cwd=empty, capture_output=True, text=True, check=True)
+    where = subprocess.run(
+        [python, "-c", "import sftpipe; print(sftpipe.__file__)"],
+        cwd=empty,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert str(site) in where.stdout

@@ -12,7 +12,7 @@ import sys
 from sacrebleu.metrics import CHRF
 
 import sftpipe
-from sftpipe.generate import generate, split_prompts
+from sftpipe.evaluation.answers import generate, split_prompts
 
 
 def main(folder: str) -> int:
@@ -23,7 +23,9 @@ def main(folder: str) -> int:
     model = run.load_model()
 
     def chrf() -> float:
-        answers = generate(model, data.tokenizer, [p.input_ids for p in prompts], max_new_tokens=48, batch_size=40)
+        answers = generate(
+            model, data.tokenizer, [p.input_ids for p in prompts], max_new_tokens=48, batch_size=40
+        )
         return float(CHRF().corpus_score(answers, references).score)
 
     after = chrf()
@@ -31,7 +33,9 @@ def main(folder: str) -> int:
         before = chrf()
     loss = run.metrics["validation"]
     fall = 1 - loss["after"]["loss"] / loss["before"]["loss"]
-    print(f"validation loss {loss['before']['loss']:.3f} -> {loss['after']['loss']:.3f} ({fall:.0%} less)")
+    print(
+        f"validation loss {loss['before']['loss']:.3f} -> {loss['after']['loss']:.3f} ({fall:.0%} less)"
+    )
     print(f"chrF over {len(prompts)} test rows {before:.1f} -> {after:.1f} (+{after - before:.1f})")
     return 0 if fall >= 0.4 and after - before >= 15 else 1
 

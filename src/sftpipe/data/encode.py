@@ -15,18 +15,20 @@ from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import Any
 
-from sftpipe.data.chat import Answer, ChatTemplate, rewritten, trained_turns
+from sftpipe.config.schema import LossConfig
+from sftpipe.data.chat_template import Answer, ChatTemplate, rewritten, trained_turns
 from sftpipe.data.formats import Conversation, Prompt, PromptCompletion, Sample, Text, split_prompt
 from sftpipe.data.labels import IGNORED, Span, labels_from_spans, response_spans
 from sftpipe.errors import DataError, Problem, RowError
-from sftpipe.schema import LossConfig
-from sftpipe.tokenizer import how_to_add, unknown_tokens
+from sftpipe.tokenizer.load import how_to_add, unknown_tokens
 
 _TOGETHER = 128  # samples that are tokenised by one call
 TOO_LONG = "longer than sft.max_length"  # the reason of rows that are dropped for their length
 
 
-Tokens = tuple[list[int], Any, int]  # ids of a part, its `tokenizers.Encoding`, characters that were moved off its front
+Tokens = tuple[
+    list[int], Any, int
+]  # ids of a part, its `tokenizers.Encoding`, characters that were moved off its front
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,16 @@ class Encoder:
         self.added_bos = self._find_added_bos()
         letter = tokenizer("a", add_special_tokens=False).input_ids
         self._adds_space = tokenizer.convert_ids_to_tokens(letter)[:1] == ["\u2581a"]
-        self._around = "a" if tokenizer.decode(letter).strip() == "a" else ""  # keeps white space from the edges of a text
-        self._swallowing = tuple(str(token) for token in tokenizer.added_tokens_decoder.values() if token.rstrip)
-        self._added = re.compile("|".join(re.escape(str(token)) for token in tokenizer.added_tokens_decoder.values()) or "(?!)")
+        self._around = (
+            "a" if tokenizer.decode(letter).strip() == "a" else ""
+        )  # keeps white space from the edges of a text
+        self._swallowing = tuple(
+            str(token) for token in tokenizer.added_tokens_decoder.values() if token.rstrip
+        )
+        self._added = re.compile(
+            "|".join(re.escape(str(token)) for token in tokenizer.added_tokens_decoder.values())
+            or "(?!)"
+        )
         self._known_characters: set[str] = set()
         self._turn_ends: set[int] | None = None
 
@@ -75,7 +84,11 @@ class Encoder:
         """The ids that this tokenizer puts in front of plain text ([] for most chat models)."""
         with_bos = self.tokenizer("a").input_ids
         plain = self.tokenizer("a", add_special_tokens=False).input_ids
-        starts = [i for i in range(len(with_bos) - len(plain) + 1) if with_bos[i : i + len(plain)] == plain]
+        starts = [
+            i
+            for i in range(len(with_bos) - len(plain) + 1)
+            if with_bos[i : i + len(plain)] == plain
+        ]
         return list(with_bos[: starts[0]]) if starts else []
 
     def encode(self, samples: Sequence[Sample], places: Sequence[str]) -> list[Encoded | RowError]:
@@ -89,10 +102,14 @@ class Encoder:
             DataError: the fault is not one row's: no chat template, or a loss that does not go with the format.
         """
         rows: list[Encoded | RowError] = []
-        with ThreadPoolExecutor(1) as beside:  # the Rust tokenizer holds no interpreter lock: the next texts are rendered meanwhile
+        with (
+            ThreadPoolExecutor(1) as beside
+        ):  # the Rust tokenizer holds no interpreter lock: the next texts are rendered meanwhile
             before: tuple[list[_Plan | RowError], Future[list[Tokens]]] | None = None
             for start in range(0, len(samples), _TOGETHER):
-                plans = self._plans(samples[start : start + _TOGETHER], places[start : start + _TOGETHER])
+                plans = self._plans(
+                    samples[start : start + _TOGETHER], places[start : start + _TOGETHER]
+                )
                 parts = [part for plan in plans if isinstance(plan, _Plan) for part in plan.parts]
                 tokens = beside.submit(self._tokenize, parts)
                 if before:
@@ -109,13 +126,19 @@ class Encoder:
                 plans.append(self._plan(sample, where))
             except RowError as error:
                 plans.append(error)
-        characters = set().union(*(part for plan in plans if isinstance(plan, _Plan) for part in plan.parts))
+        characters = set().union(
+            *(part for plan in plans if isinstance(plan, _Plan) for part in plan.parts)
+        )
         if characters <= self._known_characters:
             return plans
-        return [plan if isinstance(plan, RowError) else self.lost_character(plan.parts, where) or plan
-                for plan, where in zip(plans, places, strict=True)]  # fmt: skip
+        return [
+            plan if isinstance(plan, RowError) else self.lost_character(plan.parts, where) or plan
+            for plan, where in zip(plans, places, strict=True)
+        ]
 
-    def _rows(self, plans: Sequence[_Plan | RowError], tokens: Future[list[Tokens]], places: Sequence[str]) -> list[Encoded | RowError]:
+    def _rows(
+        self, plans: Sequence[_Plan | RowError], tokens: Future[list[Tokens]], places: Sequence[str]
+    ) -> list[Encoded | RowError]:
         """The finished rows of plans, once their parts are tokenised."""
         parts = iter(tokens.result())
         rows: list[Encoded | RowError] = []
@@ -139,8 +162,14 @@ class Encoder:
             return row
         if isinstance(sample, Conversation):
             system = sample.messages[:1] if sample.messages[0]["role"] == "system" else ()
-            end = sample.prompt_length or len(sample.messages)  # a completion of several turns is never cut
-            starts = [index for index, message in enumerate(sample.messages[:end]) if message["role"] == "user"][1:]
+            end = sample.prompt_length or len(
+                sample.messages
+            )  # a completion of several turns is never cut
+            starts = [
+                index
+                for index, message in enumerate(sample.messages[:end])
+                if message["role"] == "user"
+            ][1:]
             low, high, best = 0, len(starts), None
             while low < high:  # fewer exchanges never make a longer row
                 middle = (low + high) // 2
@@ -159,13 +188,19 @@ class Encoder:
             if best is not None:
                 return replace(best, cut=len(row.input_ids) - len(best.input_ids))
         else:
-            bos = len(self.added_bos) if row.input_ids[: len(self.added_bos)] == self.added_bos else 0
+            bos = (
+                len(self.added_bos) if row.input_ids[: len(self.added_bos)] == self.added_bos else 0
+            )
             cut = len(row.input_ids) - limit + bos
             if all(label == IGNORED for label in row.labels[: cut + 1]):
-                return Encoded(row.input_ids[:bos] + row.input_ids[cut:], row.labels[:bos] + row.labels[cut:], cut - bos)
+                return Encoded(
+                    row.input_ids[:bos] + row.input_ids[cut:],
+                    row.labels[:bos] + row.labels[cut:],
+                    cut - bos,
+                )
         problem = Problem(
-            where=where,
-            found=f"{len(row.input_ids)} tokens, and no prompt that could be cut to fit sft.max_length={limit}",
+            where,
+            f"{len(row.input_ids)} tokens, and no prompt that could be cut to fit sft.max_length={limit}",
             fix=f"sft.max_length={len(row.input_ids)}",
         )
         return RowError(TOO_LONG, problem)
@@ -173,7 +208,11 @@ class Encoder:
     def answer_apart(self, sample: Sample) -> tuple[Prompt, str]:
         """What generation is given for a sample, and the answer that the data set holds."""
         response = self.loss.response_template
-        if self.loss.type == "response_template" and isinstance(response, str) and not isinstance(sample, Conversation):
+        if (
+            self.loss.type == "response_template"
+            and isinstance(response, str)
+            and not isinstance(sample, Conversation)
+        ):
             text = sample.text if isinstance(sample, Text) else sample.prompt + sample.completion
             prompt, found, answer = text.rpartition(response)
             return prompt + found, answer
@@ -183,7 +222,9 @@ class Encoder:
         """What generation is given in place of the last trained answer; None of a text that has no prompt."""
         if isinstance(sample, Conversation):
             by_turn = self.loss.type in ("completion_only", "assistant_only")
-            last = trained_turns(sample, self.loss.type)[-1] if by_turn else len(sample.messages) - 1
+            last = (
+                trained_turns(sample, self.loss.type)[-1] if by_turn else len(sample.messages) - 1
+            )
             return replace(sample, messages=sample.messages[:last], train=())
         if isinstance(sample, Text) and not isinstance(self.loss.response_template, str):
             return None
@@ -213,9 +254,13 @@ class Encoder:
             ids = [token for part, _, _ in self._tokenize([prompt]) for token in part]
             return ids if ids[: len(self.added_bos)] == self.added_bos else [*self.added_bos, *ids]
         rendered = self.template.prompt(prompt, "prompt")
-        return [token for ids, _, _ in self._tokenize(_split(rendered.text, rendered.cuts)) for token in ids]
+        return [
+            token
+            for ids, _, _ in self._tokenize(_split(rendered.text, rendered.cuts))
+            for token in ids
+        ]
 
-    # --- text ---------------------------------------------------------------------------------------------------------------------
+    # --- text -------------------------------------------------------------------------------------
 
     def _plan(self, sample: Sample, where: str) -> _Plan:
         loss = self.loss.type
@@ -223,13 +268,32 @@ class Encoder:
             return self._plan_response(sample, where)
         if isinstance(sample, Conversation):
             return self._plan_chat(sample, where)
-        if loss == "assistant_only" or (loss == "completion_only" and not isinstance(sample, PromptCompletion)):
-            kind = "a prompt and its completion" if isinstance(sample, PromptCompletion) else "a finished text"
-            ways_out = "loss=completion_only" if isinstance(sample, PromptCompletion) else "loss=full, or loss=response_template"
-            raise DataError(Problem(f"loss={loss} ({where})", f"the format makes {kind}, which has no turns to tell apart", fix=ways_out))
+        if loss == "assistant_only" or (
+            loss == "completion_only" and not isinstance(sample, PromptCompletion)
+        ):
+            kind = (
+                "a prompt and its completion"
+                if isinstance(sample, PromptCompletion)
+                else "a finished text"
+            )
+            ways_out = (
+                "loss=completion_only"
+                if isinstance(sample, PromptCompletion)
+                else "loss=full, or loss=response_template"
+            )
+            raise DataError(
+                Problem(
+                    f"loss={loss} ({where})",
+                    f"the format makes {kind}, which has no turns to tell apart",
+                    fix=ways_out,
+                )
+            )
         if not isinstance(sample, PromptCompletion):
             return _Plan([sample.text], [Answer(0, len(sample.text), closed=True)], chat=False)
-        text, start = sample.prompt + sample.completion, len(sample.prompt) if loss == "completion_only" else 0
+        text, start = (
+            sample.prompt + sample.completion,
+            len(sample.prompt) if loss == "completion_only" else 0,
+        )
         parts = [text] if self.loss.boundary == "joint" else [sample.prompt, sample.completion]
         return _Plan(parts, [Answer(start, len(text), closed=True)], chat=False)
 
@@ -237,7 +301,11 @@ class Encoder:
         turns = trained_turns(chat, self.loss.type)
         full = self.loss.type == "full"
         if full and False in chat.train:
-            problem = Problem(where, "loss=full trains every token, and a turn is marked train: false", fix="loss=assistant_only")
+            problem = Problem(
+                where,
+                "loss=full trains every token, and a turn is marked train: false",
+                fix="loss=assistant_only",
+            )
             raise RowError("train flag against loss=full", problem)
         last = len(chat.messages) - 1
         rendered = self.template.render(chat, (last,) if full else turns, where)
@@ -253,7 +321,11 @@ class Encoder:
         if isinstance(sample, Conversation):
             text = self.template.text(sample, where, prompt=False)
         else:
-            text = sample.prompt + sample.completion if isinstance(sample, PromptCompletion) else sample.text
+            text = (
+                sample.prompt + sample.completion
+                if isinstance(sample, PromptCompletion)
+                else sample.text
+            )
         if not isinstance(self.loss.response_template, str):
             return _Plan([text], [], chat)
         spans = response_spans(text, self.loss.response_template, self.loss.instruction_template)
@@ -261,7 +333,9 @@ class Encoder:
             raise self._no_response(text, where)
         spans = [(self._behind_swallowed(text, start), stop) for start, stop in spans]
         cuts = () if self.loss.boundary == "joint" else tuple(start for start, _ in spans)
-        return _Plan(_split(text, cuts), [Answer(start, stop, closed=True) for start, stop in spans], chat)
+        return _Plan(
+            _split(text, cuts), [Answer(start, stop, closed=True) for start, stop in spans], chat
+        )
 
     def _behind_swallowed(self, text: str, start: int) -> int:
         """Past the white space that belongs to a special token in front of it: Phi-3 reads <|assistant|> and a line break as one token."""
@@ -273,8 +347,8 @@ class Encoder:
         return RowError(
             "response template not found",
             Problem(
-                where=where,
-                found=f"loss.response_template {self.loss.response_template!r} does not stand in {text[:80]!r}",
+                where,
+                f"loss.response_template {self.loss.response_template!r} does not stand in {text[:80]!r}",
                 allowed="the text that is written in front of each answer",
                 fix="copy it from the first rows that sftpipe preview loss=full shows",
             ),
@@ -282,7 +356,10 @@ class Encoder:
 
     def lost_character(self, parts: Sequence[str], where: str) -> RowError | None:
         """The error of a text that the tokenizer would lose: what it does not know is dropped, or written as UNK, without a word."""
-        characters = set().union(*(piece for part in parts for piece in self._added.split(part))) - self._known_characters
+        characters = (
+            set().union(*(piece for part in parts for piece in self._added.split(part)))
+            - self._known_characters
+        )
         for character in sorted(characters):
             if "\ud800" <= character <= "\udfff":
                 found = f"a lone surrogate, U+{ord(character):04X}: half of a character"
@@ -292,25 +369,35 @@ class Encoder:
             decoded = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
             if _normal(decoded) != _normal(text) and not self.holds_unknown(ids):
                 found = f"{character!r} (U+{ord(character):04X}) is not in the tokenizer's vocabulary; it would be read as {decoded!r}"
-                problem = Problem(where, found, fix="remove the character from the row, or use another tokenizer")
+                problem = Problem(
+                    where, found, fix="remove the character from the row, or use another tokenizer"
+                )
                 return RowError("character outside the vocabulary", problem)
             self._known_characters.add(character)
         return None
 
-    # --- ids ----------------------------------------------------------------------------------------------------------------------
+    # --- ids --------------------------------------------------------------------------------------
 
     def _tokenize(self, parts: Sequence[str]) -> list[Tokens]:
         """The tokens of each part, from one call of the Rust tokenizer, whose results are asked for no more than is needed.
 
         SentencePiece puts a space in front of whatever it is given; a part that brings its own must not get two.
         """
-        moved = [part[1:] if self._adds_space and len(part) > 1 and part[0] == " " else part for part in parts]
+        moved = [
+            part[1:] if self._adds_space and len(part) > 1 and part[0] == " " else part
+            for part in parts
+        ]
         backend = self.tokenizer.backend_tokenizer
-        if backend.padding is not None or backend.truncation is not None:  # what an earlier call asked for
+        if (
+            backend.padding is not None or backend.truncation is not None
+        ):  # what an earlier call asked for
             backend.no_padding()
             backend.no_truncation()
         encoded = backend.encode_batch(moved, add_special_tokens=False) if parts else ()
-        return [(encoding.ids, encoding, len(part) - len(cut)) for part, cut, encoding in zip(parts, moved, encoded, strict=True)]
+        return [
+            (encoding.ids, encoding, len(part) - len(cut))
+            for part, cut, encoding in zip(parts, moved, encoded, strict=True)
+        ]
 
     def _finish(self, plan: _Plan, tokens: Sequence[Tokens], where: str) -> Encoded:
         """Join the parts and find the trained tokens."""
@@ -329,9 +416,13 @@ class Encoder:
         if not plan.chat and ids[-1] != self._eos:
             ids.append(self._eos)
             offsets.add(len(ids), at, None)
-        by_ids = self.loss.type == "response_template" and not isinstance(self.loss.response_template, str)
+        by_ids = self.loss.type == "response_template" and not isinstance(
+            self.loss.response_template, str
+        )
         if not plan.answers and not by_ids:
-            problem = Problem(where, "no turn of it is to be trained", fix="remove the row, or its train: false")
+            problem = Problem(
+                where, "no turn of it is to be trained", fix="remove the row, or its train: false"
+            )
             raise RowError("nothing to train", problem)
         if by_ids:
             spans = response_spans(ids, self.loss.response_template, self.loss.instruction_template)
@@ -341,26 +432,47 @@ class Encoder:
             spans = [self._joint_span(plan, ids, offsets, where)]
         else:
             spans = [self._span(answer, ids, offsets, firsts, at, where) for answer in plan.answers]
-        if plan.chat and spans and self.loss.type != "response_template" and plan.answers[-1].closed:
+        if (
+            plan.chat
+            and spans
+            and self.loss.type != "response_template"
+            and plan.answers[-1].closed
+        ):
             self._check_block(ids[slice(*spans[-1])], where)
         labels = labels_from_spans(ids, spans)
         if labels.count(IGNORED) == len(labels):
-            problem = Problem(where, "no token of it is trained", fix="look at it with sftpipe preview loss=full")
+            problem = Problem(
+                where, "no token of it is trained", fix="look at it with sftpipe preview loss=full"
+            )
             raise RowError("no trained token", problem)
         return Encoded(ids, labels)
 
-    def _span(self, answer: Answer, ids: list[int], offsets: _Offsets, firsts: dict[int, int], length: int, where: str) -> Span:
+    def _span(
+        self,
+        answer: Answer,
+        ids: list[int],
+        offsets: _Offsets,
+        firsts: dict[int, int],
+        length: int,
+        where: str,
+    ) -> Span:
         """Tokens of an answer: from the first that reaches into it to the last that does, or to the token that ends the turn."""
         first = firsts.get(answer.start)
         if first is None:
-            first = next((at for at, (_, end) in enumerate(offsets) if end > answer.start), len(ids))
+            first = next(
+                (at for at, (_, end) in enumerate(offsets) if end > answer.start), len(ids)
+            )
         if answer.stop == length and answer.closed:
             return first, len(ids)
         if answer.closed:
-            return first, next((at for at in range(first, len(ids)) if offsets[at][0] >= answer.stop), len(ids))
+            return first, next(
+                (at for at in range(first, len(ids)) if offsets[at][0] >= answer.stop), len(ids)
+            )
         return first, self._turn_end(answer, first, ids, offsets, where)
 
-    def _turn_end(self, answer: Answer, first: int, ids: list[int], offsets: _Offsets, where: str) -> int:
+    def _turn_end(
+        self, answer: Answer, first: int, ids: list[int], offsets: _Offsets, where: str
+    ) -> int:
         """Behind the special token that ends the turn; white space after it stays masked.
 
         Added tokens may stand inside a tool call, so its end is one of the tokens that end plain answers, or else the last special token
@@ -378,10 +490,16 @@ class Encoder:
             behind = [at for at in behind if ids[at] in ends][:1] or behind[-1:]
         if behind:
             end = behind[0]
-            while ids[end] != self._eos and end + 1 in behind and self._is_bare(ids[end], offsets[end]):
+            while (
+                ids[end] != self._eos
+                and end + 1 in behind
+                and self._is_bare(ids[end], offsets[end])
+            ):
                 end += 1
             return (end if ids[end] == self._eos else behind[0]) + 1
-        stop = next((at for at in range(first, len(ids)) if offsets[at][1] > answer.limit), len(ids))
+        stop = next(
+            (at for at in range(first, len(ids)) if offsets[at][1] > answer.limit), len(ids)
+        )
         if stop < len(ids) and self._plain_ends(where):
             text = self.tokenizer.decode(ids[first:stop][-20:])
             raise rewritten(where, f"no special token ends {text!r} there")
@@ -389,12 +507,14 @@ class Encoder:
 
     def _check_block(self, trained: Sequence[int], where: str) -> None:
         """Refuse a generation block that ends in front of the token that ends the turn."""
-        last = next((token for token in reversed(trained) if self.tokenizer.decode([token]).strip()), None)
+        last = next(
+            (token for token in reversed(trained) if self.tokenizer.decode([token]).strip()), None
+        )
         if last not in self.special_ids:
             raise DataError(
                 Problem(
-                    where=f"{where}, tokenizer.chat_template",
-                    found="the generation block ends in front of the token that ends the turn, so the model could not learn to stop",
+                    f"{where}, tokenizer.chat_template",
+                    "the generation block ends in front of the token that ends the turn, so the model could not learn to stop",
                     fix="a chat template with that token inside of {% generation %}",
                 )
             )
@@ -410,17 +530,23 @@ class Encoder:
         if unknown:
             found += f"; the tokenizer does not know {', '.join(unknown)}"
             fix += f", or {how_to_add(unknown)}"
-        return DataError(Problem(where=f"{where}, tokenizer.chat_template", found=found, fix=fix))
+        return DataError(Problem(f"{where}, tokenizer.chat_template", found, fix=fix))
 
     def _plain_ends(self, where: str) -> set[int]:
         """The tokens that end an answer without tool calls."""
         if self._turn_ends is None:
-            chat = Conversation(({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}))
+            chat = Conversation(
+                ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
+            )
             rendered = self.template.render(chat, (1,), where)
             ((ids, encoding, _),) = self._tokenize([rendered.text])
             answer = rendered.answers[-1]
             stop = answer.stop if not answer.closed else rendered.text.rindex("b") + 1
-            ends = (token for token, (_, end) in zip(ids, encoding.offsets, strict=True) if end > stop and token in self.special_ids)
+            ends = (
+                token
+                for token, (_, end) in zip(ids, encoding.offsets, strict=True)
+                if end > stop and token in self.special_ids
+            )
             self._turn_ends = set(islice(ends, 1))
         if not self._turn_ends:
             raise self._no_end(where)
@@ -431,9 +557,15 @@ class Encoder:
         answer = plan.answers[0]
         prompt = "".join(plan.parts)[: answer.start]
         alone = self.tokenizer(prompt, add_special_tokens=False).input_ids
-        bos = len(self.added_bos) if not plan.chat and alone[: len(self.added_bos)] != self.added_bos else 0
+        bos = (
+            len(self.added_bos)
+            if not plan.chat and alone[: len(self.added_bos)] != self.added_bos
+            else 0
+        )
         first = len(alone) + bos
-        return first, len(ids) if answer.closed else self._turn_end(answer, first, ids, offsets, where)
+        return first, len(ids) if answer.closed else self._turn_end(
+            answer, first, ids, offsets, where
+        )
 
 
 class _Offsets(Sequence[Span]):
@@ -441,7 +573,9 @@ class _Offsets(Sequence[Span]):
 
     def __init__(self) -> None:
         self._stops: list[int] = []  # behind the last token of each part
-        self._parts: list[tuple[int, int, Any]] = []  # first token, first character, encoding (None: a token that no text gave)
+        self._parts: list[
+            tuple[int, int, Any]
+        ] = []  # first token, first character, encoding (None: a token that no text gave)
 
     def add(self, stop: int, character: int, encoding: Any) -> None:
         """A part that ends in front of token `stop`."""

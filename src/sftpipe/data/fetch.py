@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from sftpipe.errors import DataError, Problem, one_line
-from sftpipe.storage import HASHES, cache_dir, is_whole, publish_folder, sha256_text
+from sftpipe.storage import HASHES, cached, digest
 from sftpipe.terminal import console
 
 TIMEOUT_S = 30
@@ -28,14 +28,22 @@ def fetched(name: str) -> str:
         return name
     file_name = unquote(urlsplit(name).path).rpartition("/")[2]
     if not file_name or file_name.startswith(".") or file_name == HASHES:
-        raise DataError(Problem("dataset.data_files", f"{name} names no file", "a URL that ends in the name of a file"))
+        raise DataError(
+            Problem(
+                "dataset.data_files",
+                f"{name} names no file",
+                allowed="a URL that ends in the name of a file",
+            )
+        )
     if Path(file_name).is_file():
         return file_name
-    folder = cache_dir() / "downloads" / sha256_text(name)[:16]
-    if not is_whole(folder):
-        with publish_folder(folder) as partial:
-            _download(name, partial / file_name)
-    return str(folder / file_name)
+    return cached(
+        "downloads",
+        digest(name),
+        lambda folder: _download(name, folder / file_name),
+        lambda folder: str(folder / file_name),
+        verify=True,
+    )
 
 
 def _download(url: str, file: Path) -> None:
@@ -44,7 +52,9 @@ def _download(url: str, file: Path) -> None:
             expected = response.headers.get("Content-Length")
             size = _copy(response, out, file.name, int(expected) if expected else None)
         if expected and size != int(expected):
-            raise urllib.error.URLError(f"the connection broke off after {size:,} of {int(expected):,} bytes")
+            raise urllib.error.URLError(
+                f"the connection broke off after {size:,} of {int(expected):,} bytes"
+            )
     except (OSError, ValueError) as error:  # URLError is an OSError
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from string import Formatter
 from typing import Any
 
+from sftpipe.config.schema import FormatConfig
 from sftpipe.errors import DataError, Problem, RowError, nearest
-from sftpipe.schema import FormatConfig
 
 Row = Mapping[str, Any]
 Message = Mapping[str, Any]
@@ -55,7 +55,10 @@ RowFunction = Callable[[Any], Any]
 
 
 def to_samples(
-    rows: Sequence[Row], cfg: FormatConfig, places: Sequence[str], function: RowFunction | None = None
+    rows: Sequence[Row],
+    cfg: FormatConfig,
+    places: Sequence[str],
+    function: RowFunction | None = None,
 ) -> list[Sample | RowError]:
     """Turn rows into samples; a row that makes none becomes its error.
 
@@ -75,7 +78,11 @@ def to_samples(
     for value, where in zip(values, places, strict=True):
         try:
             if cfg.type == "function":
-                samples.append(_returned(value if cfg.batched else _call(function, value, cfg, where), cfg, where))
+                samples.append(
+                    _returned(
+                        value if cfg.batched else _call(function, value, cfg, where), cfg, where
+                    )
+                )
             else:
                 samples.append(_FORMATS[cfg.type].convert(value, cfg, where))
         except RowError as error:
@@ -83,7 +90,9 @@ def to_samples(
     return samples
 
 
-def to_sample(row: Row, cfg: FormatConfig, where: str, function: RowFunction | None = None) -> Sample:
+def to_sample(
+    row: Row, cfg: FormatConfig, where: str, function: RowFunction | None = None
+) -> Sample:
     """Turn one row into a `Sample`.
 
     Raises:
@@ -127,7 +136,9 @@ def to_prompt(text: str, cfg: FormatConfig, like: Sample) -> Prompt:
     """
     if isinstance(like, Conversation):
         system = ({"role": "system", "content": cfg.system},) if cfg.system is not None else ()
-        return Conversation((*system, {"role": "user", "content": text}), like.tools, like.template_kwargs)
+        return Conversation(
+            (*system, {"role": "user", "content": text}), like.tools, like.template_kwargs
+        )
     if cfg.type != "template":
         return text
     pattern = cfg.prompt_no_input or cfg.prompt or ""
@@ -135,8 +146,8 @@ def to_prompt(text: str, cfg: FormatConfig, like: Sample) -> Prompt:
     if len(fields) != 1:
         raise DataError(
             Problem(
-                where="evaluation.sample_prompts",
-                found=f"the prompt pattern has the fields {', '.join(fields) or '(none)'}, and a sample prompt fills one",
+                "evaluation.sample_prompts",
+                f"the prompt pattern has the fields {', '.join(fields) or '(none)'}, and a sample prompt fills one",
                 fix="leave sample_prompts out (rows of the data set are asked), or set format.prompt_no_input with one field",
             )
         )
@@ -167,7 +178,9 @@ def guarded_columns(cfg: FormatConfig) -> tuple[str, ...]:
     """The columns whose texts a pattern or a template takes in one by one, so that a text in them is told by its column."""
     if cfg.type == "template":
         return tuple(pattern_fields(f"{cfg.prompt}{cfg.prompt_no_input or ''}{cfg.completion}"))
-    return {"instruction": ("instruction", "input", "output"), "sharegpt": ("conversations",)}.get(cfg.type, ())
+    return {"instruction": ("instruction", "input", "output"), "sharegpt": ("conversations",)}.get(
+        cfg.type, ()
+    )
 
 
 def check_columns(columns: Sequence[str], cfg: FormatConfig, split: str) -> None:
@@ -181,11 +194,13 @@ def check_columns(columns: Sequence[str], cfg: FormatConfig, split: str) -> None
     for name in needed:
         if name not in columns:
             match = nearest(name, columns)
-            by_text_field = f"format.text_field={match or 'COLUMN'}, or " if cfg.type == "text" else ""
+            by_text_field = (
+                f"format.text_field={match or 'COLUMN'}, or " if cfg.type == "text" else ""
+            )
             problems.append(
                 Problem(
-                    where=f"format={cfg.type} ({split})",
-                    found=f"no column {name!r}; the data set has {', '.join(columns)}",
+                    f"format={cfg.type} ({split})",
+                    f"no column {name!r}; the data set has {', '.join(columns)}",
                     allowed=f"columns {', '.join(needed)}",
                     fix=f"{by_text_field}dataset.columns.{name}={match or 'COLUMN'}, or another format",
                 )
@@ -194,7 +209,7 @@ def check_columns(columns: Sequence[str], cfg: FormatConfig, split: str) -> None
         raise DataError(*problems)
 
 
-# --- formats --------------------------------------------------------------------------------------------------------------------------
+# --- formats --------------------------------------------------------------------------------------
 
 
 def _instruction(row: Row, cfg: FormatConfig, where: str) -> Conversation:
@@ -204,15 +219,27 @@ def _instruction(row: Row, cfg: FormatConfig, where: str) -> Conversation:
     if extra:
         question = f"{question}\n{extra}"
     answer = _text(row, "output", where)
-    return _conversation([{"role": "user", "content": question}, {"role": "assistant", "content": answer}], row, cfg, where)
+    return _conversation(
+        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
+        row,
+        cfg,
+        where,
+    )
 
 
 def _messages(row: Row, cfg: FormatConfig, where: str) -> Conversation:
     return _conversation(_turns(row.get("messages"), f"{where}.messages"), row, cfg, where)
 
 
-_SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
-                   "system": "system", "tool": "tool", "observation": "tool"}  # fmt: skip
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
 
 
 def _sharegpt(row: Row, cfg: FormatConfig, where: str) -> Conversation:
@@ -227,7 +254,9 @@ def _sharegpt(row: Row, cfg: FormatConfig, where: str) -> Conversation:
         if role not in _SHAREGPT_ROLES:
             raise _bad_role(f"{here}.from", role, list(_SHAREGPT_ROLES))
         content = _text(turn, "value", here)
-        turns.append({"role": _SHAREGPT_ROLES[role], "content": content, "train": _flag(turn, here)})
+        turns.append(
+            {"role": _SHAREGPT_ROLES[role], "content": content, "train": _flag(turn, here)}
+        )
     return _conversation(turns, row, cfg, where, "conversations")
 
 
@@ -262,11 +291,21 @@ def _returned(value: Any, cfg: FormatConfig, where: str) -> Sample:
     if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
         return _messages({"messages": value}, cfg, place)
     if isinstance(value, Mapping):
-        for names, convert in (({"messages"}, _messages), ({"prompt", "completion"}, _prompt_completion), ({cfg.text_field}, _text_only)):
+        for names, convert in (
+            ({"messages"}, _messages),
+            ({"prompt", "completion"}, _prompt_completion),
+            ({cfg.text_field}, _text_only),
+        ):
             if names <= value.keys():
                 return convert(value, cfg, place)
-    fix = "the function seems to take a batch: format.batched=true" if isinstance(value, list) else "mend the function"
-    problem = _wrong_type(place, value, f"a string, {{messages}}, {{prompt, completion}} or {{{cfg.text_field}}}").problem
+    fix = (
+        "the function seems to take a batch: format.batched=true"
+        if isinstance(value, list)
+        else "mend the function"
+    )
+    problem = _wrong_type(
+        place, value, f"a string, {{messages}}, {{prompt, completion}} or {{{cfg.text_field}}}"
+    ).problem
     raise RowError("format.function gave no sample", replace(problem, fix=fix))
 
 
@@ -294,7 +333,7 @@ _FORMATS = {
 }
 
 
-# --- a user's function ----------------------------------------------------------------------------------------------------------------
+# --- a user's function ----------------------------------------------------------------------------
 
 
 def _call(function: RowFunction | None, row: Row, cfg: FormatConfig, where: str) -> Any:
@@ -305,15 +344,17 @@ def _call(function: RowFunction | None, row: Row, cfg: FormatConfig, where: str)
         raise RowError(
             "format.function failed",
             Problem(
-                where=f"{where} (format.function)",
-                found=f"{cfg.function} raised {type(error).__name__}: {error}",
+                f"{where} (format.function)",
+                f"{cfg.function} raised {type(error).__name__}: {error}",
                 allowed=f"it is given the columns {', '.join(row)}",
                 fix="mend the function or the row",
             ),
         ) from error
 
 
-def _call_batched(function: RowFunction | None, rows: Sequence[Row], cfg: FormatConfig) -> Sequence[Any]:
+def _call_batched(
+    function: RowFunction | None, rows: Sequence[Row], cfg: FormatConfig
+) -> Sequence[Any]:
     """One call for all rows; what a per-row function makes of a batch is told apart."""
     assert function is not None
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -323,22 +364,30 @@ def _call_batched(function: RowFunction | None, rows: Sequence[Row], cfg: Format
     except Exception as error:  # a user's code can raise anything
         raise DataError(
             Problem(
-                where="format.function",
-                found=f"{cfg.function} raised {type(error).__name__}: {error}",
+                "format.function",
+                f"{cfg.function} raised {type(error).__name__}: {error}",
                 allowed=f"with format.batched=true it is given {{column: [values]}} of {len(rows)} rows; columns {', '.join(names)}",
                 fix="format.batched=false if it takes one row",
             )
         ) from error
     columns = list(result.values()) if isinstance(result, Mapping) else []
-    one_chat = isinstance(result, Mapping) and any(isinstance(turn, Mapping) for turn in result.get("messages") or ())
-    if columns and not one_chat and all(isinstance(column, list) and len(column) == len(rows) for column in columns):
+    one_chat = isinstance(result, Mapping) and any(
+        isinstance(turn, Mapping) for turn in result.get("messages") or ()
+    )
+    if (
+        columns
+        and not one_chat
+        and all(isinstance(column, list) and len(column) == len(rows) for column in columns)
+    ):
         return [dict(zip(result, values, strict=True)) for values in zip(*columns, strict=True)]
     if not isinstance(result, list) or len(result) != len(rows):
-        found = f"{len(result)} values" if isinstance(result, list) else f"one {type(result).__name__}"
+        found = (
+            f"{len(result)} values" if isinstance(result, list) else f"one {type(result).__name__}"
+        )
         raise DataError(
             Problem(
-                where="format.function",
-                found=f"{cfg.function} returned {found} for a batch of {len(rows)} rows; it looks like a function of one row",
+                "format.function",
+                f"{cfg.function} returned {found} for a batch of {len(rows)} rows; it looks like a function of one row",
                 allowed="with format.batched=true a list with one value for each row",
                 fix="format.batched=false, or let the function loop over the batch",
             )
@@ -346,7 +395,7 @@ def _call_batched(function: RowFunction | None, rows: Sequence[Row], cfg: Format
     return result
 
 
-# --- fields and turns -----------------------------------------------------------------------------------------------------------------
+# --- fields and turns -----------------------------------------------------------------------------
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ROLES = ("system", "user", "assistant", "tool")
@@ -354,9 +403,21 @@ _ORDER = (
     "system (optional), then user and assistant in turn, the assistant last; "
     "results of tools between an assistant's tool_calls and its answer"
 )
-_NO_VARIABLES = ("messages", "conversations", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message",
-                 "return_assistant_tokens_mask")  # fmt: skip
-_OTHER_FLAGS = ("weight", "training", "loss")  # how other tools call `train`; read over, they would train what must not be
+_NO_VARIABLES = (
+    "messages",
+    "conversations",
+    "tools",
+    "documents",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "return_assistant_tokens_mask",
+)
+_OTHER_FLAGS = (
+    "weight",
+    "training",
+    "loss",
+)  # how other tools call `train`; read over, they would train what must not be
 
 
 def _turns(value: Any, place: str) -> list[dict[str, Any]]:
@@ -373,7 +434,8 @@ def _turns(value: Any, place: str) -> list[dict[str, Any]]:
         calls = turn.get("tool_calls")
         if calls:
             turn["tool_calls"] = [
-                _tool_call(call, f"{here}.tool_calls[{at}]") for at, call in enumerate(_list(calls, f"{here}.tool_calls", "a list"))
+                _tool_call(call, f"{here}.tool_calls[{at}]")
+                for at, call in enumerate(_list(calls, f"{here}.tool_calls", "a list"))
             ]
         if role == "tool" or (role == "assistant" and calls):
             turn["content"] = _optional_text(message, "content", here) or ""
@@ -383,7 +445,12 @@ def _turns(value: Any, place: str) -> list[dict[str, Any]]:
             if name in turn:
                 raise RowError(
                     "a field of another tool",
-                    Problem(f"{here}.{name}", f"{turn[name]!r}", "train: true or train: false", "rename the field to train"),
+                    Problem(
+                        f"{here}.{name}",
+                        f"{turn[name]!r}",
+                        allowed="train: true or train: false",
+                        fix="rename the field to train",
+                    ),
                 )
         turns.append({**turn, "train": _flag(message, here)})
     return turns
@@ -398,7 +465,9 @@ def _tool_call(call: Any, here: str) -> dict[str, Any]:
         try:
             function = {**function, "arguments": json.loads(function["arguments"])}
         except ValueError:
-            raise _wrong_type(f"{here}.function.arguments", function["arguments"], "a mapping, or JSON of one") from None
+            raise _wrong_type(
+                f"{here}.function.arguments", function["arguments"], "a mapping, or JSON of one"
+            ) from None
         return {**call, "function": function} if "function" in call else dict(function)
     return dict(call)
 
@@ -410,7 +479,9 @@ def _flag(message: Row, here: str) -> bool | None:
     return flag
 
 
-def _conversation(turns: list[dict[str, Any]], row: Row, cfg: FormatConfig, where: str, column: str = "messages") -> Conversation:
+def _conversation(
+    turns: list[dict[str, Any]], row: Row, cfg: FormatConfig, where: str, column: str = "messages"
+) -> Conversation:
     """Check the order of roles, put the format's system turn in front, and take tools and template variables from the row."""
     if not _in_order(turns):
         roles = [turn["role"] for turn in turns]
@@ -418,16 +489,20 @@ def _conversation(turns: list[dict[str, Any]], row: Row, cfg: FormatConfig, wher
         raise RowError(
             "roles out of order",
             Problem(
-                where=f"{where}.{column}",
-                found=f"the roles {listed or '(none)'}",
+                f"{where}.{column}",
+                f"the roles {listed or '(none)'}",
                 allowed=_ORDER,
                 fix="mend or remove the row",
             ),
         )
     for index, turn in enumerate(turns):
         if turn.get("train") and turn["role"] != "assistant":
-            problem = Problem(f"{where}.{column}[{index}].train", f"true on a turn of {turn['role']}", "true on assistant turns",
-                              "mend or remove the row")  # fmt: skip
+            problem = Problem(
+                f"{where}.{column}[{index}].train",
+                f"true on a turn of {turn['role']}",
+                allowed="true on assistant turns",
+                fix="mend or remove the row",
+            )
             raise RowError("train flag on another role", problem)
     if cfg.system is not None and turns[0]["role"] != "system":
         turns = [{"role": "system", "content": cfg.system}, *turns]
@@ -435,8 +510,12 @@ def _conversation(turns: list[dict[str, Any]], row: Row, cfg: FormatConfig, wher
     variables = _mapping(row.get("chat_template_kwargs"), f"{where}.chat_template_kwargs")
     for name in _NO_VARIABLES:
         if name in variables:
-            problem = Problem(f"{where}.chat_template_kwargs.{name}", "not the row's to set", "variables of the template's own",
-                              "mend or remove the row")  # fmt: skip
+            problem = Problem(
+                f"{where}.chat_template_kwargs.{name}",
+                "not the row's to set",
+                allowed="variables of the template's own",
+                fix="mend or remove the row",
+            )
             raise RowError("reserved template variable", problem)
     return Conversation(
         tuple(turns),
@@ -499,7 +578,9 @@ def _text(row: Row, name: str, where: str) -> str:
     if not isinstance(value, str):
         raise _wrong_type(f"{where}.{name}", value, "a string")
     if not value.strip():
-        problem = Problem(where=f"{where}.{name}", found="an empty string", allowed="text", fix="mend or remove the row")
+        problem = Problem(
+            f"{where}.{name}", "an empty string", allowed="text", fix="mend or remove the row"
+        )
         raise RowError("empty text", problem)
     return _whole(value, f"{where}.{name}")
 
@@ -517,14 +598,20 @@ def _whole(text: str, where: str) -> str:
     if half is None:
         return text
     found = f"a lone surrogate, U+{ord(half[0]):04X}, in {text[max(0, half.start() - 20) : half.end() + 20]!r}"
-    raise RowError("broken text", Problem(where, found, "whole characters", "mend or remove the row"))
+    raise RowError(
+        "broken text",
+        Problem(where, found, allowed="whole characters", fix="mend or remove the row"),
+    )
 
 
 def _bad_role(where: str, role: str, allowed: Sequence[str]) -> RowError:
-    return RowError("unknown role", Problem(where, repr(role), ", ".join(allowed), "mend or remove the row"))
+    return RowError(
+        "unknown role",
+        Problem(where, repr(role), allowed=", ".join(allowed), fix="mend or remove the row"),
+    )
 
 
 def _wrong_type(where: str, value: Any, allowed: str) -> RowError:
     found = "null or missing" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"
     reason = "null or missing" if value is None else "wrong type"
-    return RowError(reason, Problem(where=where, found=found, allowed=allowed, fix="mend or remove the row"))
+    return RowError(reason, Problem(where, found, allowed=allowed, fix="mend or remove the row"))

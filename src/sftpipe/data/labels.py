@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-IGNORED = -100  # the label that cross entropy leaves out (torch.nn.CrossEntropyLoss, transformers, TRL)
+IGNORED = (
+    -100
+)  # the label that cross entropy leaves out (torch.nn.CrossEntropyLoss, transformers, TRL)
 
 Span = tuple[int, int]  # [start, stop)
 
@@ -26,7 +28,9 @@ def labels_from_spans(input_ids: Sequence[int], spans: Sequence[Span]) -> list[i
     return labels
 
 
-def response_spans(text: Sequence[object], response: Sequence[object], instruction: Sequence[object] | None) -> list[Span]:
+def response_spans(
+    text: Sequence[object], response: Sequence[object], instruction: Sequence[object] | None
+) -> list[Span]:
     """What stands behind the response template, in a text or in a list of ids.
 
     Without an instruction template only the last response, to the end of the text; with one, every response, each up to the next

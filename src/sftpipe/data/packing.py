@@ -13,11 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sftpipe.data.cache import cached, code_digest, digest
-from sftpipe.data.measure import row_lengths
+from sftpipe.data.preflight.facts import row_lengths
+from sftpipe.data.version import code_digest
 from sftpipe.errors import DataError, Problem
+from sftpipe.storage import cached, digest
 
-SPLITTING = ("bfd_split", "wrapped", "blocks")  # strategies that split rows; for the others `over_length` acts on long rows before
+SPLITTING = (
+    "bfd_split",
+    "wrapped",
+    "blocks",
+)  # strategies that split rows; for the others `over_length` acts on long rows before
 ISOLATED = ("bfd", "bfd_split", "padding_free")  # strategies whose rows must not see each other
 _AT_ONCE = 2_000_000  # tokens that are packed together: enough to fill, and few enough for memory
 
@@ -40,11 +45,17 @@ def pack(rows: Any, strategy: str, max_length: int | None, name: str) -> Any:
         from trl import pack_dataset
 
         at_once = max(1, len(rows) * _AT_ONCE // max(1, int(row_lengths(rows).sum())))
-        options = {"batch_size": at_once, "cache_file_name": str(folder / "rows.arrow"), "desc": f"Packing {name}"}
+        options = {
+            "batch_size": at_once,
+            "cache_file_name": str(folder / "rows.arrow"),
+            "desc": f"Packing {name}",
+        }
         pack_dataset(rows, max_length, strategy, options)
 
     key = digest(code_digest(), rows._fingerprint, strategy, max_length)
-    return cached("packed", key, build, lambda folder: datasets.Dataset.from_file(str(folder / "rows.arrow")))
+    return cached(
+        "packed", key, build, lambda folder: datasets.Dataset.from_file(str(folder / "rows.arrow"))
+    )
 
 
 def blocks(rows: Any, block_size: int, name: str) -> Any:
@@ -70,8 +81,8 @@ def blocks(rows: Any, block_size: int, name: str) -> Any:
     if name == "train" and tokens <= block_size:
         raise DataError(
             Problem(
-                where="packing.block_size",
-                found=f"{block_size}, and the train split has {tokens:,} tokens: less than one window and the token behind it",
+                "packing.block_size",
+                f"{block_size}, and the train split has {tokens:,} tokens: less than one window and the token behind it",
                 fix=f"packing.block_size={tokens - 1} or less, or more text",
             )
         )
@@ -81,13 +92,18 @@ def blocks(rows: Any, block_size: int, name: str) -> Any:
     ids = datasets.List(datasets.Value("int32"))
 
     def build(folder: Path) -> None:
-        with ArrowWriter(path=str(folder / "rows.arrow"), features=datasets.Features({"input_ids": ids, "labels": ids})) as writer:
+        with ArrowWriter(
+            path=str(folder / "rows.arrow"),
+            features=datasets.Features({"input_ids": ids, "labels": ids}),
+        ) as writer:
             for window in _windows(rows, block_size):
                 writer.write({"input_ids": window, "labels": window})
             writer.finalize()
 
     key = digest(code_digest(), rows._fingerprint, "blocks", block_size)
-    return cached("packed", key, build, lambda folder: datasets.Dataset.from_file(str(folder / "rows.arrow")))
+    return cached(
+        "packed", key, build, lambda folder: datasets.Dataset.from_file(str(folder / "rows.arrow"))
+    )
 
 
 def _windows(rows: Any, block_size: int) -> Iterator[list[int]]:
@@ -95,7 +111,9 @@ def _windows(rows: Any, block_size: int) -> Iterator[list[int]]:
     for batch in rows.select_columns("input_ids").iter(batch_size=1000):
         for row in batch["input_ids"]:
             waiting += row
-        last = (len(waiting) - 1) // block_size * block_size  # where the first window begins that is not whole yet
+        last = (
+            (len(waiting) - 1) // block_size * block_size
+        )  # where the first window begins that is not whole yet
         for start in range(0, last, block_size):
             yield waiting[start : start + block_size + 1]
         waiting = waiting[max(0, last) :]
@@ -135,7 +153,12 @@ class RandomWindows:
         """Where the windows of an epoch begin; decided by the two numbers alone, so that a resumed run sees the same ones."""
         import numpy as np
 
-        return [int(start) for start in np.random.default_rng((seed, epoch)).integers(self.tokens - self.block_size, size=len(self))]
+        return [
+            int(start)
+            for start in np.random.default_rng((seed, epoch)).integers(
+                self.tokens - self.block_size, size=len(self)
+            )
+        ]
 
 
 def sequence_lengths(row: Mapping[str, Any]) -> list[int]:
@@ -176,8 +199,14 @@ class PackingReport:
 
     def lines(self) -> list[str]:
         """As a person reads it: the rows, and how they are kept apart."""
-        made = [f"{before:,} {split} rows in {after:,}, {self.fill[split]:.1%} full" for split, (before, after) in self.rows.items()]
-        return [f"{self.strategy}: {', '.join(made) or 'each batch is one row'}", self._kept_apart()]
+        made = [
+            f"{before:,} {split} rows in {after:,}, {self.fill[split]:.1%} full"
+            for split, (before, after) in self.rows.items()
+        ]
+        return [
+            f"{self.strategy}: {', '.join(made) or 'each batch is one row'}",
+            self._kept_apart(),
+        ]
 
     def _kept_apart(self) -> str:
         found = self.isolation
@@ -186,7 +215,11 @@ class PackingReport:
         how = "positions that restart" if found.apart == "positions" else "a block-diagonal mask"
         if found.figure is None:
             return f"{how}; trusted, not measured"
-        leak = f"; positions alone leak {found.positions_figure:.2g}" if found.positions_figure is not None else ""
+        leak = (
+            f"; positions alone leak {found.positions_figure:.2g}"
+            if found.positions_figure is not None
+            else ""
+        )
         return f"{how}; packing moves a logit by {found.figure:.1g} standard deviations{leak}"
 
 
@@ -205,7 +238,9 @@ class Collator:
     pad_to_multiple_of: int | None = None
     apart: str | None = None
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]], padding_free: bool = False) -> dict[str, Any]:
+    def __call__(
+        self, rows: Sequence[Mapping[str, Any]], padding_free: bool = False
+    ) -> dict[str, Any]:
         """`input_ids`, `labels` (the first of each packed sequence is -100) and what keeps sequences apart.
 
         Args:
@@ -224,7 +259,9 @@ class Collator:
         batch = dict(collate([dict(row) for row in rows]))
         if self.apart == "mask" and not flat:
             batch["labels"][batch["position_ids"] == 0] = -100
-            batch["attention_mask"] = _block_diagonal([sequence_lengths(row) for row in rows], batch["input_ids"].shape[1])
+            batch["attention_mask"] = _block_diagonal(
+                [sequence_lengths(row) for row in rows], batch["input_ids"].shape[1]
+            )
         return batch
 
 

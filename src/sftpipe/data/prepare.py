@@ -8,24 +8,34 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sftpipe.data.cache import cached, code_digest, digest
-from sftpipe.data.chat import unrolled
+from sftpipe.config.schema import FormatConfig, TrainConfig
+from sftpipe.data.chat_template import unrolled
+from sftpipe.data.cleaning import Guard
 from sftpipe.data.encode import TOO_LONG, Encoded, Encoder
-from sftpipe.data.formats import Conversation, PromptCompletion, Row, RowFunction, Sample, check_columns, guarded_columns, to_samples
-from sftpipe.data.guard import Guard
+from sftpipe.data.formats import (
+    Conversation,
+    PromptCompletion,
+    Row,
+    RowFunction,
+    Sample,
+    check_columns,
+    guarded_columns,
+    to_samples,
+)
 from sftpipe.data.labels import IGNORED
-from sftpipe.data.measure import Dropped, Part, padding_share, row_lengths
 from sftpipe.data.packing import SPLITTING, Collator, Isolation, PackingReport, blocks, pack
-from sftpipe.data.preflight import Preflight, inspect
-from sftpipe.data.read import load_function
+from sftpipe.data.preflight.facts import Dropped, Part, padding_share, row_lengths
+from sftpipe.data.preflight.report import Preflight, inspect
+from sftpipe.data.readers import load_function
 from sftpipe.data.source import SPLITS, Rows, Source, load_sources
+from sftpipe.data.version import code_digest
 from sftpipe.errors import DataError, Problem, RowError
-from sftpipe.schema import FormatConfig, TrainConfig
+from sftpipe.storage import cached, digest
 
 _BATCH = 1000  # rows that are formatted and tokenised together
 
@@ -63,7 +73,9 @@ class PreparedData:
 
     def end_ids(self) -> list[int]:
         """The tokens that trained answers end in."""
-        return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in self.preflight.end_tokens]
+        return [
+            int(self.tokenizer.convert_tokens_to_ids(token)) for token in self.preflight.end_tokens
+        ]
 
     def splits(self) -> dict[str, Any]:
         """{name: rows} of the splits that are there."""
@@ -91,7 +103,9 @@ class Reader:
     guard: Guard
     functions: Mapping[str, RowFunction]
 
-    def samples(self, rows: Sequence[Row], cfg: FormatConfig, places: Sequence[str]) -> list[Sample | RowError]:
+    def samples(
+        self, rows: Sequence[Row], cfg: FormatConfig, places: Sequence[str]
+    ) -> list[Sample | RowError]:
         """A sample, or its error, for each row."""
         guarded: list[Row | RowError] = []
         columns = guarded_columns(cfg)
@@ -101,22 +115,45 @@ class Reader:
                 guarded.append(self.guard.row(stripped, columns, where))
             except RowError as error:
                 guarded.append(error)
-        good = [(row, where) for row, where in zip(guarded, places, strict=True) if not isinstance(row, RowError)]
-        made = iter(to_samples([row for row, _ in good], cfg, [where for _, where in good], self.functions.get(cfg.function or "")))
+        good = [
+            (row, where)
+            for row, where in zip(guarded, places, strict=True)
+            if not isinstance(row, RowError)
+        ]
+        made = iter(
+            to_samples(
+                [row for row, _ in good],
+                cfg,
+                [where for _, where in good],
+                self.functions.get(cfg.function or ""),
+            )
+        )
         samples = [row if isinstance(row, RowError) else next(made) for row in guarded]
-        return [self._guarded(sample, cfg, where) for sample, where in zip(samples, places, strict=True)]
+        return [
+            self._guarded(sample, cfg, where) for sample, where in zip(samples, places, strict=True)
+        ]
 
-    def _guarded(self, sample: Sample | RowError, cfg: FormatConfig, where: str) -> Sample | RowError:
+    def _guarded(
+        self, sample: Sample | RowError, cfg: FormatConfig, where: str
+    ) -> Sample | RowError:
         try:
             if isinstance(sample, PromptCompletion) and cfg.type == "template":
                 return self.guard.filled(sample, cfg, where)
-            return self.guard.conversation(sample, where) if isinstance(sample, Conversation) else sample
+            return (
+                self.guard.conversation(sample, where)
+                if isinstance(sample, Conversation)
+                else sample
+            )
         except RowError as error:
             return error
 
 
 def prepare_data(
-    cfg: TrainConfig, tokenizer: Any, collate: Collator, isolation: Isolation | None = None, sources: Sequence[Source] | None = None
+    cfg: TrainConfig,
+    tokenizer: Any,
+    collate: Collator,
+    isolation: Isolation | None = None,
+    sources: Sequence[Source] | None = None,
 ) -> PreparedData:
     """Load, format, encode and pack every split, and check the result.
 
@@ -137,11 +174,18 @@ def prepare_data(
     parts: dict[str, list[Part]] = {}
     for split in SPLITS:
         here = [source for source in sources if split in source.splits]
-        encoded = [_limit_length(_encode(source, split, cfg, encoder, reader), cfg) for source in here]
+        encoded = [
+            _limit_length(_encode(source, split, cfg, encoder, reader), cfg) for source in here
+        ]
         if here:
-            parts[split] = _shares(here, encoded) if split == "train" and len(sources) > 1 else encoded
+            parts[split] = (
+                _shares(here, encoded) if split == "train" and len(sources) > 1 else encoded
+            )
     report = inspect(parts, encoder, cfg)
-    finished = {split: _joined(group).select_columns(["input_ids", "labels"]) for split, group in parts.items()}
+    finished = {
+        split: _joined(group).select_columns(["input_ids", "labels"])
+        for split, group in parts.items()
+    }
     if cfg.packing:
         finished, report.packing = _packed(finished, cfg, isolation)
     report.padding_share = _padding(finished["train"], cfg, isolation)
@@ -173,7 +217,9 @@ def texts(cfg: TrainConfig, sources: Sequence[Source], blank: Any) -> Iterator[s
         DataError: a column is missing, or the loss does not go with the format.
     """
     reader, encoder = _reader(cfg, sources, blank), _encoder(cfg, blank)
-    special = re.compile("|".join(re.escape(str(token)) for token in blank.added_tokens_decoder.values()))
+    special = re.compile(
+        "|".join(re.escape(str(token)) for token in blank.added_tokens_decoder.values())
+    )
     for source in sources:
         for split in SPLITS if cfg.tokenizer.type == "char" else ("train",):
             if split not in source.splits:
@@ -182,14 +228,22 @@ def texts(cfg: TrainConfig, sources: Sequence[Source], blank: Any) -> Iterator[s
             check_columns(rows.column_names, source.format, split)
             for start in range(0, len(rows), _BATCH):
                 batch = rows[start : start + _BATCH]
-                for sample in reader.samples(batch, source.format, [f"{split}[{start + at}]" for at in range(len(batch))]):
+                for sample in reader.samples(
+                    batch, source.format, [f"{split}[{start + at}]" for at in range(len(batch))]
+                ):
                     with contextlib.suppress(RowError):
-                        yield from () if isinstance(sample, RowError) else special.split(encoder.text(sample))
+                        yield from (
+                            ()
+                            if isinstance(sample, RowError)
+                            else special.split(encoder.text(sample))
+                        )
 
 
 def _reader(cfg: TrainConfig, sources: Sequence[Source], tokenizer: Any) -> Reader:
     paths = {source.format.function for source in sources if source.format.function}
-    functions = {path: load_function(path, "format.function", cfg.allowed_targets) for path in paths}
+    functions = {
+        path: load_function(path, "format.function", cfg.allowed_targets) for path in paths
+    }
     return Reader(sources, Guard(tokenizer, cfg.dataset, cfg.preflight), functions)
 
 
@@ -197,7 +251,7 @@ def _encoder(cfg: TrainConfig, tokenizer: Any) -> Encoder:
     return Encoder(tokenizer, cfg.loss, reads_unknown=cfg.tokenizer.unk_token != "keep")
 
 
-# --- one split of one source ----------------------------------------------------------------------------------------------------------
+# --- one split of one source ----------------------------------------------------------------------
 
 
 def _encode(source: Source, split: str, cfg: TrainConfig, encoder: Encoder, reader: Reader) -> Part:
@@ -213,7 +267,9 @@ def _encode(source: Source, split: str, cfg: TrainConfig, encoder: Encoder, read
             _encode_batch,
             fn_kwargs={
                 "encoder": encoder,
-                "reader": replace(reader, sources=()),  # the tables stay behind; a worker is handed its batches
+                "reader": replace(
+                    reader, sources=()
+                ),  # the tables stay behind; a worker is handed its batches
                 "rows": replace(rows, table=None),
                 "format_cfg": source.format,
                 "cfg": cfg,
@@ -226,35 +282,60 @@ def _encode(source: Source, split: str, cfg: TrainConfig, encoder: Encoder, read
             num_proc=cfg.dataset.num_proc,
             remove_columns=rows.table.column_names,
             features=datasets.Features(
-                {"input_ids": datasets.List(datasets.Value("int32")), "labels": datasets.List(datasets.Value("int32")),
-                 "index": datasets.Value("int64"), "cut": datasets.Value("int32"), "lost": datasets.Value("int32"),
-                 "escaped": datasets.Value("bool")}
+                {
+                    "input_ids": datasets.List(datasets.Value("int32")),
+                    "labels": datasets.List(datasets.Value("int32")),
+                    "index": datasets.Value("int64"),
+                    "cut": datasets.Value("int32"),
+                    "lost": datasets.Value("int32"),
+                    "escaped": datasets.Value("bool"),
+                }
             ),
             load_from_cache_file=False,
             cache_file_name=str(folder / "rows.arrow"),
             new_fingerprint=key[:32],
             desc=f"Encoding {place}",
-        )  # fmt: skip
+        )
 
     def load(folder: Path) -> Part:
-        tables = [datasets.Dataset.from_file(str(file)) for file in sorted(folder.glob("rows*.arrow"))]
-        lines = (line for file in folder.glob("dropped-*.jsonl") for line in file.read_text(encoding="utf-8").splitlines())
+        tables = [
+            datasets.Dataset.from_file(str(file)) for file in sorted(folder.glob("rows*.arrow"))
+        ]
+        lines = (
+            line
+            for file in folder.glob("dropped-*.jsonl")
+            for line in file.read_text(encoding="utf-8").splitlines()
+        )
         dropped = sorted((Dropped(**json.loads(line)) for line in lines), key=lambda one: one.index)
         samples = partial(_samples_of, rows, source.format, reader, cfg)
-        return Part(split, source.name, len(rows), datasets.concatenate_datasets(tables), dropped, samples, rows.origin)
+        return Part(
+            split,
+            source.name,
+            len(rows),
+            datasets.concatenate_datasets(tables),
+            dropped,
+            samples,
+            rows.origin,
+        )
 
     key = _key(rows, source, place, cfg, encoder, reader)
     part = cached("encoded", key, build, load)
-    return replace(part, dropped=[replace(one, origin=rows.origin(one.index)) for one in part.dropped])
+    return replace(
+        part, dropped=[replace(one, origin=rows.origin(one.index)) for one in part.dropped]
+    )
 
 
-def _samples_of(rows: Rows, form: FormatConfig, reader: Reader, cfg: TrainConfig, index: int) -> list[Sample]:
+def _samples_of(
+    rows: Rows, form: FormatConfig, reader: Reader, cfg: TrainConfig, index: int
+) -> list[Sample]:
     """What the format makes of one row."""
     (whole,) = reader.samples(rows[index : index + 1], form, [f"[{index}]"])
     return [sample for sample in _rows_of(whole, cfg) if not isinstance(sample, RowError)]
 
 
-def _key(rows: Rows, source: Source, place: str, cfg: TrainConfig, encoder: Encoder, reader: Reader) -> str:
+def _key(
+    rows: Rows, source: Source, place: str, cfg: TrainConfig, encoder: Encoder, reader: Reader
+) -> str:
     """Everything that the finished rows depend on."""
     tokenizer = encoder.tokenizer
     return digest(
@@ -299,18 +380,28 @@ def _encode_batch(
     """Finished rows of a batch; the others go into a file of this process, with the reason."""
     places = [f"{place}[{index}]" for index in indices]
     samples: list[Sample | RowError] = reader.samples(rows.decode(batch), format_cfg, places)
-    work = [(index, where, sample) for index, where, whole in zip(indices, places, samples, strict=True) for sample in _rows_of(whole, cfg)]
+    work = [
+        (index, where, sample)
+        for index, where, whole in zip(indices, places, samples, strict=True)
+        for sample in _rows_of(whole, cfg)
+    ]
     good = [(where, sample) for _, where, sample in work if not isinstance(sample, RowError)]
     encoded = iter(encoder.encode([sample for _, sample in good], [where for where, _ in good]))
-    finished: dict[str, list[Any]] = {name: [] for name in ("input_ids", "labels", "index", "cut", "lost", "escaped")}
+    finished: dict[str, list[Any]] = {
+        name: [] for name in ("input_ids", "labels", "index", "cut", "lost", "escaped")
+    }
     lost = []
     for index, where, sample in work:
         row = whole = sample if isinstance(sample, RowError) else next(encoded)
-        if cfg.over_length == "truncate" and isinstance(row, Encoded) and not isinstance(sample, RowError):
+        if (
+            cfg.over_length == "truncate"
+            and isinstance(row, Encoded)
+            and not isinstance(sample, RowError)
+        ):
             row = encoder.fit(sample, row, cfg.sft["max_length"], where)
         if isinstance(row, RowError):
             tokens = len(whole.input_ids) if isinstance(whole, Encoded) else 0
-            told = Dropped(index, row.reason, *astuple(row.problem))
+            told = Dropped(index, row.reason, **asdict(row.problem))
             lost.append(replace(told, tokens=tokens, trained_tokens=_trained(whole)))
             continue
         finished["input_ids"].append(row.input_ids)
@@ -318,7 +409,9 @@ def _encode_batch(
         finished["index"].append(index)
         finished["cut"].append(row.cut)
         finished["lost"].append(_trained(whole) - _trained(row))
-        finished["escaped"].append(not isinstance(sample, RowError) and reader.guard.has_escaped(sample))
+        finished["escaped"].append(
+            not isinstance(sample, RowError) and reader.guard.has_escaped(sample)
+        )
     if lost:
         with (dropped / f"dropped-{os.getpid()}.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(asdict(one)) + "\n" for one in lost)
@@ -346,12 +439,16 @@ def _limit_length(part: Part, cfg: TrainConfig) -> Part:
         return part
     longer = (lengths > limit).nonzero()[0]
     first = f"{part.place}[{part.rows[int(longer[0])]['index']}]"
-    others = ", or over_length=drop to leave such rows out and count them" if len(longer) < len(lengths) else ""
+    others = (
+        ", or over_length=drop to leave such rows out and count them"
+        if len(longer) < len(lengths)
+        else ""
+    )
     if cfg.over_length == "error" or len(longer) == len(lengths):
         raise DataError(
             Problem(
-                where=first,
-                found=f"{len(longer)} of {len(lengths)} rows of {part.split} are longer than sft.max_length={limit} tokens; "
+                first,
+                f"{len(longer)} of {len(lengths)} rows of {part.split} are longer than sft.max_length={limit} tokens; "
                 f"this one has {lengths[longer[0]]}, the longest {lengths.max()}",
                 fix=f"sft.max_length={lengths.max()}" + others,
             )
@@ -371,34 +468,53 @@ def _limit_length(part: Part, cfg: TrainConfig) -> Part:
         for row in part.rows.select(longer)
     ]
     kept = part.rows.select((lengths <= limit).nonzero()[0])
-    return replace(part, rows=kept, dropped=sorted([*part.dropped, *dropped], key=lambda one: one.index))
+    return replace(
+        part, rows=kept, dropped=sorted([*part.dropped, *dropped], key=lambda one: one.index)
+    )
 
 
-def _packed(finished: Mapping[str, Any], cfg: TrainConfig, isolation: Isolation | None) -> tuple[dict[str, Any], PackingReport]:
+def _packed(
+    finished: Mapping[str, Any], cfg: TrainConfig, isolation: Isolation | None
+) -> tuple[dict[str, Any], PackingReport]:
     """The splits packed as the config says, validation and test only when asked (or cut into blocks); and what became of them."""
     assert cfg.packing
     strategy, limit = cfg.packing.strategy, cfg.sft.get("max_length")
     if strategy == "blocks":
         assert cfg.packing.block_size is not None  # clashes.py
         limit = cfg.packing.block_size + 1
-        packed = {split: blocks(rows, cfg.packing.block_size, split) for split, rows in finished.items()}
+        packed = {
+            split: blocks(rows, cfg.packing.block_size, split) for split, rows in finished.items()
+        }
     else:
-        packed = {split: pack(rows, strategy, limit, split) if split == "train" or cfg.packing.pack_eval else rows
-                  for split, rows in finished.items()}  # fmt: skip
+        packed = {
+            split: pack(rows, strategy, limit, split)
+            if split == "train" or cfg.packing.pack_eval
+            else rows
+            for split, rows in finished.items()
+        }
     changed = [split for split, rows in packed.items() if rows is not finished[split]]
     counts = {split: [len(finished[split]), len(packed[split])] for split in changed}
-    fill = {split: round(float(row_lengths(packed[split]).sum()) / (len(packed[split]) * limit), 4) for split in changed if limit}
+    fill = {
+        split: round(float(row_lengths(packed[split]).sum()) / (len(packed[split]) * limit), 4)
+        for split in changed
+        if limit
+    }
     return packed, PackingReport(strategy, counts, fill, isolation)
 
 
 def _padding(rows: Any, cfg: TrainConfig, isolation: Isolation | None) -> float:
     if isolation and isolation.apart == "positions":
         return 0.0  # the rows of a batch make one
-    strategy, multiple = cfg.sft.get("train_sampling_strategy", "random"), cfg.sft.get("pad_to_multiple_of") or 1
-    return padding_share(row_lengths(rows), cfg.sft.get("per_device_train_batch_size", 8), strategy, multiple)
+    strategy, multiple = (
+        cfg.sft.get("train_sampling_strategy", "random"),
+        cfg.sft.get("pad_to_multiple_of") or 1,
+    )
+    return padding_share(
+        row_lengths(rows), cfg.sft.get("per_device_train_batch_size", 8), strategy, multiple
+    )
 
 
-# --- mixtures -------------------------------------------------------------------------------------------------------------------------
+# --- mixtures -------------------------------------------------------------------------------------
 
 
 def _shares(sources: Sequence[Source], parts: Sequence[Part]) -> list[Part]:
@@ -408,15 +524,17 @@ def _shares(sources: Sequence[Source], parts: Sequence[Part]) -> list[Part]:
     """
     weights = {at: source.weight for at, source in enumerate(sources) if source.weight is not None}
     counts = {at: source.count for at, source in enumerate(sources) if source.count is not None}
-    total = min((len(parts[at].rows) / weight for at, weight in weights.items() if weight), default=0.0)
+    total = min(
+        (len(parts[at].rows) / weight for at, weight in weights.items() if weight), default=0.0
+    )
     shares = []
     for at, part in enumerate(parts):
         count = counts.get(at, int(weights[at] * total + 1e-6) if at in weights else len(part.rows))
         if count > len(part.rows):
             raise DataError(
                 Problem(
-                    where=f"dataset.sources[{at}].count",
-                    found=f"{count} rows are asked for, and the source has {len(part.rows)}",
+                    f"dataset.sources[{at}].count",
+                    f"{count} rows are asked for, and the source has {len(part.rows)}",
                     allowed="no row is repeated",
                     fix=f"dataset.sources[{at}].count={len(part.rows)}, or sft.num_train_epochs for more passes over all",
                 )
@@ -432,5 +550,9 @@ def _joined(parts: Sequence[Part]) -> Any:
 
     if len(parts) == 1:
         return parts[0].rows
-    positions = np.concatenate([(np.arange(len(part.rows)) + 0.5) / max(1, len(part.rows)) for part in parts])
-    return datasets.concatenate_datasets([part.rows for part in parts]).select(np.argsort(positions, kind="stable"))
+    positions = np.concatenate(
+        [(np.arange(len(part.rows)) + 0.5) / max(1, len(part.rows)) for part in parts]
+    )
+    return datasets.concatenate_datasets([part.rows for part in parts]).select(
+        np.argsort(positions, kind="stable")
+    )

@@ -1,0 +1,108 @@
+"""The YAML that comes with sftpipe, and the user's own recipes: where it lies, which options there are, what each one says of itself."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sftpipe.errors import ConfigError, Problem, one_line
+
+
+def conf_dir() -> Path:
+    """The `conf` folder: inside the package in a wheel, at the top of the repository in an editable install."""
+    return _shipped("conf")
+
+
+def _shipped(name: str) -> Path:
+    package = Path(__file__).parents[1]
+    inside = package / name
+    return inside if inside.is_dir() else package.parents[1] / name
+
+
+def find_recipes() -> dict[str, Path]:
+    """{name: file} of the shipped recipes and those in `recipes/` of the working folder.
+
+    Raises:
+        ConfigError: one name stands in both.
+    """
+    recipes: dict[str, Path] = {}
+    for folder in dict.fromkeys((_shipped("recipes").resolve(), Path("recipes").resolve())):
+        for file in sorted(folder.glob("*.yaml")):
+            if file.stem in recipes:
+                raise ConfigError(
+                    Problem(
+                        f"recipe={file.stem}",
+                        f"two recipes of that name: {recipes[file.stem]} and {file}",
+                        fix=f"rename {file}",
+                    )
+                )
+            recipes[file.stem] = file
+    return recipes
+
+
+def groups() -> dict[str, list[str]]:
+    """{group: its options, the default first}: `recipe`, then the groups in the order of conf/config.yaml."""
+    found = {"recipe": sorted(find_recipes())}
+    for entry in read_yaml(conf_dir() / "config.yaml")["defaults"]:
+        for group, default in entry.items() if isinstance(entry, dict) else ():
+            if (conf_dir() / group).is_dir():
+                options = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+                found[group] = sorted(options, key=lambda option: option != default)
+    return found
+
+
+def header(file: Path) -> str:
+    """First comment line of a YAML file or template: what the option is, in one line."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith(("#", "{#")) and "@package" not in line:
+            return line.strip("{#-} ")
+    return ""
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: it is no YAML, or no mapping; names the file.
+    """
+    return dict(_read_yaml(file, file.stat().st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=256)
+def _read_yaml(file: Path, _changed: int) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            Problem(str(file), f"no valid YAML: {one_line(error)}", fix="mend that line")
+        ) from None
+    if loaded is not None and not isinstance(loaded, dict):
+        raise ConfigError(
+            Problem(
+                str(file), f"a YAML {type(loaded).__name__}", allowed="keys and values (a mapping)"
+            )
+        )
+    return loaded or {}
+
+
+def display(file: Path) -> str:
+    """A file's name for people: conf/... or recipes/... for ours, ./recipes/... for the user's."""
+    for root, name in (
+        (_shipped("recipes"), "recipes"),
+        (conf_dir(), "conf"),
+        (Path("recipes"), "./recipes"),
+    ):
+        if file.resolve().is_relative_to(root.resolve()):
+            return f"{name}/{file.resolve().relative_to(root.resolve())}"
+    return str(file)
+
+
+def how_to_write(ours: str) -> str:
+    """How to write one of our keys: `lora.r=...`, `quantization=nf4`, or a group with its options."""
+    if "=" in ours:
+        return f"write {ours}"
+    options = groups().get(ours)
+    return f"write {ours}=OPTION, one of {', '.join(options)}" if options else f"write {ours}=..."

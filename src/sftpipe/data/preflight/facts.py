@@ -1,0 +1,281 @@
+"""Finished rows in numbers: one pass over the columns, a few thousand rows at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from sftpipe.data.encode import Encoder
+from sftpipe.data.formats import Sample
+from sftpipe.data.labels import IGNORED
+from sftpipe.errors import Problem
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_BATCH = 4096  # rows that are in memory together
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row of the data set that is not trained on.
+
+    index: its place in its split.
+    reason: a short phrase; rows are counted by it.
+    where, found, allowed, fix: the parts of its `Problem`.
+    origin: file and line, where they are known.
+    tokens, trained_tokens: of a row that is too long; else 0.
+    """
+
+    index: int
+    reason: str
+    where: str
+    found: str
+    allowed: str
+    fix: str
+    origin: str = ""
+    tokens: int = 0
+    trained_tokens: int = 0
+
+    def problem(self) -> Problem:
+        """As a person reads it."""
+        return Problem(
+            f"{self.where} ({self.origin})" if self.origin else self.where,
+            self.found,
+            allowed=self.allowed,
+            fix=self.fix,
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """The finished rows of one split of one source.
+
+    split, source: "train", and the name of the source ("" for the only one).
+    read: rows of the source.
+    rows: `datasets.Dataset` with `input_ids`, `labels`, `index`, the place of each in the source, `cut` and `lost`, the tokens and the
+        trained tokens that were cut off, and `escaped`, whether special tokens in it were made plain text.
+    dropped: rows that made none.
+    samples: place in the source -> what the format makes of that row, read anew; several where `loss.unroll` makes several.
+    origin: place in the source -> file and line, "" where they are not known.
+    """
+
+    split: str
+    source: str
+    read: int
+    rows: Any
+    dropped: Sequence[Dropped]
+    samples: Callable[[int], Sequence[Sample]]
+    origin: Callable[[int], str]
+
+    @property
+    def place(self) -> str:
+        """The name of the part in messages; `[index]` follows."""
+        return f"{self.source} {self.split}".strip()
+
+    def where(self, position: int) -> str:
+        """The row of the data set behind a finished row, as `split[index] (file, line)`."""
+        index = self.rows[position]["index"]
+        origin = self.origin(index)
+        return f"{self.place}[{index}] ({origin})" if origin else f"{self.place}[{index}]"
+
+    def lengths(self) -> Any:
+        """Tokens of each row, as a numpy array (rows,)."""
+        return row_lengths(self.rows)
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """What the checks ask about each finished row; every array is (rows,), the digests are (rows, 2).
+
+    length, trained: its tokens, and those that are trained.
+    cut, lost: tokens, and trained tokens, that truncation took.
+    escaped: whether special tokens in its text were made plain text.
+    end: the special token that its trained part ends in (white space behind it does not count); -1 without one.
+    bos: BOS tokens at its front, two at the most.
+    has_unk, has_pad: whether the tokens are in it.
+    row, prompt: digests of its ids, and of those in front of the last answer; 0, 0 where nothing stands in front.
+    """
+
+    length: np.ndarray
+    trained: np.ndarray
+    cut: np.ndarray
+    lost: np.ndarray
+    escaped: np.ndarray
+    end: np.ndarray
+    bos: np.ndarray
+    has_unk: np.ndarray
+    has_pad: np.ndarray
+    row: np.ndarray
+    prompt: np.ndarray
+
+
+def read_facts(part: Part, encoder: Encoder) -> RowFacts:
+    """Go once through the rows of a part."""
+    import numpy as np
+
+    batches = [_facts(table, encoder) for table in _batches(part.rows)]
+    shapes = {"row": (0, 2), "prompt": (0, 2)}
+    joined = {
+        field.name: np.concatenate([getattr(batch, field.name) for batch in batches])
+        if batches
+        else np.zeros(shapes.get(field.name, (0,)), dtype=np.int64)
+        for field in fields(RowFacts)
+    }
+    return RowFacts(**joined)
+
+
+def row_lengths(rows: Any) -> Any:
+    """Tokens of each row of a `datasets.Dataset`, as a numpy array (rows,)."""
+    import numpy as np
+
+    return np.concatenate(
+        [np.zeros(0, dtype=np.int64), *(_lengths(table["input_ids"]) for table in _batches(rows))]
+    )
+
+
+def _batches(rows: Any) -> Iterator[Any]:
+    """The rows as arrow tables of a few thousand."""
+    yield from rows.with_format("arrow").iter(batch_size=_BATCH) if len(rows) else ()
+
+
+def _lengths(column: Any) -> Any:
+    import pyarrow.compute as pc
+
+    return pc.list_value_length(column).to_numpy().astype("int64")
+
+
+def _facts(table: Any, encoder: Encoder) -> RowFacts:
+    """The facts of a batch; all positions are those of the joined rows.
+
+    ids         1  9  8  7  2 | 1  9  6  2        two rows
+    is_trained  0  0  0  1  1 | 0  0  1  1
+    starts      0               5
+    answer               3            7           behind the last masked token
+    last                    4            8        the last trained token
+    """
+    import numpy as np
+    import pyarrow.compute as pc
+
+    tokenizer = encoder.tokenizer
+    length = _lengths(table["input_ids"])
+    ids = pc.list_flatten(table["input_ids"]).to_numpy().astype(np.int32)
+    is_trained = pc.list_flatten(table["labels"]).to_numpy() != IGNORED
+    stops = np.cumsum(length)
+    starts = stops - length
+    at = np.arange(len(ids))
+    last = np.maximum.accumulate(np.where(is_trained, at, 0))[stops - 1]
+    answer = np.maximum(np.maximum.accumulate(np.where(is_trained, -1, at))[last] + 1, starts)
+
+    bos_id = tokenizer.bos_token_id
+    is_bos = ids == (-1 if bos_id is None else bos_id)
+    second = np.minimum(starts + 1, len(ids) - 1)
+    bos = is_bos[starts].astype(np.int64) * (1 + (is_bos[second] & (length > 1)))
+    ends = {
+        tokenizer.eos_token_id,
+        bos_id,
+    }  # a token that has this meaning, too, says nothing as UNK or PAD
+    return RowFacts(
+        length=length,
+        trained=np.add.reduceat(is_trained, starts, dtype=np.int64),
+        cut=table["cut"].to_numpy(),
+        lost=table["lost"].to_numpy(),
+        escaped=table["escaped"].to_numpy(),
+        end=_ends(ids, last, answer, encoder),
+        bos=bos,
+        has_unk=_holds(ids, starts, tokenizer.unk_token_id, ends),
+        has_pad=_holds(ids, starts, tokenizer.pad_token_id, ends),
+        row=_digests(ids, starts, stops),
+        prompt=_digests(ids, starts, answer),
+    )
+
+
+def _holds(ids: Any, starts: Any, token: int | None, ends: set[int | None]) -> Any:
+    import numpy as np
+
+    found = (
+        ids == token if token is not None and token not in ends else np.zeros(len(ids), dtype=bool)
+    )
+    return np.logical_or.reduceat(found, starts)
+
+
+def _ends(ids: Any, last: Any, answer: Any, encoder: Encoder) -> Any:
+    """The special token at the end of each answer; white space behind it is passed over, a row at a time."""
+    import numpy as np
+
+    special = np.fromiter(encoder.special_ids, dtype=np.int64)
+    end = np.where(np.isin(ids[last], special), ids[last], -1).astype(np.int64)
+    for row in np.flatnonzero(end == -1):
+        at = last[row]
+        while (
+            at > answer[row]
+            and not encoder.tokenizer.decode([ids[at]]).strip()
+            and ids[at] not in encoder.special_ids
+        ):
+            at -= 1
+        end[row] = ids[at] if ids[at] in encoder.special_ids else -1
+    return end
+
+
+def _digests(ids: Any, starts: Any, stops: Any) -> Any:
+    """16 bytes for each stretch of ids, as two numbers; 0, 0 for an empty one."""
+    import numpy as np
+
+    content = memoryview(np.ascontiguousarray(ids).view(np.uint8).data)
+    width = ids.itemsize
+    made = (
+        hashlib.blake2b(content[start * width : stop * width], digest_size=16).digest()
+        if stop > start
+        else bytes(16)
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)
+    )
+    return np.frombuffer(b"".join(made), dtype=np.int64).reshape(-1, 2)
+
+
+def equal_before(digests: Any) -> tuple[Any, Any]:
+    """For each row the first row that equals it (itself, mostly), and the one just before it (-1 without one); both (rows,).
+
+    digests   a  b  a  a  b
+    first     0  1  0  0  1
+    previous -1 -1  0  2  1
+    """
+    import numpy as np
+
+    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: equal rows stay in their order
+    is_new = np.ones(len(order), dtype=bool)
+    is_new[1:] = (digests[order][1:] != digests[order][:-1]).any(axis=1)
+    first, previous = np.empty_like(order), np.full_like(order, -1)
+    first[order] = order[np.maximum.accumulate(np.where(is_new, np.arange(len(order)), 0))]
+    previous[order[1:]] = np.where(is_new[1:], -1, order[:-1])
+    return first, previous
+
+
+def padding_share(lengths: Any, batch_size: int, strategy: str, multiple: int) -> float:
+    """The share of padding in all tokens of an epoch's batches; estimated, as the order of the real ones is drawn later.
+
+    Args:
+        lengths: tokens of each row, (rows,).
+        batch_size: rows of a batch.
+        strategy: `sft.train_sampling_strategy`; of group_by_length as transformers does it: rows in random order, sorted by length
+            within stretches of up to 50 batches.
+        multiple: batches are as wide as a multiple of it.
+    """
+    import numpy as np
+
+    if not len(lengths):
+        return 0.0
+    drawn = lengths if strategy == "sequential" else np.random.default_rng(0).permutation(lengths)
+    if strategy in ("group_by_length", "batch_rebalance"):
+        stretch = batch_size * max(1, min(len(drawn) // (batch_size * 4), 50))
+        drawn = np.concatenate(
+            [
+                np.sort(drawn[start : start + stretch])[::-1]
+                for start in range(0, len(drawn), stretch)
+            ]
+        )
+    starts = np.arange(0, len(drawn), batch_size)
+    widths = -(-np.maximum.reduceat(drawn, starts) // multiple) * multiple
+    total = int((widths * np.diff([*starts, len(drawn)])).sum())
+    return 1 - int(drawn.sum()) / total

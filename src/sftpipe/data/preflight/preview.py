@@ -1,0 +1,271 @@
+"""Finished rows as a person can check them: what the model reads, and which part of it is trained.
+
+A packed row carries `seq_lengths`, the tokens of each sequence in it (their sum is T); positions start anew with each, and its
+first token is masked in the batch, for what stands in front of it in the row is no part of it. Here it is shown so. A row without
+`seq_lengths` is one sequence. T is the number of tokens of a row.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from sftpipe.data.labels import IGNORED
+from sftpipe.errors import Problem, RunError
+from sftpipe.storage import write_text
+
+TRAINED, MASKED, BOUNDARY = "bold green", "dim", "cyan"
+
+# why a token is trained or masked, in the order of the numbers that the page holds
+REASONS = (
+    "trained",
+    "prompt: in front of what is trained",
+    "between two answers: the next prompt",
+    "behind the end of the answer",
+    "first token of a packed sequence",
+    "nothing is trained in this sequence",
+)
+_TRAINED, _PROMPT, _BETWEEN, _BEHIND, _FIRST, _NOTHING = range(len(REASONS))
+
+_LOOKAHEAD = 16  # tokens; a character has four bytes at most, but a byte-level token may end one character and begin the next
+_SIGNS = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥"}
+_UNSEEN = {
+    "Cc",
+    "Cf",
+    "Cn",
+    "Co",
+    "Cs",
+    "Zl",
+    "Zp",
+    "Zs",
+}  # Unicode categories without a glyph of their own
+_JOINERS = "\u200c\u200d"  # unseen too, but inside a token they shape what stands around them
+
+
+def preview_rows(rows: Any, tokenizer: Any, count: int) -> Iterator[dict[str, Any]]:
+    """The first `count` rows as plain values.
+
+    Yields:
+        {index, text, input_ids, labels, position_ids}; the lists are (T,).
+    """
+    for index, row in enumerate(_first(rows, count)):
+        yield {
+            "index": index,
+            "text": tokenizer.decode(row["input_ids"]),
+            "input_ids": row["input_ids"],
+            "labels": [label for sequence in sequences(row) for label in sequence["labels"]],
+            "position_ids": [position for length in lengths(row) for position in range(length)],
+        }
+
+
+def _first(rows: Any, count: int) -> Any:
+    return rows.select(range(min(count, len(rows))))
+
+
+def lengths(row: Mapping[str, Any]) -> list[int]:
+    """Tokens of each sequence in a row; their sum is T.
+
+    Raises:
+        ValueError: `seq_lengths` and `input_ids` differ.
+    """
+    total = len(row["input_ids"])
+    found = list(row.get("seq_lengths") or [total])
+    if sum(found) != total:
+        raise ValueError(f"seq_lengths add up to {sum(found)}, and the row has {total} tokens")
+    return found
+
+
+def sequences(row: Mapping[str, Any]) -> list[dict[str, list[int]]]:
+    """The sequences of a row, each {input_ids, labels} as in the batch."""
+    ends = list(itertools.accumulate(lengths(row), initial=0))
+    found = [
+        {name: list(row[name][start:stop]) for name in ("input_ids", "labels")}
+        for start, stop in itertools.pairwise(ends)
+    ]
+    if row.get("seq_lengths"):
+        for sequence in found:
+            sequence["labels"][:1] = [IGNORED] * len(sequence["labels"][:1])
+    return found
+
+
+def spans(row: Mapping[str, Any], tokenizer: Any) -> list[tuple[str, bool]]:
+    """The text of a row cut where training begins and ends: [(text, trained), ...]."""
+    tokens = zip(row["input_ids"], (label != IGNORED for label in row["labels"]), strict=True)
+    return [
+        (tokenizer.decode([token for token, _ in group]), trained)
+        for trained, group in itertools.groupby(tokens, key=lambda pair: pair[1])
+    ]
+
+
+# --- the terminal ---------------------------------------------------------------------------------
+
+
+def colored(row: Mapping[str, Any], tokenizer: Any) -> Text:
+    """A row for the terminal: trained text green and bold, masked text dim, special tokens as they are written.
+
+    A line stands in front of each sequence of a packed row. Characters that a terminal would obey are written as U+001B.
+    """
+    text = Text()
+    packed = sequences(row)
+    for number, sequence in enumerate(packed, 1):
+        if len(packed) > 1:
+            line_break = "\n" if text and not text.plain.endswith("\n") else ""
+            text.append(
+                f"{line_break}┄┄ sequence {number} of {len(packed)}, {len(sequence['input_ids'])} tokens ┄┄\n",
+                style=BOUNDARY,
+            )
+        for part, trained in spans(sequence, tokenizer):
+            safe = "".join(
+                character if character in " \n\t" or character in _JOINERS else _sign(character)
+                for character in part
+            )
+            text.append(safe, style=TRAINED if trained else MASKED)
+    return text
+
+
+def _sign(character: str) -> str:
+    """The character, or what stands for it where it cannot be seen."""
+    code = f"[U+{ord(character):04X}]" if unicodedata.category(character) in _UNSEEN else character
+    return _SIGNS.get(character, code)
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def write_page(
+    folder: Path, splits: Mapping[str, Any], tokenizer: Any, count: int, title: str
+) -> Path:
+    """Write the first `count` rows of each split as `preview.html`, one file that needs no other and loads nothing.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    named = [
+        {
+            "name": split,
+            "total": len(rows),
+            "rows": [
+                {"name": f"{split}[{index}]", **page_row(row, tokenizer)}
+                for index, row in enumerate(_first(rows, count))
+            ],
+        }
+        for split, rows in splits.items()
+    ]
+    data = json.dumps(
+        {"title": title, "reasons": REASONS, "splits": named}, separators=(",", ":")
+    )  # pure ASCII, U+2028 too
+    for character in "<>&":  # nothing in a row may end the script element that holds it
+        data = data.replace(character, f"\\u{ord(character):04x}")
+    file = folder / "preview.html"
+    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, template.replace("__ROWS__", data))
+    except OSError as error:
+        raise RunError(
+            Problem(
+                "output_dir",
+                f"{file} cannot be written ({error.strerror})",
+                fix="output_dir=FOLDER",
+            )
+        ) from error
+    return file
+
+
+def page_row(row: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """What the page shows of a row.
+
+    Returns:
+        {lengths: tokens of each sequence; ids, tokens (as the vocabulary writes them), texts (as they are shown; None: the rest of a
+        character that a token before began), why (numbers in `REASONS`), special (0 or 1): all (T,)}.
+    """
+    special = {
+        number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+    } | set(tokenizer.all_special_ids)
+    ids = list(row["input_ids"])
+    tokens = [token if token is not None else "" for token in tokenizer.convert_ids_to_tokens(ids)]
+    texts, why = [], []
+    for sequence in sequences(row):
+        texts += pieces(sequence["input_ids"], tokenizer)
+        why += reasons(sequence["labels"], packed=bool(row.get("seq_lengths")))
+    return {
+        "lengths": lengths(row),
+        "ids": ids,
+        "tokens": [visible(token) for token in tokens],
+        "texts": [
+            None if text is None else visible(text or token)
+            for text, token in zip(texts, tokens, strict=True)
+        ],
+        "why": why,
+        "special": [int(number in special) for number in ids],
+    }
+
+
+def reasons(labels: Sequence[int], *, packed: bool) -> list[int]:
+    """Why each token of one sequence is trained or masked: numbers in `REASONS`, (T,).
+
+        labels      -100    -100    7       -100     9       -100
+        reason      prompt  prompt  trained between  trained behind
+
+    A first token that packing alone masked is followed by a trained one.
+    """
+    trained = [index for index, label in enumerate(labels) if label != IGNORED]
+    if not trained:
+        return [_NOTHING] * len(labels)
+    first, last = trained[0], trained[-1]
+    found = [
+        _TRAINED
+        if label != IGNORED
+        else _PROMPT
+        if index < first
+        else _BEHIND
+        if index > last
+        else _BETWEEN
+        for index, label in enumerate(labels)
+    ]
+    if packed and first == 1:
+        found[0] = _FIRST
+    return found
+
+
+def pieces(ids: Sequence[int], tokenizer: Any) -> list[str | None]:
+    """The text of each token, (T,); a character of several tokens stands whole at the first, None at the others.
+
+        bytes   61    E2    82    AC    62
+        text    a     €     None  None  b
+
+    Bytes that make no character are U+FFFD. A token is decoded behind the one before: SentencePiece drops the space of a first token.
+    """
+
+    def decode(start: int, stop: int) -> str:
+        return str(tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False))
+
+    texts: list[str | None] = []
+    before = 0
+    while (at := len(texts)) < len(ids):
+        known = len(decode(before, at)) if before < at else 0
+        tries = (
+            (stop, decode(before, stop)[known:])
+            for stop in range(at + 1, min(at + _LOOKAHEAD, len(ids)) + 1)
+        )
+        stop, text = next(
+            ((stop, text) for stop, text in tries if "\ufffd" not in text), (at + 1, "\ufffd")
+        )
+        texts += [text, *[None] * (stop - at - 1)]
+        before = at
+    return texts
+
+
+def visible(text: str) -> str:
+    """A token with everything in it to be seen: · for a space, ↵ for a newline, [U+2028], ◌ in front of a combining character."""
+    shown = "".join(
+        character if character in _JOINERS and len(text) > 1 else _sign(character)
+        for character in text
+    )
+    return f"◌{shown}" if shown and unicodedata.category(shown[0]).startswith("M") else shown

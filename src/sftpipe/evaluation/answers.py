@@ -1,0 +1,129 @@
+"""Answers of a model to prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+
+from sftpipe.config.schema import EvaluationConfig, FormatConfig
+from sftpipe.data.encode import Encoder
+from sftpipe.data.formats import Prompt, to_prompt
+from sftpipe.data.prepare import PreparedData
+
+SAMPLES = 5  # prompts taken from the data when a config names none
+
+
+@dataclass(frozen=True)
+class SamplePrompt:
+    """A fixed prompt of a run.
+
+    text: the last user turn, or the whole string prompt; for people.
+    input_ids: what the model is fed.
+    reference: the data set's answer; None for a prompt that the config gives.
+    """
+
+    text: str
+    input_ids: list[int]
+    reference: str | None
+
+
+def sample_prompts(
+    cfg: EvaluationConfig, format_cfg: FormatConfig, data: PreparedData
+) -> list[SamplePrompt]:
+    """The prompts of `evaluation.sample_prompts`; by default the first five of the test, validation or train split."""
+    if cfg.sample_prompts is not None:
+        like = next(data.samples("train"))
+        return [
+            _sample(to_prompt(text, format_cfg, like), None, data.encoder)
+            for text in cfg.sample_prompts
+        ]
+    split = next(name for name in ("test", "validation", "train") if name in data.splits())
+    return split_prompts(data, split, SAMPLES)
+
+
+def split_prompts(data: PreparedData, split: str, count: int | None = None) -> list[SamplePrompt]:
+    """A prompt, with its reference, for the first `count` rows of a split, or for all."""
+    return [
+        _sample(*data.encoder.answer_apart(sample), data.encoder)
+        for sample in islice(data.samples(split), count)
+    ]
+
+
+def _sample(prompt: Prompt, reference: str | None, encoder: Encoder) -> SamplePrompt:
+    text = prompt if isinstance(prompt, str) else prompt.messages[-1]["content"]
+    return SamplePrompt(text, encoder.prompt_ids(prompt), reference)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: `temperature` and `top_k` as in transformers' `GenerationConfig`, and the seed of the draws."""
+
+    temperature: float
+    top_k: int
+    seed: int
+
+    @classmethod
+    def of(cls, cfg: EvaluationConfig, seed: int) -> Sampling | None:
+        """What the `evaluation` group asks for; None: the most likely token."""
+        return cls(cfg.temperature, cfg.top_k, seed) if cfg.do_sample else None
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 16,
+    sampling: Sampling | None = None,
+) -> list[str]:
+    """An answer to each prompt, without special tokens. The random state of the process is left as it was.
+
+    Args:
+        model: a causal language model; its generation config says where answers end.
+        tokenizer: to pad and decode.
+        prompts: token ids of each prompt.
+        max_new_tokens: answers are cut there.
+        batch_size: prompts that run together, padded on the left.
+        sampling: how tokens are drawn; by default the most likely one is taken.
+    """
+    device, was_training = model.device, model.training
+    choice = (
+        {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k}
+        if sampling
+        else {"do_sample": False}
+    )
+    model.eval()
+    answers = []
+    try:
+        with (
+            torch.inference_mode(),
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        ):
+            if sampling:
+                torch.manual_seed(sampling.seed)
+            for start in range(0, len(prompts), batch_size):
+                batch = [list(ids) for ids in prompts[start : start + batch_size]]
+                width = max(map(len, batch))
+                input_ids = torch.tensor(
+                    [[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in batch],
+                    device=device,
+                )
+                mask = torch.tensor(
+                    [[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=device
+                )
+                output = model.generate(
+                    input_ids=input_ids,
+                    attention_mask=mask,
+                    max_new_tokens=max_new_tokens,
+                    use_cache=True,
+                    **choice,
+                )
+                answers += tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+    finally:
+        model.train(was_training)
+    return [answer.strip() for answer in answers]

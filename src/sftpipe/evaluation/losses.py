@@ -1,0 +1,83 @@
+"""Numbers and answers of a trainer's model, before and after training."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sftpipe.config.schema import EvaluationConfig
+from sftpipe.evaluation.answers import SamplePrompt, Sampling, generate
+
+if TYPE_CHECKING:
+    from sftpipe.training.trainer import Trainer
+
+
+def split_loss(trainer: Trainer, rows: Any, split: str) -> dict[str, float]:
+    """Loss and perplexity per trained token of a split; what an evaluation of these weights has logged is not measured again."""
+    prefix = "eval" if split == "validation" else split
+    measured = _logged_now(trainer, prefix) or trainer.evaluate(rows, metric_key_prefix=prefix)
+    return {"loss": measured[f"{prefix}_loss"], "perplexity": measured[f"{prefix}_perplexity"]}
+
+
+def _logged_now(trainer: Trainer, prefix: str) -> dict[str, float] | None:
+    """The log entry of an evaluation behind the last step (`sft.eval_strategy`), if the weights are those of that step."""
+    last: dict[str, float] | None = next(
+        (entry for entry in reversed(trainer.state.log_history) if f"{prefix}_loss" in entry), None
+    )
+    if (
+        last is None
+        or last["step"] != trainer.state.global_step
+        or trainer.args.load_best_model_at_end
+    ):
+        return None
+    return last
+
+
+def sample_answers(
+    trainer: Trainer, prompts: Sequence[SamplePrompt], phase: str, cfg: EvaluationConfig
+) -> list[dict[str, Any]]:
+    """One row of samples.jsonl for each prompt; `phase` is `before`, `epoch N` or `after`."""
+    answers = generate(
+        trainer.model,
+        trainer.processing_class,
+        [prompt.input_ids for prompt in prompts],
+        max_new_tokens=cfg.max_new_tokens,
+        sampling=Sampling.of(cfg, trainer.args.seed),
+    )
+    return [
+        {
+            "phase": phase,
+            "step": trainer.state.global_step,
+            "prompt": p.text,
+            "completion": answer,
+            "reference": p.reference,
+        }
+        for p, answer in zip(prompts, answers, strict=True)
+    ]
+
+
+def train_metrics(trainer: Trainer) -> dict[str, Any]:
+    """The `train` part of metrics.json: loss per trained token, seconds of the loop, rates, steps, peak memory in bytes."""
+    counter = trainer.counter
+    seconds = max(counter.seconds, 1e-9)
+    return {
+        "loss": counter.loss_sum / max(1, counter.trained_tokens),
+        "runtime_s": counter.seconds,
+        "rows_per_s": counter.rows / seconds,
+        "tokens_per_s": counter.tokens / seconds,
+        "trained_tokens_per_s": counter.trained_tokens / seconds,
+        "steps": trainer.state.global_step,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Peak CUDA allocation, or the peak resident size of this process on a CPU."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS gives bytes, Linux KiB

@@ -1,0 +1,104 @@
+"""What a model is built from: the transformers config that its weights bring, or that `model.config` describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from sftpipe.config.schema import ModelConfig
+from sftpipe.errors import ModelError, Problem, nearest, one_line
+from sftpipe.model.weights import Weights
+
+
+def model_config(cfg: ModelConfig, weights: Weights) -> Any:
+    """The transformers config of a model that is loaded, or that is made from scratch (`model.init=random`).
+
+    Raises:
+        ModelError: no such `model_type`, a field that it does not have, or a value that it does not take.
+    """
+    if cfg.init == "pretrained":
+        return AutoConfig.from_pretrained(weights.path, revision=weights.revision)
+    described = dict(cfg.config)
+    try:
+        if cfg.name_or_path is not None:
+            base = AutoConfig.from_pretrained(weights.path, revision=weights.revision)
+            _check_fields(type(base), described)
+            return AutoConfig.from_pretrained(weights.path, revision=weights.revision, **described)
+        kind = described.pop("model_type")
+        _check_kind(kind)
+        _check_fields(CONFIG_MAPPING[kind], described)
+        return AutoConfig.for_model(kind, **described)
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+        raise refused(error) from None
+
+
+def refused(error: Exception) -> ModelError:
+    """What transformers says against a config, as a user's mistake."""
+    found = f"transformers refuses it: {one_line(error)[:300]}"
+    return ModelError(
+        Problem(
+            "model.config",
+            found,
+            fix="see the config class of this model_type in transformers' docs",
+        )
+    )
+
+
+def check_room(
+    config: Any, tokens: int, key: str, value: int, what: str, otherwise: str = ""
+) -> None:
+    """Refuse sequences of more tokens than the model has positions.
+
+    Args:
+        config: the model's.
+        tokens: of the longest sequence.
+        key: the config key that decides it.
+        value: of that key; a smaller one makes the sequence as much shorter.
+        what: how the key makes the sequence.
+        otherwise: what to do where no value fits.
+
+    Raises:
+        ModelError: names both numbers, and the largest value that fits.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and tokens > positions:
+        found = f"{value} makes {what} of {tokens} tokens, and the model ({config.model_type}) has {positions} positions"
+        most = value - tokens + positions
+        raise ModelError(
+            Problem(key, found, fix=f"{key}={most} or less" if most > 0 else otherwise)
+        )
+
+
+def _check_kind(kind: Any) -> None:
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        match = nearest(str(kind), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        raise ModelError(
+            Problem(
+                "model.config.model_type",
+                f"transformers has no causal language model {kind!r}",
+                allowed="such as gpt2, llama, qwen3, gemma3_text, mistral, phi3",
+                fix=f"model.config.model_type={match or 'gpt2'}",
+            )
+        )
+
+
+def _check_fields(kind: Any, described: Mapping[str, Any]) -> None:
+    """transformers swallows a field that it does not know."""
+    known = sorted({field.name for field in fields(kind)} | set(kind.attribute_map))
+    problems = []
+    for name in described:
+        if name not in known:
+            match = nearest(name, known)
+            allowed = "" if match else f"the fields of {kind.__name__}: {', '.join(known)}"
+            fix = f"did you mean model.config.{match}?" if match else ""
+            problems.append(
+                Problem(f"model.config.{name}", "unknown field", allowed=allowed, fix=fix)
+            )
+    if problems:
+        raise ModelError(*problems)

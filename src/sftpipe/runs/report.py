@@ -1,0 +1,216 @@
+"""What a person looks at when a run is over: the loss curve and the model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from sftpipe.config.schema import TrainConfig
+from sftpipe.errors import one_line
+from sftpipe.runs.load import read_metrics, read_samples
+from sftpipe.storage import write_text
+
+BOILERPLATE = 4  # words; what prompts share in front, if it is longer, comes from their format
+SHOWN = 200  # characters of a prompt or an answer in a table
+
+
+def plot_loss(folder: Path) -> None:
+    """loss.png from log.jsonl: training loss as a line, validation loss as points, over epochs and over the tokens seen in training."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    history = [
+        json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    train = [(entry["epoch"], entry["loss"]) for entry in history if "loss" in entry]
+    validation = [(entry["epoch"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    if train:
+        axes.plot(*zip(*train, strict=True), color="tab:blue", label="training")
+    if validation:
+        axes.plot(
+            *zip(*validation, strict=True),
+            "o--" if len(validation) > 2 else "o",
+            color="tab:orange",
+            label="validation",
+        )
+        for epoch, loss in (validation[0], validation[-1]):
+            axes.annotate(
+                f"{loss:.2f}", (epoch, loss), textcoords="offset points", xytext=(0, 8), ha="center"
+            )
+    axes.set_xlabel(
+        f"epoch ({max((entry['step'] for entry in history), default=0):,} optimizer steps)"
+    )
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(*token_ticks(history))
+    top.set_xlabel("training tokens seen")
+    axes.set_ylabel("loss per trained token")
+    axes.margins(y=0.12)  # room for the figures
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.spines["right"].set_visible(False)
+    if train or validation:
+        axes.legend(frameon=False)
+    partial = folder / ".loss.png.partial"
+    figure.savefig(partial, format="png")
+    partial.replace(folder / "loss.png")
+
+
+def token_ticks(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[str]]:
+    """Round numbers of training tokens, as (epochs at which they were seen, texts such as 20k); the steps in between count evenly."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    seen = [
+        (0, 0.0),
+        *((entry["num_tokens"], entry["epoch"]) for entry in history if "loss" in entry),
+    ]
+    tokens, epochs = zip(*seen, strict=True)
+    ticks = [
+        tick
+        for tick in MaxNLocator(6, integer=True).tick_values(0, tokens[-1])
+        if 0 <= tick <= tokens[-1]
+    ]
+    return np.interp(ticks, tokens, epochs).tolist(), [EngFormatter(sep="")(tick) for tick in ticks]
+
+
+def write_card(folder: Path, cfg: TrainConfig, weights: str, rows: tuple[int, int]) -> None:
+    """README.md of the run folder: what the model is, its numbers, its answers, and how to load it.
+
+    Args:
+        folder: the run folder.
+        cfg: the config.
+        weights: identity of the base weights.
+        rows: of the embedding, as the base has them and as the run has them.
+    """
+    metrics, samples = read_metrics(folder), read_samples(folder)
+    name = cfg.recipe or folder.name
+    made = "Trained from scratch, from" if cfg.model.init == "random" else "Fine-tuned from"
+    head = {
+        "library_name": "peft" if cfg.lora else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["sftpipe", "sft"],
+    }
+    base = cfg.model.name_or_path
+    if base is not None and weights.startswith(f"{base}@"):
+        head["base_model"] = base
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}\n",
+        f"{made} `{weights}` with sftpipe. `config.yaml` holds the whole config, `manifest.json` the versions and hashes.\n",
+        "## Numbers\n\n" + _metrics_table(metrics),
+        "![Loss](loss.png)\n",
+    ]
+    if samples:
+        parts.append("## Answers before and after\n\n" + _samples_table(samples))
+    parts.append("## Use\n\n" + _usage(cfg, weights, rows))
+    write_text(folder / "README.md", "\n".join(parts))
+
+
+def metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The figures that matter, as (name, text)."""
+    train, validation = metrics["train"], metrics.get("validation", {})
+    rows = []
+    if "before" in validation and "after" in validation:
+        before, after = validation["before"], validation["after"]
+        rows.append(("validation loss", f"{before['loss']:.3f} -> {after['loss']:.3f}"))
+        rows.append(
+            ("validation perplexity", f"{before['perplexity']:.2f} -> {after['perplexity']:.2f}")
+        )
+    if "test" in metrics:
+        rows.append(("test loss", f"{metrics['test']['loss']:.3f}"))
+    rows.append(("training loss", f"{train['loss']:.3f} over {train['steps']} steps"))
+    rows.append(
+        ("training time", f"{train['runtime_s']:.0f} s, {train['tokens_per_s']:.0f} tokens/s")
+    )
+    rows.append(("peak memory", f"{train['peak_memory_bytes'] / 2**30:.1f} GiB"))
+    return rows
+
+
+def _metrics_table(metrics: Mapping[str, Any]) -> str:
+    return "| | |\n|---|---|\n" + "".join(
+        f"| {name} | {text} |\n" for name, text in metric_rows(metrics)
+    )
+
+
+def _samples_table(samples: Sequence[Mapping[str, Any]]) -> str:
+    def cell(text: str) -> str:
+        return one_line(text)[:SHOWN].replace("|", "\\|")
+
+    lines = ["| " + " | ".join(map(cell, row)) + " |\n" for row in answers_side_by_side(samples)]
+    return "| prompt | before | after |\n|---|---|---|\n" + "".join(lines)
+
+
+def answers_side_by_side(samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """(prompt as people see it, answer before training, answer after it) of the rows of samples.jsonl."""
+    before, after = (
+        [row for row in samples if row["phase"] == phase] for phase in ("before", "after")
+    )
+    prompts = short_prompts([row["prompt"] for row in before])
+    return [
+        (prompt, b["completion"], a["completion"])
+        for prompt, b, a in zip(prompts, before, after, strict=True)
+    ]
+
+
+def short_prompts(prompts: Sequence[str]) -> list[str]:
+    """Prompts on one line each, for people: without the words that all of them begin with, and the end of long ones."""
+    lines = [text.split() for text in prompts]
+    shared = (
+        len(list(takewhile(lambda words: len(set(words)) == 1, zip(*lines, strict=False))))
+        if len(lines) > 1
+        else 0
+    )
+    cut = shared if shared > BOILERPLATE and all(len(line) > shared for line in lines) else 0
+    return [_end(("... " if cut else "") + " ".join(line[cut:])) for line in lines]
+
+
+def _end(line: str) -> str:
+    """The end of a line of more than `SHOWN` characters: an answer follows it."""
+    if len(line) <= SHOWN:
+        return line
+    end = line[-SHOWN + 4 :]
+    return "... " + end[end.find(" ") + 1 :]
+
+
+def _usage(cfg: TrainConfig, weights: str, rows: tuple[int, int]) -> str:
+    with_sftpipe = (
+        '```python\nimport sftpipe\n\nrun = sftpipe.load_run("PATH/OF/THIS/FOLDER")\n'
+        "model, tokenizer = run.load_model(), run.tokenizer\n```\n"
+    )
+    if not cfg.lora:
+        without = "or without sftpipe"
+        plain = 'model = AutoModelForCausalLM.from_pretrained("PATH/OF/THIS/FOLDER")'
+        imports = "from transformers import AutoModelForCausalLM"
+    else:
+        without = f"or without sftpipe, on the base weights `{weights}`"
+        base = (
+            cfg.model.name_or_path
+            if weights.startswith(f"{cfg.model.name_or_path}@")
+            else "PATH/OF/THE/BASE"
+        )
+        lines = [
+            f'base = AutoModelForCausalLM.from_pretrained("{base}")',
+            *_resize(*rows),
+            'model = PeftModel.from_pretrained(base, "PATH/OF/THIS/FOLDER")',
+        ]
+        plain = "\n".join(lines)
+        imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM"
+    return f"{with_sftpipe}\n{without}:\n\n```python\n{imports}\n\n{plain}\n```\n"
+
+
+def _resize(before: int, after: int) -> list[str]:
+    """The lines that give a base the rows that the adapter was trained with; those that are not trained are the mean of the old ones."""
+    if before == after:
+        return []
+    return [
+        f"base.resize_token_embeddings({after}, mean_resizing=False)",
+        "for table in (base.get_input_embeddings(), base.get_output_embeddings()):",
+        f"    table.weight.data[{before}:] = table.weight.data[:{before}].mean(dim=0)",
+    ]

@@ -1,0 +1,237 @@
+"""What happens around the training loop: counting, the progress bar, the log file, and stopping on a signal."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from sftpipe.data.packing import count
+from sftpipe.errors import Interrupted, Problem
+from sftpipe.storage import write_text
+from sftpipe.terminal import console
+
+
+class Counter(TrainerCallback, ExportableState):
+    """What has been trained so far, over all attempts: saved in each checkpoint and restored from it.
+
+    tokens counts real tokens without padding, loss_sum adds the loss of each trained token, seconds is the time inside the training
+    loop.
+    """
+
+    def __init__(
+        self,
+        tokens: int = 0,
+        trained_tokens: int = 0,
+        rows: int = 0,
+        loss_sum: float = 0.0,
+        seconds: float = 0.0,
+    ) -> None:
+        self.tokens, self.trained_tokens, self.rows, self.loss_sum = (
+            tokens,
+            trained_tokens,
+            rows,
+            loss_sum,
+        )
+        self._earlier_seconds = seconds
+        self._started: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in the training loop, with those of earlier attempts."""
+        return self._earlier_seconds + (
+            0.0 if self._started is None else time.perf_counter() - self._started
+        )
+
+    def add(self, inputs: Mapping[str, Any], trained: int, loss_sum: float) -> None:
+        """Count one micro-batch."""
+        tokens, rows = count(inputs)
+        self.tokens += tokens
+        self.trained_tokens += trained
+        self.rows += rows
+        self.loss_sum += loss_sum
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._earlier_seconds, self._started = self.seconds, None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it (transformers' `ExportableState`)."""
+        names = ("tokens", "trained_tokens", "rows", "loss_sum", "seconds")
+        return {"args": {name: getattr(self, name) for name in names}, "attributes": {}}
+
+
+class ProgressBar(TrainerCallback):
+    """One bar on a terminal; elsewhere one line each time the trainer logs."""
+
+    def __init__(self, counter: Callable[[], Counter]) -> None:
+        self._counter = counter
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._start = (0, 0.0)  # tokens and seconds when this attempt began
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._start = (self._counter().tokens, self._counter().seconds)
+        if not console.is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn("Training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(
+            "", total=state.max_steps, completed=state.global_step, note=""
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        if "loss" in logs:
+            note = f"loss {logs['loss']:.3f}  {self._tokens_per_s():.0f} tokens/s"
+        elif "eval_loss" in logs:
+            note = f"validation loss {logs['eval_loss']:.3f}"
+        else:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, note=note)
+        else:
+            console.print(f"step {state.global_step}/{state.max_steps}  {note}")
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Clears the bar off the terminal however the block ends."""
+        try:
+            yield
+        finally:
+            if self._bar is not None:
+                self._bar.stop()
+
+    def _tokens_per_s(self) -> float:
+        tokens, seconds = self._start
+        return (self._counter().tokens - tokens) / max(1e-9, self._counter().seconds - seconds)
+
+
+class LogFile(TrainerCallback):
+    """log.jsonl: one JSON object each time the trainer logs; a resumed run goes on behind the checkpoint's last entry."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        lines = self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
+        before = [
+            line for line in lines if json.loads(line)["step"] == 0
+        ]  # logged before training; no checkpoint holds it
+        write_text(
+            self._file,
+            "".join(line + "\n" for line in (*before, *map(json.dumps, state.log_history))),
+        )
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(state.log_history[-1]) + "\n")
+
+
+class EpochSamples(TrainerCallback):
+    """Calls `take` with the number of each epoch that ends, in front of the checkpoint of its last step.
+
+    In front, so that a checkpoint never lacks the samples of a step that it holds; a resumed run begins the next epoch.
+    """
+
+    def __init__(self, take: Callable[[int], None]) -> None:
+        self._take = take
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.epoch == int(
+            state.epoch
+        ):  # epoch + done steps / all steps of it: exact at the last one
+            self._take(int(state.epoch))
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGINT and SIGTERM end the run behind the current step, with a checkpoint; a second signal ends it at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the two signals while the block runs."""
+        numbers = (
+            (signal.SIGINT, signal.SIGTERM)
+            if threading.current_thread() is threading.main_thread()
+            else ()
+        )
+        before = {number: signal.signal(number, self._receive) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if self.received is not None:
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+@contextmanager
+def watch(trainer: Any, folder: Path) -> Iterator[None]:
+    """Show and log the training that the block does, and end it on a signal.
+
+    Raises:
+        Interrupted: a signal came; the checkpoint is written.
+    """
+    bar, stop = ProgressBar(lambda: trainer.counter), StopOnSignal()
+    for callback in (bar, stop):
+        trainer.add_callback(callback)
+    with stop.listening(), bar.shown():
+        yield
+    if stop.received is not None:
+        raise Interrupted(
+            stop.received,
+            Problem(
+                str(folder),
+                f"stopped by {signal.Signals(stop.received).name}; a checkpoint was written",
+                fix="the same command with sft.resume_from_checkpoint=auto goes on from there",
+            ),
+        )

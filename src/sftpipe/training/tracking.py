@@ -1,0 +1,113 @@
+"""Mirror a run to Weights & Biases, or nowhere; both sides have the same methods, so that no caller asks which it is."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from transformers import TrainerCallback
+
+from sftpipe.config.schema import TrackingConfig, TrainConfig, to_plain
+from sftpipe.errors import ConfigError, Problem
+
+
+class Tracker(TrainerCallback):
+    """Tracks nothing (`tracking=none`)."""
+
+    def finish(self, metrics: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+        """The content of metrics.json and samples.jsonl, when a run is over."""
+
+    def close(self) -> None:
+        """Flush and let go, however the run ended."""
+
+
+class WandbTracker(Tracker):
+    """Config, metrics and samples in a Weights & Biases run."""
+
+    def __init__(self, cfg: TrackingConfig, folder: Path, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        mode: Any = cfg.mode
+        if mode == "auto":
+            mode = "online" if wandb_key_is_set() else "offline"
+        if mode == "online" and not wandb_key_is_set():
+            raise ConfigError(
+                Problem(
+                    "tracking.mode",
+                    "online, but no Weights & Biases key is set",
+                    fix="`wandb login`, WANDB_API_KEY, or tracking.mode=offline",
+                )
+            )
+        self._wandb = wandb
+        self._run = wandb.init(
+            project=cfg.project,
+            entity=cfg.entity,
+            mode=mode,
+            tags=cfg.tags,
+            group=cfg.group,
+            name=f"{folder.parent.name}/{folder.name}",
+            dir=str(folder),
+            config=dict(config),
+            settings=wandb.Settings(console="off"),
+        )
+
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        names = {
+            name: f"eval/{name.removeprefix('eval_')}"
+            if name.startswith("eval_")
+            else f"train/{name}"
+            for name in logs or {}
+        }
+        self._run.log(
+            {names[name]: value for name, value in (logs or {}).items()}, step=state.global_step
+        )
+
+    def finish(self, metrics: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+        if samples:
+            columns = list(samples[0])
+            rows = [[row[name] for name in columns] for row in samples]
+            self._run.log({"samples": self._wandb.Table(columns=columns, data=rows)})
+        self._run.summary.update(dict(metrics))
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def wandb_key_is_set() -> bool:
+    """Whether an API key stands in the environment or in the netrc file, where `wandb login` puts it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+@contextmanager
+def track(cfg: TrainConfig, folder: Path, trainer: Any) -> Iterator[Tracker]:
+    """The tracker of the `tracking` group, attached to a trainer and closed behind the block.
+
+    Raises:
+        ConfigError: online tracking without a key.
+    """
+    tracker = (
+        Tracker() if cfg.tracking is None else WandbTracker(cfg.tracking, folder, to_plain(cfg))
+    )
+    trainer.add_callback(tracker)
+    try:
+        yield tracker
+    finally:
+        tracker.close()

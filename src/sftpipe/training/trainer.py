@@ -1,0 +1,329 @@
+"""Our SFTTrainer: the loss, the evaluation, the checkpoints.
+
+Shapes: B rows of a batch, T tokens of its longest row, N trained positions of the batch, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedModel, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import rotate_checkpoints
+from trl import SFTConfig, SFTTrainer
+
+from sftpipe.data.labels import IGNORED
+from sftpipe.data.packing import RandomWindows
+from sftpipe.data.prepare import PreparedData
+from sftpipe.errors import ConfigError, ModelError, Problem
+from sftpipe.model.load import Precision
+from sftpipe.storage import publish_files, publish_folder
+from sftpipe.training.callbacks import Counter, LogFile
+
+
+def build_arguments(
+    sft: Mapping[str, Any], *, seed: int, folder: Path, precision: Precision
+) -> SFTConfig:
+    """The `SFTConfig` of the `sft` group, with what other keys own filled in.
+
+    Raises:
+        ConfigError: transformers or TRL refuses a value.
+    """
+    fields = {
+        name: value
+        for name, value in sft.items()
+        if name not in ("resume_from_checkpoint", "max_length")
+    }
+    fields.setdefault("dataloader_pin_memory", precision.device == "cuda")
+    fields["use_cpu"] = precision.device == "cpu"
+    try:
+        return SFTConfig(
+            **fields,
+            output_dir=str(folder),
+            seed=seed,
+            data_seed=seed,
+            report_to="none",
+            disable_tqdm=True,
+            restore_callback_states_from_checkpoint=True,
+            bf16=precision.compute is torch.bfloat16,
+            fp16=precision.compute is torch.float16,
+            # the rows are finished: TRL must neither cut, drop, pack nor shuffle them again
+            dataset_kwargs={"skip_prepare_dataset": True},
+            max_length=None,
+            packing=False,
+            shuffle_dataset=False,
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            Problem("sft", f"SFTConfig refuses it: {error}", fix="see SFTConfig in TRL's docs")
+        ) from None
+
+
+def build_trainer(
+    arguments: SFTConfig,
+    model: PreTrainedModel,
+    adapter: PeftConfig | None,
+    data: PreparedData,
+    precision: Precision,
+) -> Trainer:
+    """The trainer of a run, on finished rows; it attaches the adapter and writes log.jsonl.
+
+    Raises:
+        ModelError: PEFT or TRL refuses the model with this adapter.
+    """
+    try:
+        trainer = Trainer(
+            adapter_dtype=precision.trained,
+            model=model,
+            args=arguments,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            data_collator=data.collate,
+            processing_class=data.tokenizer,
+            peft_config=adapter,
+        )
+    except ValueError as error:
+        raise ModelError(
+            Problem(
+                "lora",
+                f"the adapter does not fit the model: {error}",
+                fix="see lora.target_modules",
+            )
+        ) from None
+    if data.preflight.packing and data.preflight.packing.strategy == "blocks":
+        trainer.train_dataset = RandomWindows(data.train)
+    trainer.add_callback(LogFile(Path(arguments.output_dir) / "log.jsonl"))
+    return trainer
+
+
+class WindowSampler(torch.utils.data.Sampler[int]):
+    """Where the random windows of each epoch begin, by seed and epoch alone (packing=blocks)."""
+
+    def __init__(self, windows: RandomWindows, seed: int) -> None:
+        self._windows, self._seed = windows, seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's data loader at the start of each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._windows.starts(self._seed, self._epoch))
+
+
+class EpochLengthSampler(LengthGroupedSampler):
+    """transformers' length grouping, shuffled by seed and epoch alone.
+
+    transformers draws this order from the global random state, which dropout and every evaluation move on: a resumed run would see
+    other batches than the one that it continues.
+    """
+
+    def __init__(self, seed: int, sampler: LengthGroupedSampler) -> None:
+        super().__init__(sampler.batch_size, lengths=sampler.lengths)
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's data loader at the start of each epoch."""
+        self.generator = torch.Generator().manual_seed(self._seed + epoch)
+
+
+class Trainer(SFTTrainer):
+    """TRL's trainer, with hidden states projected at trained positions only and checkpoints that are whole or absent."""
+
+    def __init__(self, *, adapter_dtype: torch.dtype, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        # TRL casts every trained parameter of a 4-bit model to bfloat16, also on a CPU; the optimizer does not exist yet
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(adapter_dtype)
+        self.add_callback(Counter())
+        self._eval_sums = [0.0, 0, 0]  # nll, right tokens, tokens
+        self._staging: Path | None = (
+            None  # where transformers writes the checkpoint that is being made
+        )
+
+    @property
+    def counter(self) -> Counter:
+        """What was trained so far; looked up, because resuming replaces the callback by a restored one."""
+        return next(
+            callback
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, Counter)
+        )
+
+    def _send_telemetry(self) -> None:
+        """TRL reports each run to the hub; sftpipe reports nothing."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The run folder gets sftpipe's own card."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """From one random state, whatever was measured before: dropout is the same in a fresh and a resumed process."""
+        set_seed(self.args.seed)
+        return super().train(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if isinstance(self.train_dataset, RandomWindows):
+            return WindowSampler(self.train_dataset, self.args.seed)
+        sampler = super()._get_train_sampler(train_dataset)
+        return (
+            EpochLengthSampler(self.args.seed, sampler)
+            if isinstance(sampler, LengthGroupedSampler)
+            else sampler
+        )
+
+    # --- loss -------------------------------------------------------------------------------------
+
+    def _project(
+        self, model: torch.nn.Module, inputs: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Logits at the positions whose next token is trained.
+
+        Selecting in front of the output embedding, as a module, keeps whatever wraps it (PEFT) and follows it (soft-capping), and
+        leaves out the B * T - N rows of a (V x H) product that no loss would read.
+
+        Returns:
+            logits (N, V) in float32, targets (N,), and the model's outputs.
+        """
+        labels, mask = inputs["labels"], inputs.get("attention_mask")
+        if (
+            mask is not None and mask.is_floating_point()
+        ):  # of packed rows; added to scores in the precision that they have
+            inputs = {**inputs, "attention_mask": mask.to(self.model.dtype)}
+        trained = torch.zeros_like(labels, dtype=torch.bool)
+        trained[:, :-1] = labels[:, 1:] != IGNORED  # position t predicts token t + 1
+        targets = labels[:, 1:][trained[:, :-1]]
+
+        def select(_: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            hidden = arguments[0]  # (B, T, H)
+            return (hidden[trained.to(hidden.device)].unsqueeze(0), *arguments[1:])  # (1, N, H)
+
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(select)
+        try:
+            outputs = model(
+                **{name: value for name, value in inputs.items() if name != "labels"},
+                use_cache=False,
+            )
+        finally:
+            hook.remove()
+        logits = outputs.logits[0].float()
+        return logits, targets.to(logits.device), outputs
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Mean loss per trained token of the whole optimizer step, whatever the accumulation (`sft.loss_type`: nll or dft)."""
+        if self.aux_loss_enabled:
+            inputs = {**inputs, "output_router_logits": True}
+        logits, targets, outputs = self._project(model, inputs)
+        smoothing = self.args.label_smoothing_factor if self.args.loss_type == "nll" else 0.0
+        per_token = F.cross_entropy(
+            logits, targets, reduction="none", label_smoothing=smoothing
+        )  # (N,)
+        if self.args.loss_type == "dft":  # https://arxiv.org/abs/2508.05629
+            per_token = per_token * torch.exp(-per_token).detach()
+        tokens = targets.numel() if num_items_in_batch is None else num_items_in_batch
+        loss = per_token.sum() / torch.as_tensor(tokens, device=per_token.device).clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = (
+                loss * self.accelerator.num_processes
+            )  # the count is of all ranks, and DDP averages over them
+        if self.aux_loss_enabled:
+            steps = (
+                self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+            )
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
+        with torch.no_grad():
+            right = (logits.argmax(-1) == targets).sum().item()
+        self._metrics["train"]["mean_token_accuracy"].append(right / max(1, targets.numel()))
+        self.counter.add(inputs, trained=targets.numel(), loss_sum=per_token.sum().item())
+        self._metrics["train"]["num_tokens"] = [self.counter.tokens]
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        """Add a batch to the sums of an evaluation; always plain negative log-likelihood."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits, targets, _ = self._project(model, inputs)
+            nll = F.cross_entropy(logits, targets, reduction="sum")
+        self._eval_sums[0] += nll.item()
+        self._eval_sums[1] += (logits.argmax(-1) == targets).sum().item()
+        self._eval_sums[2] += targets.numel()
+        return nll / max(1, targets.numel()), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """transformers averages over batches; this averages over trained tokens."""
+        self._eval_sums = [0.0, 0, 0]
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        nll, right, tokens = self._eval_sums
+        loss = nll / max(1, tokens)
+        output.metrics[f"{metric_key_prefix}_loss"] = loss
+        output.metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(loss, 700.0))
+        output.metrics[f"{metric_key_prefix}_mean_token_accuracy"] = right / max(1, tokens)
+        return output
+
+    # --- saving -----------------------------------------------------------------------------------
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        """Safetensors and tokenizer; no pickled training_args.bin, no embedding copies, no second README."""
+        folder = Path(output_dir or self.args.output_dir)
+        extra = {"save_embedding_layers": False} if isinstance(self.model, PeftModel) else {}
+        self.model.save_pretrained(folder, state_dict=state_dict, **extra)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's
+        self.processing_class.save_pretrained(folder)
+
+    def save_final(self) -> None:
+        """Model, tokenizer and trainer_state.json into the run folder, file by whole file."""
+        with publish_files(Path(self.args.output_dir)) as partial:
+            self._save(str(partial))
+            self.state.save_to_json(str(partial / "trainer_state.json"))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write a checkpoint beside its place, hash it, flush it, rename it; then remove the oldest ones."""
+        final = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(final)
+        best = self.state.best_model_checkpoint
+        with publish_folder(final) as partial:
+            self._staging = partial
+            try:
+                super()._save_checkpoint(model, trial)  # into partial/checkpoint-N
+            finally:
+                self._staging = None
+            for path in list((partial / final.name).iterdir()):
+                path.rename(partial / path.name)
+            (partial / final.name).rmdir()
+            if self.state.best_model_checkpoint != best:  # transformers noted the staged path
+                self.state.best_model_checkpoint = best
+                self.state.save_to_json(str(partial / "trainer_state.json"))
+        rotate_checkpoints(
+            str(final.parent), self.args.save_total_limit, best_model_checkpoint=best
+        )

@@ -1,0 +1,121 @@
+"""Upstream field names, read from sources, against the real classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import inspect
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from sftpipe.config.upstream import accepts, upstream_fields
+
+
+def real_class(name: str) -> Any:
+    """The class itself (imports torch)."""
+    import peft
+    import transformers
+    import trl
+
+    return {
+        "SFTConfig": trl.SFTConfig,
+        "LoraConfig": peft.LoraConfig,
+        "BitsAndBytesConfig": transformers.BitsAndBytesConfig,
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["SFTConfig", "LoraConfig"])
+def test_the_names_in_the_sources_are_the_init_fields_of_the_dataclass(name: str) -> None:
+    assert set(upstream_fields(name)) == {
+        field.name for field in dataclasses.fields(real_class(name)) if field.init
+    }
+
+
+def test_the_names_in_the_sources_are_the_parameters_of_bitsandbytes() -> None:
+    parameters = inspect.signature(real_class("BitsAndBytesConfig").__init__).parameters
+    assert set(upstream_fields("BitsAndBytesConfig")) == set(parameters) - {"self", "kwargs"}
+
+
+@pytest.mark.parametrize("name", ["SFTConfig", "LoraConfig"])
+def test_the_default_of_every_field_is_accepted(name: str) -> None:
+    for field in dataclasses.fields(real_class(name)):
+        if field.init and field.default is not dataclasses.MISSING:
+            default = field.default.value if isinstance(field.default, enum.Enum) else field.default
+            assert accepts(upstream_fields(name)[field.name], default), field.name
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "annotation"),
+    [
+        ("SFTConfig", "max_length", "int | None"),  # TRL's own
+        ("SFTConfig", "num_train_epochs", "float"),  # of transformers' TrainingArguments
+        ("LoraConfig", "r", "int"),
+        ("LoraConfig", "revision", "Optional[str]"),  # of PeftConfig
+        ("BitsAndBytesConfig", "bnb_4bit_quant_type", None),  # its source gives none
+    ],
+)
+def test_a_field_comes_with_its_annotation(name: str, field: str, annotation: str | None) -> None:
+    assert upstream_fields(name)[field] == annotation
+
+
+def test_reading_the_sources_imports_none_of_the_libraries() -> None:
+    code = (
+        "import sys; from sftpipe.config.upstream import upstream_fields\n"
+        "assert len(upstream_fields('SFTConfig')) > 100 and upstream_fields('LoraConfig') and upstream_fields('BitsAndBytesConfig')\n"
+        "print(sorted({'torch', 'transformers', 'trl', 'peft', 'datasets'} & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
+
+
+# annotation, values that fit, values that do not
+TABLE: list[tuple[str | None, list[object], list[object]]] = [
+    ("int", [1, 0, -1, 2.0, None], [1.5, "1", True, [1], {}]),
+    ("float", [1, 0.5, None], ["1e-3", True, [0.5]]),
+    ("bool", [True, False, None], [1, 0, "true", "no", []]),
+    ("str", ["a", "", None], [1, 1.5, True, ["a"], {"a": 1}]),
+    ("int | None", [1, None], ["1", True]),
+    ("Optional[float]", [1, 0.5, None], ["0.5", True]),
+    ("typing.Optional[float]", [0.5, None], ["0.5"]),
+    ("'int | None'", [1, None], ["1"]),
+    ("Optional[Union[list[str], str]]", ["all-linear", ["q_proj"], None], [1, True]),
+    ("Union[int, list[int]]", [1, [1, 2]], ["1", True]),
+    ("list[str] | None", [["a"], None], ["a", 1, True]),
+    ("dict[str, Any] | str | None", [{"a": 1}, "{}", None], [1, True]),
+    ("Optional[dict]", [{"a": 1}, None], ["a", 1]),
+    ("IntervalStrategy | str", ["steps", None], [1, True]),
+    ("str | bool", ["a", True], [1, [1]]),
+    ("bool | Literal['gaussian', 'eva']", [True, "gaussian", "anything", 1], []),
+    ("Optional[EvaConfig]", [{"rho": 2.0}, "anything", 1, True], []),
+    (None, ["a", 1, True, [1], {}], []),
+]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"), [(a, value) for a, fit, _ in TABLE for value in fit]
+)
+def test_a_value_that_fits_is_accepted(annotation: str | None, value: object) -> None:
+    assert accepts(annotation, value)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"), [(a, value) for a, _, wrong in TABLE for value in wrong]
+)
+def test_a_value_that_does_not_fit_is_refused(annotation: str | None, value: object) -> None:
+    assert not accepts(annotation, value)
+
+
+def test_a_value_that_a_literal_names_is_accepted() -> None:
+    assert accepts("str | None | Literal[False]", False)  # trackio_static_space_id
+
+
+def test_a_field_of_an_unknown_class_is_a_bug_and_raises() -> None:
+    with pytest.raises(KeyError):
+        upstream_fields("NoConfig")

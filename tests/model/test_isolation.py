@@ -1,0 +1,240 @@
+"""Packed rows against separate ones, on tiny models of many families: measured as the product measures it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sftpipe.config.schema import ModelConfig
+from sftpipe.data.labels import IGNORED
+from sftpipe.data.packing import Collator
+from sftpipe.errors import ModelError
+from sftpipe.model.isolation import EXACT, leak, measure, small_isolation, verify
+from sftpipe.model.weights import Weights
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 120,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT: dict[str, Any] = {
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "vocab_size": 120,
+    "n_positions": 128,
+    "resid_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": SMALL,
+    "mistral": SMALL,
+    "phi3": SMALL,
+    "qwen3": {**SMALL, "head_dim": 16},
+    "gemma3_text": {**SMALL, "head_dim": 16},
+    "gpt_neox": SMALL,
+    "gpt2": GPT,
+    "opt": {
+        "hidden_size": 64,
+        "ffn_dim": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 120,
+        "max_position_embeddings": 128,
+        "word_embed_proj_dim": 64,
+        "dropout": 0.0,
+    },
+    "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 120},
+    "falcon": {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 120,
+    },
+    "olmo2": SMALL,
+    "stablelm": SMALL,
+    "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 2, "vocab_size": 120},
+    "gpt_bigcode": GPT,
+    "mamba": {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 120, "state_size": 8},
+}
+EXACT_BY_POSITIONS = (
+    "llama",
+    "mistral",
+    "phi3",
+    "qwen3",
+    "gemma3_text",
+    "gpt_neox",
+    "gpt2",
+    "olmo2",
+    "stablelm",
+    "gpt_bigcode",
+)
+BY_MASK = ("opt", "falcon", "mpt")
+REFUSED = ("bloom", "mamba")
+EAGER_ONLY = ("bloom", "mpt", "mamba")
+ROWS = [[7, 8, 9, 10, 11], [12, 13, 14], [15, 16, 17, 18, 19, 20, 21], [22, 23, 24, 25]]
+
+
+def tiny(family: str, attention: str = "sdpa") -> Any:
+    """A random model of a family, as large in its weights as trained ones are, so that a leak shows."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **FAMILIES[family])
+    extra = {} if family in EAGER_ONLY else {"attn_implementation": attention}
+    return AutoModelForCausalLM.from_config(config, **extra).float()
+
+
+def rows() -> list[dict[str, Any]]:
+    """Rows whose first two tokens are a prompt."""
+    return [{"input_ids": ids, "labels": [IGNORED, IGNORED, *ids[2:]]} for ids in ROWS]
+
+
+def packed() -> list[dict[str, Any]]:
+    """The same rows, two and two in one."""
+    return [
+        {
+            "input_ids": a["input_ids"] + b["input_ids"],
+            "labels": a["labels"] + b["labels"],
+            "seq_lengths": [len(a["input_ids"]), len(b["input_ids"])],
+        }
+        for a, b in zip(rows()[::2], rows()[1::2], strict=True)
+    ]
+
+
+def loss_and_gradients(
+    model: Any, batch: dict[str, Any]
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The loss of each trained token by its id, and the gradient of each parameter."""
+    labels = batch.pop("labels")
+    model.zero_grad()
+    logits = model(**batch, use_cache=False).logits
+    losses = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1),
+        labels[:, 1:].flatten(),
+        reduction="none",
+        ignore_index=IGNORED,
+    )
+    losses.sum().backward()
+    targets = labels[:, 1:].flatten()
+    order = targets[targets != IGNORED].argsort()
+    gradients = {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    return losses[targets != IGNORED][order].tolist(), gradients
+
+
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", [*EXACT_BY_POSITIONS, *BY_MASK])
+def test_padded_flattened_and_packed_batches_have_the_same_losses_and_gradients(
+    family: str, attention: str
+) -> None:
+    model = tiny(family, attention)
+    apart = measure(model).apart
+    assert apart == ("mask" if family in BY_MASK else "positions")
+    expected, gradients = loss_and_gradients(model, Collator(0)(rows()))
+    assert len(expected) == sum(len(ids) - 2 for ids in ROWS)
+    batches = [Collator(0, apart=apart)(packed()), Collator(0, apart=apart)(rows())]
+    if apart == "positions":
+        batches.append(Collator(0)(rows(), padding_free=True))
+    for batch in batches:
+        losses, other = loss_and_gradients(model, batch)
+        assert losses == pytest.approx(expected, abs=1e-4)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(
+                other[name],
+                gradient,
+                atol=1e-4,
+                rtol=1e-3,
+                msg=lambda text, name=name: f"{name}: {text}",
+            )
+
+
+@pytest.mark.parametrize("family", BY_MASK)
+def test_where_positions_leak_a_mask_is_found_and_the_leak_is_told(family: str) -> None:
+    found = measure(tiny(family))
+    assert found.apart == "mask"
+    assert found.figure is not None
+    assert found.figure < 1e-4
+    assert found.positions_figure is not None
+    assert found.positions_figure > 0.05
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_model_that_leaks_whatever_it_is_given_is_refused_with_the_figures(family: str) -> None:
+    with pytest.raises(ModelError) as error:
+        measure(tiny(family))
+    text = str(error.value)
+    assert text.startswith(f"packing ({family.title()}ForCausalLM, ")
+    assert "packed sequences see each other: positions leaks (" in text
+    assert "a block-diagonal mask fails (" in text
+    assert text.endswith("packing=none")
+
+
+@pytest.mark.parametrize(
+    ("family", "apart"), [("opt", "positions"), ("falcon", "positions"), ("mamba", "positions")]
+)
+def test_a_leak_is_far_above_what_counts_as_rounding(family: str, apart: str) -> None:
+    assert leak(tiny(family), apart) > 10 * max(EXACT.values())
+
+
+def test_half_precision_is_judged_by_neighbours_alone() -> None:
+    assert leak(tiny("llama").to(torch.bfloat16), "positions") < EXACT[torch.bfloat16]
+    assert leak(tiny("opt").to(torch.bfloat16), "positions") > EXACT[torch.bfloat16]
+    assert leak(tiny("opt").to(torch.bfloat16), "mask") < EXACT[torch.bfloat16]
+
+
+def test_the_trained_model_is_measured_too() -> None:
+    leaking, whole = tiny("opt"), tiny("llama")
+    found = measure(whole)
+    verify(whole, found)
+    with pytest.raises(
+        ModelError,
+        match=r"packing \(OPTForCausalLM, sdpa\): packed sequences see each other: .* on a small model of the class",
+    ):
+        verify(leaking, found)
+
+
+def test_measuring_leaves_no_trace_on_the_random_state_or_the_model() -> None:
+    model = tiny("llama").train()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    measure(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "opt"])
+def test_a_small_model_stands_for_a_whole_one_and_is_measured_once(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFTPIPE_CACHE", str(tmp_path / "cache"))
+    large = {"gemma3_text": {"num_hidden_layers": 8, "vocab_size": 5000}}.get(
+        family, {"vocab_size": 5000}
+    )
+    AutoConfig.for_model(family, **{**FAMILIES[family], **large}).save_pretrained(
+        tmp_path / "model"
+    )
+    weights = Weights(str(tmp_path / "model"), None, "")
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    found = small_isolation(ModelConfig(name_or_path="x"), weights)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert found.apart == ("mask" if family == "opt" else "positions")
+    (file,) = (tmp_path / "cache" / "isolation").glob("*.json")
+    written = file.stat().st_mtime_ns
+    assert small_isolation(ModelConfig(name_or_path="x"), weights) == found
+    assert file.stat().st_mtime_ns == written
