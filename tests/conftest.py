@@ -31,7 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No settings of the person who runs the tests, and the same `os.environ` for the next one.
 
-    datasets puts a copy in its place when it maps with several processes; undoing `setenv` on the old one would leave the copy as it is.
+    datasets puts a copy in its place when it maps with several processes; undoing `setenv` on the
+    old one would leave the copy as it is.
     """
     monkeypatch.setattr(os, "environ", os.environ)
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "NETRC"):
@@ -40,7 +41,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of the tests' own, so that rows are really made; the converted model is the one of the person who runs the tests."""
+    """A cache of the tests' own, so that rows are really made; the converted model is the one of
+    the person who runs the tests.
+    """
     from sftpipe.storage import cache_dir
 
     models, folder = cache_dir() / "models", tmp_path_factory.mktemp("cache")
@@ -141,7 +144,9 @@ def untied_model(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def tiny_opt(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random 2-layer OPT, whose attention does not follow positions, and the embedded model's tokenizer."""
+    """A folder with a random 2-layer OPT, whose attention does not follow positions, and the
+    embedded model's tokenizer.
+    """
     import torch
     from transformers import OPTConfig, OPTForCausalLM
 

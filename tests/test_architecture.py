@@ -83,7 +83,8 @@ def of_package(name: str) -> set[str]:
 
 def test_the_reader_finds_imports_wherever_they_stand() -> None:
     code = (
-        "import a.b\nfrom c import d\nif TYPE_CHECKING:\n    import never\ntry:\n    import e\nexcept ImportError:\n    pass\n"
+        "import a.b\nfrom c import d\nif TYPE_CHECKING:\n    import never\ntry:\n    import e\n"
+        "except ImportError:\n    pass\n"
         "class C:\n    import f\n    def g(self):\n        import inner"
     )
     assert set(imports(ast.parse(code), in_functions=False)) == {"a.b", "c", "e", "f"}
@@ -133,7 +134,8 @@ def test_pure_modules_import_the_standard_library_and_sftpipe_alone(name: str) -
     assert roots - sys.stdlib_module_names - {"sftpipe"} == set()
 
 
-# the layers of DESIGN.md, lower ones first; a file that is not named stands wherever its imports allow
+# the layers of DESIGN.md, lower ones first; a file that is not named stands wherever its imports
+# allow
 LAYERS = [
     ["errors.py", "schema.py", "synonyms.py", "fields.py", "storage.py"],
     [
@@ -208,7 +210,10 @@ def test_importing_changes_no_environment_variable_and_loads_nothing_heavy() -> 
 
 
 def test_a_public_name_loads_its_own_module_alone() -> None:
-    code = "import sys, sftpipe; sftpipe.compose, sftpipe.TrainConfig, sftpipe.Run; print(sorted({'torch', 'trl'} & set(sys.modules)))"
+    code = (
+        "import sys, sftpipe; sftpipe.compose, sftpipe.TrainConfig, sftpipe.Run; "
+        "print(sorted({'torch', 'trl'} & set(sys.modules)))"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

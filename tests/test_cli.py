@@ -82,7 +82,8 @@ def test_version_is_printed_alone(said: Said) -> None:
         (["zzz"], "zzz: no such verb"),
         (
             ["recipe=yoda", "lora.r=8"],
-            f"recipe=yoda: no such verb\n      allowed: {', '.join(VERBS)}\n      sftpipe train recipe=yoda lora.r=8",
+            f"recipe=yoda: no such verb\n      allowed: {', '.join(VERBS)}\n"
+            "      sftpipe train recipe=yoda lora.r=8",
         ),
         (["config", "--fast"], "--fast: unknown flag\n      sftpipe --help"),
         (
@@ -125,7 +126,8 @@ def test_several_problems_are_counted(said: Said) -> None:
 
     assert code == 2
     assert err.startswith(
-        "2 errors\n  sedd (command line): unknown key\n      did you mean seed?\n  sft.learning_rat (command line)"
+        "2 errors\n  sedd (command line): unknown key\n      did you mean seed?\n"
+        "  sft.learning_rat (command line)"
     )
 
 
@@ -175,7 +177,8 @@ def test_a_misspelt_key_in_a_recipe_stops_a_training_before_it_begins(
 ) -> None:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "mine.yaml").write_text(
-        "sedd: 1\nsft: {learning_rat: 1}\nlora: {lora_alph: 1}\nquantization: {bnb_4bit_quant_typ: nf4}\n"
+        "sedd: 1\nsft: {learning_rat: 1}\nlora: {lora_alph: 1}\n"
+        "quantization: {bnb_4bit_quant_typ: nf4}\n"
     )
 
     done = cli("train", "recipe=mine")

@@ -93,7 +93,8 @@ def test_a_full_disk_leaves_the_old_text(tmp_path: Path) -> None:
 def test_hashes_are_sha256(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abc")
 
-    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, example B.1
+    # FIPS 180-2, example B.1
+    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_file(tmp_path / "a.txt") == sha256_text("abc") == abc
 
 

@@ -27,7 +27,8 @@ _PACKED_LENGTH = 2048
 def step() -> dict[str, Any]:
     """Seconds of forward and backward of one Yoda batch (8 rows, NF4 + LoRA): our loss against TRL's own.
 
-    Ours projects hidden states at trained positions only; both run on the same model and batch, in turns.
+    Ours projects hidden states at trained positions only; both run on the same model and batch, in
+    turns.
     """
     from trl import SFTTrainer
 
@@ -84,7 +85,8 @@ def step() -> dict[str, Any]:
 def data(rows: int = 22_000) -> dict[str, Any]:
     """Rows a second of preparing generated instruction rows (about 64 tokens): ours against TRL's own, and a cache hit against a miss.
 
-    Both render SmolLM2's chat template, tokenise, mask the prompt and write the rows to disk. Ours also reads and checks every row.
+    Both render SmolLM2's chat template, tokenise, mask the prompt and write the rows to disk. Ours
+    also reads and checks every row.
     """
     from unittest.mock import patch
 
@@ -148,7 +150,8 @@ def data(rows: int = 22_000) -> dict[str, Any]:
 def memory(rows: Sequence[int] = (22_000, 220_000)) -> dict[str, Any]:
     """Peak memory of `sftpipe check` on generated instruction rows: more rows must not take more.
 
-    Counts a process's own memory (RssAnon); rows are files that are mapped into it, which the system drops when it needs the room. Linux.
+    Counts a process's own memory (RssAnon); rows are files that are mapped into it, which the
+    system drops when it needs the room. Linux.
     """
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, console.status("Two data sets ..."):

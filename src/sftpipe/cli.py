@@ -1,7 +1,8 @@
 """`sftpipe VERB [key=value ...]`: verbs, flags, exit codes, and how errors are printed.
 
-Exit codes: 0 done; 2 a mistake that the user can mend, printed without a traceback; 130 or 143 stopped by a signal; 1 a bug, with its
-traceback. Results go to stdout, everything else to stderr. Nothing heavy is imported before a verb needs it.
+Exit codes: 0 done; 2 a mistake that the user can mend, printed without a traceback; 130 or 143
+stopped by a signal; 1 a bug, with its traceback. Results go to stdout, everything else to stderr.
+Nothing heavy is imported before a verb needs it.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def _help() -> str:
         "sftpipe: declarative supervised fine-tuning\n\n"
         "usage: sftpipe VERB [recipe=NAME] [group=OPTION] [key=value] [--json]\n\n"
         f"{verbs}\n\n"
-        "  sftpipe train recipe=yoda                    the example that needs nothing but this machine\n"
+        "  sftpipe train recipe=yoda                    the example that needs nothing but this "
+        "machine\n"
         "  sftpipe train recipe=yoda lora.r=8           with an override\n"
         "  sftpipe train -m recipe=yoda lora.r=8,16     a sweep\n"
         "  sftpipe VERB --help                          more about a verb"
@@ -113,7 +115,10 @@ def _verb_help(name: str) -> str:
         options = "\n".join(
             f"  {group:<13} {', '.join(names)}" for group, names in groups().items()
         )
-        text += f"\n\ngroups and their options, the default first (`sftpipe list` says what each is):\n{options}"
+        text += (
+            "\n\ngroups and their options, the default first (`sftpipe list` says what each is):\n"
+            f"{options}"
+        )
     return text
 
 

@@ -14,6 +14,7 @@ Anything else that escapes is a bug and keeps its traceback (exit code 1).
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -24,9 +25,11 @@ class Problem:
     """One mistake, in the four parts that a user needs to mend it.
 
     where: a config key, `split[row]`, a file or a folder.
-    found: what stands there.
-    allowed: what may stand there ("" where nothing needs saying).
-    fix: what to type or do next ("" where `allowed` says it).
+    found: what is there.
+    allowed: what may be there ("" where nothing needs saying).
+    fix: what to do next ("" where `allowed` says it). What can be typed as it is, an override or a
+        command, stands in backticks, apart from the prose around it: "`lora=default`, or
+        `quantization=none`". People see it without the backticks; programs ask `commands`.
     """
 
     where: str
@@ -35,13 +38,25 @@ class Problem:
     allowed: str = ""
     fix: str = ""
 
+    @property
+    def commands(self) -> tuple[str, ...]:
+        """The overrides and commands of `fix`, each of which can be typed as it is."""
+        return tuple(_TYPED.findall(self.fix))
+
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.found}"]
         if self.allowed:
             lines.append(f"    allowed: {self.allowed}")
         if self.fix:
-            lines.append(f"    {self.fix}")
+            lines.append(f"    {_TYPED.sub(_bare, self.fix)}")
         return "\n".join(lines)
+
+
+_TYPED = re.compile(r"`([^`]+)`")
+
+
+def _bare(match: re.Match[str]) -> str:
+    return match[1]
 
 
 class SftpipeError(Exception):

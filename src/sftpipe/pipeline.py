@@ -1,9 +1,10 @@
 """The spine: the steps of a run, in order.
 
-    config -> tokenizer -> data -> format -> encode + labels + pack -> model + adapter -> trainer -> artifacts
+    config -> tokenizer -> data -> format -> encode + labels + pack -> model + adapter -> trainer ->
+    artifacts
 
-A tokenizer that is trained by the run (tokenizer=char, bpe) waits for the data and is made of its texts.
-Data comes before the model on purpose: bad data fails before gigabytes are loaded.
+A tokenizer that is trained by the run (tokenizer=char, bpe) waits for the data and is made of its
+texts. Data comes before the model on purpose: bad data fails before gigabytes are loaded.
 """
 
 from __future__ import annotations
@@ -120,8 +121,8 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
         cfg: from `sftpipe.compose`.
         plan: where to write and where to begin; by default what `cfg` asks for.
 
-    Raises:
-        SftpipeError: whatever a user can mend; `Interrupted` after SIGINT or SIGTERM, with a checkpoint written.
+    Raises: SftpipeError: whatever a user can mend; `Interrupted` after SIGINT or SIGTERM, with a
+        checkpoint written.
     """
     plan = plan or plan_run(cfg)
     if plan.complete:

@@ -1,7 +1,8 @@
 """Files that are whole or absent, and the one cache.
 
-A file or folder appears under its name only when it is complete: it is written beside its place, hashed, flushed to disk and renamed.
-The cache keeps what can be made again in folders of this kind, named after a hash of everything that they depend on:
+A file or folder appears under its name only when it is complete: it is written beside its place,
+hashed, flushed to disk and renamed. The cache keeps what can be made again in folders of this kind,
+named after a hash of everything that they depend on:
 
     SFTPIPE_CACHE/<kind>/<key>/         one entry, with `hashes.json` of its files
     SFTPIPE_CACHE/<kind>/<key>.lock     held by the process that builds, loads or evicts it
@@ -88,7 +89,8 @@ def write_json(path: Path, value: Any) -> None:
 def publish_folder(final: Path) -> Iterator[Path]:
     """A folder to fill; on success it is hashed, flushed and renamed to `final`, replacing what was there.
 
-    On an exception nothing appears under `final`. Leftovers of killed processes start with a dot and are overwritten.
+    On an exception nothing appears under `final`. Leftovers of killed processes start with a dot
+    and are overwritten.
     """
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -150,7 +152,8 @@ def cached(
 ) -> Loaded:
     """Load the entry `key`, after building it if nobody has.
 
-    Of several processes that ask at once, one builds and the others wait. An entry appears whole or not at all.
+    Of several processes that ask at once, one builds and the others wait. An entry appears whole or
+    not at all.
 
     Args:
         kind: one of `KINDS`.

@@ -289,10 +289,14 @@ def _preflight_facts(preflight: Any) -> Iterator[str]:
     """What holds for all splits together."""
     for name, (token, number) in preflight.special_tokens.items():
         yield f"{name:<10} {one_line(token)} {number if number is not None else ''}"
-    yield f"{'answers end':<10} in {one_line(', '.join(preflight.end_tokens)) or 'no special token'}"
+    yield (
+        f"{'answers end':<10} in {one_line(', '.join(preflight.end_tokens)) or 'no special token'}"
+    )
     compared = sum(report.compared_rows for report in preflight.splits)
     yield f"compared   {compared} rows with the prompt of generation, and with their text"
-    yield f"padding    {preflight.padding_share:.1%} of the tokens in training batches (an estimate)"
+    yield (
+        f"padding    {preflight.padding_share:.1%} of the tokens in training batches (an estimate)"
+    )
     if preflight.packing:
         rows, apart = preflight.packing.lines()
         yield f"packing    {rows}"
@@ -442,8 +446,10 @@ VERBS: dict[str, Verb] = {
         _train,
         "train a model and write its run folder",
         f"sftpipe train {_ANY} [-m] [--json]",
-        "run=DIR chooses the run folder; sft.resume_from_checkpoint=auto goes on with an unfinished run of the same config.\n"
-        "-m runs a grid: every combination of the values that are separated by commas, each in a folder of its own.\n"
+        "run=DIR chooses the run folder; sft.resume_from_checkpoint=auto goes on with an "
+        "unfinished run of the same config.\n"
+        "-m runs a grid: every combination of the values that are separated by commas, each in a "
+        "folder of its own.\n"
         "--cfg job, --info and --hydra-help are Hydra's own.",
     ),
     "config": Verb(
@@ -456,14 +462,17 @@ VERBS: dict[str, Verb] = {
         _check,
         "encode the data and check it, without a model",
         f"sftpipe check {_ANY} [--json]",
-        "Lengths, trained share, special tokens, prompts, duplicates; an error names the row and what to do.",
+        "Lengths, trained share, special tokens, prompts, duplicates; an error names the row and "
+        "what to do.",
     ),
     "preview": Verb(
         _preview,
         "show rows as the model will see them, the trained part in colour",
         f"sftpipe preview {_ANY} [--json]",
-        "preflight.show_rows=N shows more. --json prints lines {index, text, input_ids, labels, position_ids}.\n"
-        "OUTPUT_DIR/preview.html shows every split: each token with its id, its position and why it is masked.",
+        "preflight.show_rows=N shows more. --json prints lines {index, text, input_ids, labels, "
+        "position_ids}.\n"
+        "OUTPUT_DIR/preview.html shows every split: each token with its id, its position and why "
+        "it is masked.",
     ),
     "list": Verb(
         _list,
@@ -481,7 +490,8 @@ VERBS: dict[str, Verb] = {
         _bench,
         "measure a part of sftpipe against its baseline",
         "sftpipe bench PART [--json]",
-        "PART is step: loss and gradients of one batch against TRL's own; data: rows a second against TRL's preparation, and the cache;\n"
+        "PART is step: loss and gradients of one batch against TRL's own; data: rows a second "
+        "against TRL's preparation, and the cache;\n"
         "memory: the peak of `sftpipe check` on ten times the rows.",
     ),
 }

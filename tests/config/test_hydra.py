@@ -295,7 +295,8 @@ def test_problems_of_all_checked_groups_are_reported_together(
     write_recipe: Callable[..., None],
 ) -> None:
     write_recipe(
-        "sft: {learning_rat: 1}\nlora: {lora_alph: 1}\nquantization: {bnb_4bit_quant_typ: nf4}\nmodel: {dtyp: auto}\n"
+        "sft: {learning_rat: 1}\nlora: {lora_alph: 1}\nquantization: {bnb_4bit_quant_typ: nf4}\n"
+        "model: {dtyp: auto}\n"
     )
 
     with pytest.raises(ConfigError) as caught:
@@ -369,8 +370,8 @@ def test_a_synonym_says_what_to_write() -> None:
     )
 
     assert (
-        "sft.max_seq_length (command line): unknown key; this is TRL CLI's name\n    write sft.max_length=..."
-        in text
+        "sft.max_seq_length (command line): unknown key; this is TRL CLI's name\n"
+        "    write sft.max_length=..." in text
     )
     assert (
         "lora.lora_r (command line): unknown key; this is axolotl's name\n    write lora.r=..."
@@ -449,8 +450,8 @@ def test_a_yaml_boolean_in_disguise_is_explained(write_recipe: Callable[..., Non
         "format.system": "true",
     }.items():
         assert (
-            f"{key} (./recipes/mine.yaml): {value} (YAML reads yes, no, on and off without quotes as true or false)"
-            in text
+            f"{key} (./recipes/mine.yaml): {value} (YAML reads yes, no, on and off without "
+            "quotes as true or false)" in text
         )
 
 
@@ -464,7 +465,8 @@ def test_quoted_no_is_a_word(write_recipe: Callable[..., None]) -> None:
 def test_a_value_of_the_wrong_kind_says_what_is_allowed() -> None:
     wrong = {
         "seed=1.5": "1.5 (float)\n    allowed: a whole number",
-        "over_length=false": "false (YAML reads yes, no, on and off without quotes as true or false)\n    allowed: error, drop",
+        "over_length=false": "false (YAML reads yes, no, on and off without quotes as true or false)\n"
+        "    allowed: error, drop",
         "output_dir=3": "3 (int)\n    allowed: a string",
         "dataset.limit=few": "'few' (str)\n    allowed: a whole number or null",
         "dataset.columns=output": "'output' (str)\n    allowed: a mapping, such as {a: b}",
@@ -485,12 +487,16 @@ def test_a_value_of_the_wrong_kind_says_what_is_allowed() -> None:
 
 def test_a_wrong_word_on_the_command_line_lists_the_right_ones() -> None:
     wrong = {
-        "lora=doraa": "lora=doraa (command line): no such option of lora\n    allowed: none, default, dora, rslora\n    lora=dora",
-        "recipe=yodaa": f"recipe=yodaa (command line): no such recipe\n    allowed: {', '.join(find_recipes())}\n    recipe=yoda",
-        "yoda": "yoda: neither a flag nor key=value\n    allowed: key=value, such as recipe=yoda or lora.r=8\n    recipe=yoda",
+        "lora=doraa": "lora=doraa (command line): no such option of lora\n"
+        "    allowed: none, default, dora, rslora\n    lora=dora",
+        "recipe=yodaa": f"recipe=yodaa (command line): no such recipe\n    allowed: {', '.join(find_recipes())}\n"
+        "    recipe=yoda",
+        "yoda": "yoda: neither a flag nor key=value\n"
+        "    allowed: key=value, such as recipe=yoda or lora.r=8\n    recipe=yoda",
         "--fast": "--fast: unknown flag\n    sftpipe --help",
         "seed=[1": "seed: Hydra cannot read the value '[1'\n    put it in quotes: 'seed=\"[1\"'",
-        "chat_template=x": "chat_template (command line): unknown key; this is axolotl's name\n    write tokenizer.chat_template=...",
+        "chat_template=x": "chat_template (command line): unknown key; this is axolotl's name\n"
+        "    write tokenizer.chat_template=...",
     }
 
     assert error_of(*wrong) == "\n".join(wrong.values())
@@ -565,7 +571,8 @@ def test_a_recipe_that_overrides_what_is_not_there_is_named(
     write_recipe: Callable[..., None],
 ) -> None:
     write_recipe(
-        "defaults:\n  - override /lora: doraa\n  - override /lorra: dora\n  - override /chat_template: chatml_bos_eos\n"
+        "defaults:\n  - override /lora: doraa\n  - override /lorra: dora\n"
+        "  - override /chat_template: chatml_bos_eos\n"
     )
 
     text = error_of("recipe=mine")
@@ -599,8 +606,8 @@ def test_several_values_for_one_run_need_m() -> None:
 
     for values in sweeps:
         assert (
-            f"{values}: several values for one run\n    use -m for a sweep: sftpipe train -m {' '.join(sweeps)}"
-            in text
+            f"{values}: several values for one run\n"
+            f"    use -m for a sweep: sftpipe train -m {' '.join(sweeps)}" in text
         )
 
 
@@ -650,7 +657,8 @@ def test_a_sweep_that_cannot_be_listed_is_a_config_error(values: str) -> None:
         ),
         (
             ["dataset=json"],
-            "dataset.data_files: not set, and dataset=json reads files\n    dataset.data_files=my_rows.jsonl",
+            "dataset.data_files: not set, and dataset=json reads files\n"
+            "    dataset.data_files=my_rows.jsonl",
         ),
         (["dataset=csv"], "dataset.data_files=my_rows.csv"),
         (
@@ -664,7 +672,8 @@ def test_a_sweep_that_cannot_be_listed_is_a_config_error(values: str) -> None:
         ),
         (
             ["evaluation.do_sample=true", "evaluation.temperature=0"],
-            "evaluation.temperature: 0.0\n    allowed: above 0\n    evaluation.do_sample=false takes the most likely token",
+            "evaluation.temperature: 0.0\n    allowed: above 0\n"
+            "    evaluation.do_sample=false takes the most likely token",
         ),
         (["evaluation.sample_strategy=epochs"], "evaluation.sample_strategy=epoch"),
         (["evaluation.top_k=-1"], "allowed: 0 or more"),
@@ -690,33 +699,40 @@ def mixture(*sources: str) -> list[str]:
     [
         (
             ["dataset=text"],
-            "dataset.data_files: not set, and dataset=text reads files\n    dataset.data_files=my_text.txt",
+            "dataset.data_files: not set, and dataset=text reads files\n"
+            "    dataset.data_files=my_text.txt",
         ),
         (
             ["dataset=arrow"],
-            "dataset.data_files: not set, and dataset=arrow reads files\n    dataset.data_files=my_folder",
+            "dataset.data_files: not set, and dataset=arrow reads files\n"
+            "    dataset.data_files=my_folder",
         ),
         (
             ["dataset=function"],
-            "dataset.function: not set, and dataset=function needs it\n    dataset.function=my_module.my_function",
+            "dataset.function: not set, and dataset=function needs it\n"
+            "    dataset.function=my_module.my_function",
         ),
         (
             ["dataset=mixture"],
-            "dataset.sources: not set, and dataset=mixture needs it\n    dataset.sources=[{path: json, data_files: a.jsonl}]",
+            "dataset.sources: not set, and dataset=mixture needs it\n"
+            "    dataset.sources=[{path: json, data_files: a.jsonl}]",
         ),
         (
             [*JSON_ROWS, "dataset.function=a.b"],
-            "dataset.function: nothing reads it with path: json\n    dataset=function, or leave it out",
+            "dataset.function: nothing reads it with path: json\n"
+            "    dataset=function, or leave it out",
         ),
         (
             [*JSON_ROWS, f"dataset.sources=[{{{YODA}}}]"],
-            "dataset.sources: nothing reads it with path: json\n    dataset=mixture, or leave it out",
+            "dataset.sources: nothing reads it with path: json\n"
+            "    dataset=mixture, or leave it out",
         ),
         *(
             (
                 [*JSON_ROWS, f"dataset.split={split}"],
                 f"dataset.split: {found}\n"
-                "    allowed: the name of a split of the source, or {train: its name, validation: ..., test: ...}",
+                "    allowed: the name of a split of the source, or {train: its name, "
+                "validation: ..., test: ...}",
             )
             for split, found in (
                 ("3", "3 (int)"),
@@ -727,7 +743,8 @@ def mixture(*sources: str) -> list[str]:
         *(
             (
                 [*JSON_ROWS, f"dataset.markers={markers}"],
-                f"dataset.markers: '{markers}', and there are no dataset.marker_tokens\n    dataset.marker_tokens=['|SOUND|>']",
+                f"dataset.markers: '{markers}', and there are no dataset.marker_tokens\n"
+                "    dataset.marker_tokens=['|SOUND|>']",
             )
             for markers in ("special", "strip")
         ),
@@ -742,7 +759,8 @@ def test_keys_of_the_data_set_that_clash_are_refused(overrides: list[str], text:
     [
         (
             [*mixture(YODA), "dataset.columns={a: b}"],
-            "dataset.columns: a mixture reads it from its sources\n    dataset.sources=[{..., columns: ...}, ...]",
+            "dataset.columns: a mixture reads it from its sources\n"
+            "    dataset.sources=[{..., columns: ...}, ...]",
         ),
         (
             mixture("path: mixture, sources: [{path: json}]"),
@@ -750,7 +768,8 @@ def test_keys_of_the_data_set_that_clash_are_refused(overrides: list[str], text:
         ),
         (
             mixture(f"{YODA}, weight: 1, count: 2"),
-            "dataset.sources[0]: both weight and count\n    allowed: one of them\n    leave one out",
+            "dataset.sources[0]: both weight and count\n    allowed: one of them\n"
+            "    leave one out",
         ),
         (
             mixture(f"{YODA}, weight: 0"),
@@ -758,11 +777,13 @@ def test_keys_of_the_data_set_that_clash_are_refused(overrides: list[str], text:
         ),
         (
             mixture(f"{YODA}, weight: 1", YODA),
-            "dataset.sources: some have a weight, and sources[1] has none\n    a weight for each, or counts",
+            "dataset.sources: some have a weight, and sources[1] has none\n"
+            "    a weight for each, or counts",
         ),
         (
             mixture(YODA, f"{YODA}, num_proc: 2"),
-            "dataset.sources[1].num_proc: one policy serves the whole mixture\n    dataset.num_proc=...",
+            "dataset.sources[1].num_proc: one policy serves the whole mixture\n"
+            "    dataset.num_proc=...",
         ),
         (
             ["dataset=mixture", "dataset.sources=[yoda]"],
@@ -771,11 +792,13 @@ def test_keys_of_the_data_set_that_clash_are_refused(overrides: list[str], text:
         ),
         (
             mixture("path: embedded, nam: yoda"),
-            "dataset.sources[0].nam (command line): unknown key\n    did you mean dataset.sources[0].name?",
+            "dataset.sources[0].nam (command line): unknown key\n"
+            "    did you mean dataset.sources[0].name?",
         ),
         (
             mixture(YODA, "path: json"),
-            "dataset.sources[1].data_files: not set, and dataset=json reads files\n    dataset.sources[1].data_files=my_rows.jsonl",
+            "dataset.sources[1].data_files: not set, and dataset=json reads files\n"
+            "    dataset.sources[1].data_files=my_rows.jsonl",
         ),
         (
             mixture(f"{YODA}, format: {{type: function}}"),
@@ -790,7 +813,8 @@ def test_sources_of_a_mixture_are_checked_one_by_one(overrides: list[str], text:
 
 def test_a_typo_in_a_source_of_a_recipe_names_the_file(write_recipe: Callable[..., None]) -> None:
     write_recipe(
-        "defaults:\n  - override /dataset: mixture\ndataset: {sources: [{path: embedded, nam: yoda}]}\n"
+        "defaults:\n  - override /dataset: mixture\n"
+        "dataset: {sources: [{path: embedded, nam: yoda}]}\n"
     )
 
     assert error_of("recipe=mine").startswith(
@@ -799,7 +823,10 @@ def test_a_typo_in_a_source_of_a_recipe_names_the_file(write_recipe: Callable[..
 
 
 def test_a_source_of_a_mixture_has_the_keys_of_a_data_set_and_its_share() -> None:
-    source = "path: embedded, name: yoda, weight: 3, columns: {question: prompt}, format: {type: text, text_field: question}"
+    source = (
+        "path: embedded, name: yoda, weight: 3, columns: {question: prompt}, format: {type: "
+        "text, text_field: question}"
+    )
 
     (built,) = compose([*mixture(source), "loss=full", "format=text"]).dataset.sources
 
@@ -820,29 +847,36 @@ PATTERN = (
     [
         (
             ["format=template"],
-            "format.prompt: not set, and format=template needs it\n    format.prompt='{prompt} ##>'\n"
-            "format.completion: not set, and format=template needs it\n    format.completion=' {completion}'",
+            "format.prompt: not set, and format=template needs it\n"
+            "    format.prompt='{prompt} ##>'\n"
+            "format.completion: not set, and format=template needs it\n"
+            "    format.completion=' {completion}'",
         ),
         (
             ["format=function"],
-            "format.function: not set, and format=function needs it\n    format.function=my_module.my_function",
+            "format.function: not set, and format=function needs it\n"
+            "    format.function=my_module.my_function",
         ),
         (
             ["format.text_field=a"],
-            "format.text_field: nothing reads it with type: instruction\n    allowed: text, function\n    leave it out",
+            "format.text_field: nothing reads it with type: instruction\n"
+            "    allowed: text, function\n    leave it out",
         ),
         (
             [*TEMPLATE, "format.system=Hi"],
             "format.system: nothing reads it with type: template\n"
-            "    allowed: instruction, messages, sharegpt, prompt_completion, function\n    put it into the texts, or leave it out",
+            "    allowed: instruction, messages, sharegpt, prompt_completion, function\n"
+            "    put it into the texts, or leave it out",
         ),
         (
             ["format.prompt='{a}'"],
-            "format.prompt: nothing reads it with type: instruction\n    allowed: template\n    leave it out",
+            "format.prompt: nothing reads it with type: instruction\n    allowed: template\n"
+            "    leave it out",
         ),
         (
             ["format.batched=true"],
-            "format.batched: nothing reads it with type: instruction\n    allowed: function\n    leave it out",
+            "format.batched: nothing reads it with type: instruction\n    allowed: function\n"
+            "    leave it out",
         ),
         (
             ["format=template", "format.prompt='{a'", "format.completion='{b.c}'"],
@@ -859,7 +893,10 @@ def test_keys_of_the_format_that_clash_are_refused(overrides: list[str], text: s
     assert error_of(*overrides) == text
 
 
-RESPONSE = "    allowed: the text in front of each answer, or its token ids\n    loss.response_template='### Answer:'"
+RESPONSE = (
+    "    allowed: the text in front of each answer, or its token ids\n"
+    "    loss.response_template='### Answer:'"
+)
 
 
 @pytest.mark.parametrize(
@@ -880,7 +917,8 @@ RESPONSE = "    allowed: the text in front of each answer, or its token ids\n   
         ),
         (
             ["loss=response_template", "loss.response_template=A", "loss.instruction_template=''"],
-            "loss.instruction_template: '' (str)\n    allowed: the text in front of each question, or its token ids\n"
+            "loss.instruction_template: '' (str)\n"
+            "    allowed: the text in front of each question, or its token ids\n"
             "    loss.instruction_template='### Question:'",
         ),
         (
@@ -893,29 +931,34 @@ RESPONSE = "    allowed: the text in front of each answer, or its token ids\n   
         ),
         (
             ["loss.response_template=A"],
-            "loss.response_template: nothing reads it with type: completion_only\n    loss=response_template",
+            "loss.response_template: nothing reads it with type: completion_only\n"
+            "    loss=response_template",
         ),
         (
             ["loss=assistant_only", "loss.boundary=joint"],
-            "loss.boundary: 'joint', and assistant_only has no single prompt whose length could be masked\n    allowed: split\n"
+            "loss.boundary: 'joint', and assistant_only has no single prompt whose length could "
+            "be masked\n    allowed: split\n"
             "    loss.boundary=split, or loss=completion_only",
         ),
         (
             ["loss.unroll=true"],
-            "loss.unroll: true, and loss=completion_only has no turns to make rows of\n    allowed: with loss=assistant_only\n"
+            "loss.unroll: true, and loss=completion_only has no turns to make rows of\n"
+            "    allowed: with loss=assistant_only\n"
             "    loss=assistant_only, or loss.unroll=false",
         ),
         *(
             (
                 ["format=text", f"loss={loss}"],
-                f"loss={loss}: format=text makes a finished text, which has no turns to tell apart\n"
+                f"loss={loss}: format=text makes a finished text, which has no turns to tell "
+                "apart\n"
                 "    loss=full, or loss=response_template",
             )
             for loss in ("completion_only", "assistant_only")
         ),
         (
             [*TEMPLATE, "loss=assistant_only"],
-            "loss=assistant_only: format=template makes a prompt and its completion, which has no turns to tell apart\n"
+            "loss=assistant_only: format=template makes a prompt and its completion, which has "
+            "no turns to tell apart\n"
             "    loss=completion_only",
         ),
         (
@@ -958,7 +1001,8 @@ def test_clashes_are_reported_together() -> None:
     )
 
     assert text.splitlines() == [
-        "quantization + lora: quantized weights cannot be trained, and lora=none adds nothing that can",
+        "quantization + lora: quantized weights cannot be trained, and lora=none adds nothing "
+        "that can",
         "    lora=default, or quantization=none",
         "dataset.data_files: not set, and dataset=parquet reads files",
         "    dataset.data_files=my_rows.parquet",

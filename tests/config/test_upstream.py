@@ -64,7 +64,8 @@ def test_a_field_comes_with_its_annotation(name: str, field: str, annotation: st
 def test_reading_the_sources_imports_none_of_the_libraries() -> None:
     code = (
         "import sys; from sftpipe.config.upstream import upstream_fields\n"
-        "assert len(upstream_fields('SFTConfig')) > 100 and upstream_fields('LoraConfig') and upstream_fields('BitsAndBytesConfig')\n"
+        "assert len(upstream_fields('SFTConfig')) > 100 and upstream_fields('LoraConfig') and "
+        "upstream_fields('BitsAndBytesConfig')\n"
         "print(sorted({'torch', 'transformers', 'trl', 'peft', 'datasets'} & set(sys.modules)))"
     )
     assert (

@@ -49,7 +49,9 @@ def phi3(golden: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def opt(golden: Path) -> Any:
-    """OPT's tokenizer: it puts BOS in front of plain text, and its BOS is its EOS; the template is ours."""
+    """OPT's tokenizer: it puts BOS in front of plain text, and its BOS is its EOS; the template is
+    ours.
+    """
     cfg = TokenizerConfig(
         name_or_path=str(golden / "tokenizers" / "opt-350m"), chat_template="chatml_bos_eos"
     )

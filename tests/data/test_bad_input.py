@@ -1,4 +1,6 @@
-"""Bad files, rows, functions, templates and configs: each gives its own message, and none is lost or trained in silence."""
+"""Bad files, rows, functions, templates and configs: each gives its own message, and none is lost
+or trained in silence.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prepared(model: Path) -> Prepare:
-    """Prepare rows with a tokenizer of bytes, whose chat template is ChatML: a character of ASCII is a token."""
+    """Prepare rows with a tokenizer of bytes, whose chat template is ChatML: a character of ASCII
+    is a token.
+    """
 
     def run(*overrides: str) -> PreparedData:
         return prepare(compose([f"model.name_or_path={model}", "evaluation=none", *overrides]))
@@ -595,9 +599,11 @@ def test_a_row_over_the_limit_is_an_error_that_counts_and_shows(
         [
             message(
                 "train",
-                "7 of 8 rows teach nothing: 4 x null or missing, 1 x roles out of order, 1 x empty text, 1 x wrong type",
+                "7 of 8 rows teach nothing: 4 x null or missing, 1 x roles out of order, 1 x "
+                "empty text, 1 x wrong type",
                 "preflight.max_empty_rows=0.01 of the rows",
-                "mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets sftpipe preview show the rest",
+                "mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets "
+                "sftpipe preview show the rest",
             ),
             *(
                 message(
@@ -653,8 +659,10 @@ def test_dates_in_json_stay_the_strings_that_they_are(prepared: Prepare, write: 
 # --- forged turns ---------------------------------------------------------------------------------
 
 TOOLED = (
-    "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}{{ note }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}{{ c.function.name }} {{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% for t in tools or [] %}{{ t | tojson }}\n"
+    "{% endfor %}{{ note }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.name }} {{ c.function.arguments | tojson "
+    "}}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -724,7 +732,8 @@ def test_a_special_token_in_a_text_is_a_forged_turn_wherever_the_text_stands(
             f"train[{at}].{place} (rows.jsonl, line {at + 1})",
             f"the special token '{END}' in {shown!r}",
             "text that neither opens nor ends a turn",
-            "mend or remove the row, or preflight.forged_turns=escape to have such tokens read as plain text",
+            "mend or remove the row, or preflight.forged_turns=escape to have such tokens read "
+            "as plain text",
         )
         for at, (_, place) in enumerate(FORGED.values(), 1)
     ]
@@ -828,7 +837,8 @@ def test_special_tokens_of_a_pattern_and_of_unread_columns_are_no_forgery(
 
 # --- lengths --------------------------------------------------------------------------------------
 
-# ChatML around a content: "<|im_start|>" + "user\n" + content + "<|im_end|>" + "\n": 8 tokens of a user, 10 of system, 13 of assistant
+# ChatML around a content: "<|im_start|>" + "user\n" + content + "<|im_end|>" + "\n": 8 tokens of a
+# user, 10 of system, 13 of assistant
 LONG = chat("one" * 10, "1" * 30, "two" * 10, "2" * 30, "three", "3", system="S")
 
 
@@ -839,7 +849,8 @@ def test_a_row_that_is_too_long_is_an_error_that_names_the_length_that_would_do(
     length = prepared(*JSON, file, "sft.max_length=null").preflight.split("train").length_max
     assert refused(lambda: prepared(*JSON, file, f"sft.max_length={length - 1}")) == message(
         "train[1]",
-        f"1 of 2 rows of train are longer than sft.max_length={length - 1} tokens; this one has {length}, the longest {length}",
+        f"1 of 2 rows of train are longer than sft.max_length={length - 1} tokens; this one has "
+        f"{length}, the longest {length}",
         "",
         f"sft.max_length={length}, or over_length=drop to leave such rows out and count them",
     )
@@ -1421,7 +1432,8 @@ PATHS = "package.module.function, installed or in the working folder"
             "row",
             True,
             "format.function",
-            "bad_functions.row returned one dict for a batch of 2 rows; it looks like a function of one row",
+            "bad_functions.row returned one dict for a batch of 2 rows; it looks like a function "
+            "of one row",
             BATCHES,
             UNBATCH,
         ),
@@ -1437,7 +1449,8 @@ PATHS = "package.module.function, installed or in the working folder"
             "short_batch",
             True,
             "format.function",
-            "bad_functions.short_batch returned 1 values for a batch of 2 rows; it looks like a function of one row",
+            "bad_functions.short_batch returned 1 values for a batch of 2 rows; it looks like a "
+            "function of one row",
             BATCHES,
             UNBATCH,
         ),
@@ -1514,7 +1527,8 @@ def test_a_function_of_rows_that_gives_no_sample_is_named(
         ),
         (
             "bad_functions.inner.row",
-            "'bad_functions.inner.row': No module named 'bad_functions.inner'; 'bad_functions' is not a package",
+            "'bad_functions.inner.row': No module named 'bad_functions.inner'; 'bad_functions' "
+            "is not a package",
             PATHS,
             "",
         ),
@@ -1582,7 +1596,8 @@ ROWS = "rows ({column: value} each), or {split: rows}"
         (
             "wants_more",
             "dataset.function",
-            "bad_functions.wants_more raised TypeError: wants_more() missing 1 required positional argument: 'path'",
+            "bad_functions.wants_more raised TypeError: wants_more() missing 1 required "
+            "positional argument: 'path'",
             "",
             "mend the function",
         ),
@@ -1758,7 +1773,8 @@ UNREAD = "nothing reads it with path: json"
         pytest.param(
             (
                 *MIXED,
-                "dataset.sources=[{path: json, data_files: a, weight: 1}, {path: json, data_files: b}]",
+                "dataset.sources=[{path: json, data_files: a, weight: 1}, {path: json, "
+                "data_files: b}]",
             ),
             message(
                 "dataset.sources",
@@ -1846,7 +1862,8 @@ UNREAD = "nothing reads it with path: json"
             message(
                 "dataset.split",
                 "{'dev': 'train'} (dict)",
-                "the name of a split of the source, or {train: its name, validation: ..., test: ...}",
+                "the name of a split of the source, or {train: its name, validation: ..., test: "
+                "...}",
             ),
             id="split of another name",
         ),
@@ -1945,7 +1962,8 @@ def test_splits_that_cannot_be_made_are_told(
 # --- chat templates -------------------------------------------------------------------------------
 
 THINK = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if loop.last else m.content.split('</think>')[-1] }}<|im_end|>\n"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content if loop.last else m.content.split('</think>')[-1] }}<|im_end|>\n"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -2066,7 +2084,9 @@ def test_a_template_that_rewrites_history_gives_the_two_ways_out(
         "train[0].messages[1] (rows.jsonl, line 1): the chat template writes "
     )
     assert told.endswith(
-        "\n    loss=completion_only trains the last turn only; loss.unroll=true makes a row of each turn"
+        "\n"
+        "    loss=completion_only trains the last turn only; loss.unroll=true makes a row of "
+        "each turn"
     )
     assert trained_of(prepared(*run)) == f"<think>y</think>b{END}"
     unrolled = prepared(*run, "loss=assistant_only", "loss.unroll=true")
@@ -2092,7 +2112,8 @@ def test_a_template_that_ends_answers_with_no_special_token_is_refused(
     ) == (
         message(
             "train[0], tokenizer.chat_template",
-            "the template ends the answer with no special token, so the model could not learn to stop",
+            "the template ends the answer with no special token, so the model could not learn to "
+            "stop",
             "",
             "a chat template that closes each turn with eos_token or another special token",
         )
@@ -2111,7 +2132,8 @@ def test_a_template_that_is_no_jinja_is_told_once(
         )
     )
     assert told.startswith(
-        "tokenizer.chat_template: no valid Jinja: Expected an expression, got 'end of statement block'"
+        "tokenizer.chat_template: no valid Jinja: Expected an expression, got 'end of statement "
+        "block'"
     )
 
 

@@ -1,4 +1,6 @@
-"""Encoded rows are kept by content: made once, made anew for anything that they depend on, and evicted oldest first."""
+"""Encoded rows are kept by content: made once, made anew for anything that they depend on, and
+evicted oldest first.
+"""
 
 from __future__ import annotations
 
@@ -215,7 +217,9 @@ def test_a_functions_other_answer_makes_new_rows(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "told.txt").write_text("one", encoding="utf-8")
     (tmp_path / "cache_function.py").write_text(
-        "from pathlib import Path\ndef tell(row): return {'prompt': row['prompt'], 'completion': Path('told.txt').read_text()}\n",
+        "from pathlib import Path\n"
+        "def tell(row): return {'prompt': row['prompt'], 'completion': "
+        "Path('told.txt').read_text()}\n",
         encoding="utf-8",
     )
     run = (

@@ -1,4 +1,6 @@
-"""Samples to ids and labels: the rules L1 to L8 of DESIGN.md, on the embedded tokenizer and on real ones of other kinds."""
+"""Samples to ids and labels: the rules L1 to L8 of DESIGN.md, on the embedded tokenizer and on real
+ones of other kinds.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,13 @@ COMPLETION, FULL, ASSISTANT = (
     LossConfig("assistant_only"),
 )
 ROLES = ("user", "assistant")
-SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+SYSTEM = (
+    "<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+)
 CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -155,8 +161,9 @@ def test_a_completion_needs_no_chat_template(templated: Templated) -> None:
 
 # --- the rules, over random samples ---------------------------------------------------------------
 
-# no "<|", so that no text spells one of the tokenizers' turn tokens; no control, private or unassigned characters, because SmolLM2's
-# vocabulary lacks some of their bytes (0x04, 0x06, 0x13, 0x14, 0x16, 0x1d, 0xf1, 0xf2) and leaves them out
+# no "<|", so that no text spells one of the tokenizers' turn tokens; no control, private or
+# unassigned characters, because SmolLM2's vocabulary lacks some of their bytes (0x04, 0x06, 0x13,
+# 0x14, 0x16, 0x1d, 0xf1, 0xf2) and leaves them out
 TEXT = st.one_of(
     st.text(
         st.characters(exclude_categories=["Cc", "Cn", "Co", "Cs"], exclude_characters="\u2581"),
@@ -196,7 +203,9 @@ def start_of(row: Encoded) -> int:
 
 @pytest.fixture(scope="module", params=["tokenizer", "phi3", "opt"])
 def each(request: pytest.FixtureRequest) -> Any:
-    """Each kind of tokenizer: byte-level with turn tokens, SentencePiece, byte-level with BOS and without turn tokens."""
+    """Each kind of tokenizer: byte-level with turn tokens, SentencePiece, byte-level with BOS and
+    without turn tokens.
+    """
     return request.getfixturevalue(request.param)
 
 
@@ -357,13 +366,15 @@ def test_a_template_that_writes_a_mark_in_front_of_the_answer_trains_to_its_end(
     [
         pytest.param(
             None,
-            "tokenizer.chat_template: the tokenizer has no chat template, and the format makes conversations\n"
+            "tokenizer.chat_template: the tokenizer has no chat template, and the format makes "
+            "conversations\n"
             "    tokenizer.chat_template=chatml_bos_eos, or format=prompt_completion",
             id="none",
         ),
         pytest.param(
             CHATML.replace("<|im_end|>", ""),
-            "train[3], tokenizer.chat_template: the template ends the answer with no special token, "
+            "train[3], tokenizer.chat_template: the template ends the answer with no special "
+            "token, "
             "so the model could not learn to stop\n"
             "    a chat template that closes each turn with eos_token or another special token",
             id="no-end-token",
@@ -395,8 +406,10 @@ REWRITES = CHATML.replace(
         pytest.param(
             REWRITES,
             "history written otherwise than in generation",
-            "train[3].messages[1]: the chat template writes the turns before this answer otherwise than the prompt of generation, "
-            "so the mask has no place to begin: '<|im_start|>user\\nhi<|im_end|>\\n<|im_st' against "
+            "train[3].messages[1]: the chat template writes the turns before this answer "
+            "otherwise than the prompt of generation, "
+            "so the mask has no place to begin: '<|im_start|>user\\nhi<|im_end|>\\n<|im_st' "
+            "against "
             "'<|im_start|>user\\nHI<|im_end|>\\n<|im_st'\n"
             "    another tokenizer.chat_template",
             id="rewrites-history",
@@ -404,13 +417,15 @@ REWRITES = CHATML.replace(
         pytest.param(
             "{{ raise_exception('one turn at most') }}",
             "refused by the chat template",
-            "train[3]: the chat template refuses the conversation: one turn at most\n    mend the row or the template",
+            "train[3]: the chat template refuses the conversation: one turn at most\n"
+            "    mend the row or the template",
             id="raises",
         ),
         pytest.param(
             "{{ nothing + bos_token }}",
             "refused by the chat template",
-            "train[3]: the chat template refuses the conversation: 'nothing' is undefined\n    mend the row or the template",
+            "train[3]: the chat template refuses the conversation: 'nothing' is undefined\n"
+            "    mend the row or the template",
             id="undefined-name",
         ),
         pytest.param(
@@ -431,7 +446,8 @@ REWRITES = CHATML.replace(
         pytest.param(
             CHATML.replace("message.content", "message.content | replace('o', '')"),
             "left out by the chat template",
-            "train[3].messages[1]: the chat template leaves out the answer, or a part of it\n    another tokenizer.chat_template",
+            "train[3].messages[1]: the chat template leaves out the answer, or a part of it\n"
+            "    another tokenizer.chat_template",
             id="a-part-of-the-answer",
         ),
     ],
@@ -520,7 +536,8 @@ def test_a_row_without_a_turn_to_train_is_refused(tokenizer: Any) -> None:
 def test_a_turn_that_must_not_be_trained_clashes_with_a_full_loss(tokenizer: Any) -> None:
     error = refused(tokenizer, replace(talk("a", "b"), train=(None, False)), FULL)
     assert str(error) == (
-        "train[3]: loss=full trains every token, and a turn is marked train: false\n    loss=assistant_only"
+        "train[3]: loss=full trains every token, and a turn is marked train: false\n"
+        "    loss=assistant_only"
     )
 
 
@@ -546,7 +563,8 @@ def test_each_answer_follows_exactly_the_ids_that_generation_is_fed(
 
 BLOCKS = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}<|im_end|>\n{% endgeneration %}"
+    "{% if message.role == 'assistant' %}{% generation %}{{ message.content }}<|im_end|>\n"
+    "{% endgeneration %}"
     "{% else %}{{ message.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -575,7 +593,8 @@ def test_a_turn_without_a_generation_block_is_an_error(templated: Templated) -> 
 
 THINKING = CHATML.replace(
     "message.content",
-    "(message.content.split('</think>')[-1] if message.role == 'assistant' and not loop.last else message.content)",
+    "(message.content.split('</think>')[-1] if message.role == 'assistant' and not loop.last "
+    "else message.content)",
 )
 THOUGHTS = talk("a", "<think>x</think>b", "c", "<think>y</think>d")
 
@@ -596,9 +615,12 @@ def test_training_every_turn_of_a_rewritten_history_is_an_error_with_two_ways_ou
 ) -> None:
     error = refused(templated(THINKING), THOUGHTS, ASSISTANT)
     assert str(error) == (
-        "train[3].messages[1]: the chat template writes this answer otherwise once turns follow it: "
-        "'im_start|>assistant\\n<think>x</think>b<|i' against 'im_start|>assistant\\nb<|im_end|>\\n<|im_sta'\n"
-        "    loss=completion_only trains the last turn only; loss.unroll=true makes a row of each turn"
+        "train[3].messages[1]: the chat template writes this answer otherwise once turns follow "
+        "it: "
+        "'im_start|>assistant\\n<think>x</think>b<|i' against "
+        "'im_start|>assistant\\nb<|im_end|>\\n<|im_sta'\n"
+        "    loss=completion_only trains the last turn only; loss.unroll=true makes a row of "
+        "each turn"
     )
     assert error.reason == "history written otherwise than in generation"
 
@@ -631,7 +653,8 @@ def test_unrolling_makes_a_row_of_each_trained_turn(
 
 CALLING = CHATML.replace(
     "{{ message.content }}",
-    "{{ message.content }}{% for call in message.tool_calls or [] %}<tool>{{ call.function | tojson }}<empty_output>{% endfor %}",
+    "{{ message.content }}{% for call in message.tool_calls or [] %}<tool>{{ call.function | "
+    "tojson }}<empty_output>{% endfor %}",
 )
 
 
@@ -668,7 +691,8 @@ def test_a_text_has_no_turns(tokenizer: Any, loss: str) -> None:
     with pytest.raises(DataError) as error:
         encode(tokenizer, Text("a"), LossConfig(loss))
     assert str(error.value) == (
-        f"loss={loss} (train[0]): the format makes a finished text, which has no turns to tell apart\n"
+        f"loss={loss} (train[0]): the format makes a finished text, which has no turns to tell "
+        "apart\n"
         "    loss=full, or loss=response_template"
     )
 
@@ -855,7 +879,8 @@ def test_a_prompt_is_cut_from_the_left_behind_its_bos(opt: Any, limit: int, text
 def test_an_answer_is_never_cut(tokenizer: Any, sample: Sample, limit: int, length: int) -> None:
     error = fit(tokenizer, sample, limit)
     assert str(error) == (
-        f"train[3]: {length} tokens, and no prompt that could be cut to fit sft.max_length={limit}\n    sft.max_length={length}"
+        f"train[3]: {length} tokens, and no prompt that could be cut to fit "
+        f"sft.max_length={limit}\n    sft.max_length={length}"
     )
 
 
@@ -937,8 +962,9 @@ def test_golden_phi3_ids_and_labels_of_yoda(
     ]  # padded on the left there
     row = encode(phi3, yoda[at])
     assert row.input_ids == [expected["input_ids"][at][position] for position in real]
-    # the one deviation: the document also trains <|endoftext|>, which the template writes behind <|end|>. By rule L3 the end of a turn is
-    # trained once, by the token that generation stops at, which is <|end|>; what follows it generation never reaches
+    # the one deviation: the document also trains <|endoftext|>, which the template writes behind
+    # <|end|>. By rule L3 the end of a turn is trained once, by the token that generation stops at,
+    # which is <|end|>; what follows it generation never reaches
     assert [*row.labels[:-1], row.input_ids[-1]] == [
         expected["labels"][at][position] for position in real
     ]

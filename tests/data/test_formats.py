@@ -183,7 +183,8 @@ def test_a_flag_that_would_train_another_role_is_refused() -> None:
         {"messages": [{**turn("user", "a"), "train": True}, turn("assistant", "b")]}, MESSAGES
     )
     assert str(error) == (
-        f"train[0].messages[0].train: true on a turn of user\n    allowed: true on assistant turns\n    {MEND}"
+        "train[0].messages[0].train: true on a turn of user\n"
+        f"    allowed: true on assistant turns\n    {MEND}"
     )
     assert error.reason == "train flag on another role"
 
@@ -194,8 +195,8 @@ def test_the_name_of_another_tool_for_the_flag_is_refused(name: str) -> None:
         {"messages": [turn("user", "a"), {**turn("assistant", "b"), name: 0}]}, MESSAGES
     )
     assert (
-        str(error)
-        == f"train[0].messages[1].{name}: 0\n    allowed: train: true or train: false\n    rename the field to train"
+        str(error) == f"train[0].messages[1].{name}: 0\n    allowed: train: true or train: false\n"
+        "    rename the field to train"
     )
 
 
@@ -236,7 +237,8 @@ def test_sharegpt_turns_may_have_train_flags() -> None:
         ),
         (
             share(("bot", "a")),
-            "train[0].conversations[0].from: 'bot'\n    allowed: human, user, gpt, assistant, system, tool, observation",
+            "train[0].conversations[0].from: 'bot'\n"
+            "    allowed: human, user, gpt, assistant, system, tool, observation",
         ),
         (
             share(("human", None)),
@@ -474,7 +476,8 @@ def test_a_batched_function_that_gives_no_value_for_each_row_is_an_error_of_the_
         to_samples([{"x": "y"}] * 2, BATCHED, ["train[0]", "train[1]"], lambda batch: value)
     assert not isinstance(error.value, RowError)
     assert str(error.value) == (
-        f"format.function: mine.to_text returned {found} for a batch of 2 rows; it looks like a function of one row\n"
+        f"format.function: mine.to_text returned {found} for a batch of 2 rows; it looks like a "
+        "function of one row\n"
         "    allowed: with format.batched=true a list with one value for each row\n"
         "    format.batched=false, or let the function loop over the batch"
     )
@@ -487,8 +490,10 @@ def test_a_batched_function_that_raises_is_an_error_of_the_whole() -> None:
         )
     assert not isinstance(error.value, RowError)
     assert str(error.value) == (
-        "format.function: mine.to_text raised AttributeError: 'list' object has no attribute 'strip'\n"
-        "    allowed: with format.batched=true it is given {column: [values]} of 2 rows; columns x\n"
+        "format.function: mine.to_text raised AttributeError: 'list' object has no attribute "
+        "'strip'\n"
+        "    allowed: with format.batched=true it is given {column: [values]} of 2 rows; columns "
+        "x\n"
         "    format.batched=false if it takes one row"
     )
 
@@ -585,8 +590,10 @@ def test_a_users_own_words_cannot_fill_two_fields() -> None:
             PromptCompletion("a", "b"),
         )
     assert str(error.value) == (
-        "evaluation.sample_prompts: the prompt pattern has the fields a, b, and a sample prompt fills one\n"
-        "    leave sample_prompts out (rows of the data set are asked), or set format.prompt_no_input with one field"
+        "evaluation.sample_prompts: the prompt pattern has the fields a, b, and a sample prompt "
+        "fills one\n"
+        "    leave sample_prompts out (rows of the data set are asked), or set "
+        "format.prompt_no_input with one field"
     )
 
 
@@ -634,7 +641,8 @@ def test_a_missing_text_column_may_be_named_by_its_key() -> None:
     with pytest.raises(DataError) as error:
         check_columns(["texts", "id"], TEXT, "train")
     assert str(error.value) == (
-        "format=text (train): no column 'text'; the data set has texts, id\n    allowed: columns text\n"
+        "format=text (train): no column 'text'; the data set has texts, id\n"
+        "    allowed: columns text\n"
         "    format.text_field=texts, or dataset.columns.text=texts, or another format"
     )
 
@@ -815,7 +823,8 @@ def test_bad_messages_name_the_turn(messages: Any, where: str, found: str, allow
         ("ta", "tool, assistant"),
         (
             "ua" * 10 + "u",
-            "user, assistant, user, assistant, user, assistant, ..., user, assistant, user, assistant, user",
+            "user, assistant, user, assistant, user, assistant, ..., user, assistant, user, "
+            "assistant, user",
         ),
     ],
 )

@@ -1,4 +1,5 @@
-"""What is trained, as text that a person can review: tests/golden/FORMAT-TEMPLATE-LOSS.txt, the trained parts in ⟦brackets⟧.
+"""What is trained, as text that a person can review: tests/golden/FORMAT-TEMPLATE-LOSS.txt, the
+trained parts in ⟦brackets⟧.
 
 The embedded tokenizer reads them all; a template whose tokens it lacks gets them as special tokens.
 """

@@ -1,21 +1,26 @@
-"""The golden values on formatting, masks, collation and splits, through `sftpipe.compose` and `sftpipe.prepare`.
+"""The golden values on formatting, masks, collation and splits, through `sftpipe.compose` and
+`sftpipe.prepare`.
 
 Deviations, each with the rule of DESIGN.md that asks for it:
 
-- 000-preprocess-odd-*: Alpaca masks by the length of the prompt. `loss.boundary=joint` gives its ids and labels; the default (L1) tokenises
-  the answer apart, so that its first token follows the ids that generation feeds.
-- 002-completion-collator, 002-completion-decode, 002-completion-padding-free: the response template trains up to the end of the text,
-  `<|endoftext|>` behind `<|end|>` included, and so do we (L7). `loss=completion_only` on the same turns stops at `<|end|>` (L3).
-- 002-pad-collator, 002-lm-collator, 002-completion-collator: the notebook pads on the left. Training pads on the right here (DESIGN section
-  7); the tests compare what is not padding.
-- 002-phi-chat, 002-byofd-text: the turns that `<|endoftext|>` follows are the template's; a text that ends in EOS gets no other (L3).
-- 002-yoda-byot-gen: the notebook's prompts end in a space that training never saw; ours end as the pattern says (L1).
-- 003-batch-gpt2, 004-collate-*: PAD is EOS in the sources; here it is a token of its own (L9), and the tests compare the rest.
-- 004-format-val0-ko: the chapter generates from a prompt without "### 응답:"; ours is the prompt of training, header included (L1).
+- 000-preprocess-odd-*: Alpaca masks by the length of the prompt. `loss.boundary=joint` gives its
+  ids and labels; the default (L1) tokenises the answer apart, so that its first token follows the
+  ids that generation feeds. - 002-completion-collator, 002-completion-decode,
+  002-completion-padding-free: the response template trains up to the end of the text,
+  `<|endoftext|>` behind `<|end|>` included, and so do we (L7). `loss=completion_only` on the same
+  turns stops at `<|end|>` (L3). - 002-pad-collator, 002-lm-collator, 002-completion-collator: the
+  notebook pads on the left. Training pads on the right here (DESIGN section 7); the tests compare
+  what is not padding. - 002-phi-chat, 002-byofd-text: the turns that `<|endoftext|>` follows are
+  the template's; a text that ends in EOS gets no other (L3). - 002-yoda-byot-gen: the notebook's
+  prompts end in a space that training never saw; ours end as the pattern says (L1). -
+  003-batch-gpt2, 004-collate-*: PAD is EOS in the sources; here it is a token of its own (L9), and
+  the tests compare the rest. - 004-format-val0-ko: the chapter generates from a prompt without "###
+  응답:"; ours is the prompt of training, header included (L1).
 
-Quoted, not tested, because their data or weights cannot be had, or because they are settings and not results: 000-constants, 000-defaults,
-001-vocab-book, 002-phi-template (the tokenizer's own), 002-format-mapping-chatml (a feature of `datasets`),
-003-markers, 004-size, 004-entry50-ko, 004-phi3-style (only a figure), 004-base-config, 004-train-hparams, 004-initial-loss,
+Quoted, not tested, because their data or weights cannot be had, or because they are settings and
+not results: 000-constants, 000-defaults, 001-vocab-book, 002-phi-template (the tokenizer's own),
+002-format-mapping-chatml (a feature of `datasets`), 003-markers, 004-size, 004-entry50-ko,
+004-phi3-style (only a figure), 004-base-config, 004-train-hparams, 004-initial-loss,
 004-sft-filename, 004-test0-with-response-*, 004-with-response-is-test.
 """
 
@@ -48,7 +53,9 @@ def cases(golden: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def prepared(golden: Path, tmp_path: Path) -> Prepared:
-    """Rows through the public API, with a golden tokenizer; `limit`s off, so that a row may stand alone."""
+    """Rows through the public API, with a golden tokenizer; `limit`s off, so that a row may stand
+    alone.
+    """
 
     def prepare(rows: list[dict[str, Any]] | Path, tokenizer: str, *overrides: str) -> Any:
         file = rows if isinstance(rows, Path) else tmp_path / "rows.jsonl"
@@ -178,7 +185,8 @@ def yoda_texts(golden: Path) -> list[dict[str, str]]:
     with (golden / "data" / "yoda" / "sentences.csv").open(encoding="utf-8", newline="") as file:
         return [
             {
-                "text": f"<|user|>\n{row['sentence']}<|end|>\n<|assistant|>\n{row['translation_extra']}<|end|>\n<|endoftext|>"
+                "text": f"<|user|>\n{row['sentence']}<|end|>\n<|assistant|>\n"
+                f"{row['translation_extra']}<|end|>\n<|endoftext|>"
             }
             for row in csv.DictReader(file)
         ]
@@ -214,7 +222,8 @@ def test_pairs_become_the_golden_conversations(
     overrides = ["dataset.columns={instruction: prompt, output: completion}"]
     if form == "function":
         (tmp_path / "golden_pairs.py").write_text(
-            "def to_messages(row):\n    return {'messages': [{'role': 'user', 'content': row['prompt']},\n"
+            "def to_messages(row):\n"
+            "    return {'messages': [{'role': 'user', 'content': row['prompt']},\n"
             "                         {'role': 'assistant', 'content': row['completion']}]}\n"
         )
         monkeypatch.chdir(tmp_path)
@@ -242,7 +251,8 @@ def test_a_users_formatting_function_gives_the_golden_texts(
         "def one(row):\n"
         "    return f\"### Question: {row['prompt']}\\n### Answer: {row['completion']}\" + END\n"
         "def many(rows):\n"
-        "    return [f'### Question: {p}\\n ### Answer: {c}' + END for p, c in zip(rows['prompt'], rows['completion'])]\n"
+        "    return [f'### Question: {p}\\n ### Answer: {c}' + END for p, c in "
+        "zip(rows['prompt'], rows['completion'])]\n"
     )
     monkeypatch.chdir(tmp_path)
     case = cases["002-byoff3-batched" if batched else "002-byoff2"]
@@ -536,7 +546,10 @@ CHAPTER_SPLIT = [
     "dataset.validation_size=0.05",
     "dataset.split_order=[train,test,validation]",
 ]
-ENGLISH = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+ENGLISH = (
+    "Below is an instruction that describes a task. Write a response that appropriately "
+    "completes the request.\n\n"
+)
 INSTRUCTION = f"{ENGLISH}### Instruction:\n{{instruction}}"
 INPUT, RESPONSE = "\n\n### Input:\n{input}", "\n\n### Response:\n"
 CHAPTER_ENGLISH = [
@@ -614,7 +627,9 @@ def loader_shapes(data: Any) -> list[list[int]]:
 def test_batches_are_the_chapters_with_labels_that_are_not_shifted(
     cases: dict[str, Any], prepared: Prepared, case: str
 ) -> None:
-    """The chapter's inputs and targets are our ids without the last and our labels without the first, on rows that end in one EOS."""
+    """The chapter's inputs and targets are our ids without the last and our labels without the
+    first, on rows that end in one EOS.
+    """
     data = prepared([{"text": "a"}], "gpt2", "format=text", "loss=full")
     eos, pad = data.tokenizer.eos_token_id, data.tokenizer.pad_token_id
     rows = [{"input_ids": [*ids, eos], "labels": [*ids, eos]} for ids in cases[case]["input"]]
@@ -670,7 +685,9 @@ def test_the_loss_leaves_ignored_labels_out_and_shifts_inside(cases: dict[str, A
 def test_windows_of_the_constitution_have_the_golden_bigram_loss(
     cases: dict[str, Any], golden: Path
 ) -> None:
-    """The notebook draws its batch, after seed 1337, from the first nine tenths; its weights come after the same seed."""
+    """The notebook draws its batch, after seed 1337, from the first nine tenths; its weights come
+    after the same seed.
+    """
     case, file = cases["001-bigram-loss"], golden / "data" / "ko_law" / "constitution.txt"
     text, size = file.read_text(encoding="utf-8"), case["input"]["V"]
     words = [
@@ -699,7 +716,9 @@ def test_windows_of_the_constitution_have_the_golden_bigram_loss(
 
 
 def test_every_golden_case_is_tested_quoted_or_of_another_part(cases: dict[str, Any]) -> None:
-    """A case that is added to the golden values shows up here until somebody decides what becomes of it."""
+    """A case that is added to the golden values shows up here until somebody decides what becomes
+    of it.
+    """
     text = Path(__file__).read_text(encoding="utf-8")
     elsewhere = (
         "smart-resize",

@@ -160,7 +160,8 @@ def test_each_source_has_its_format_and_the_others_have_the_run_s(mix: Mix, fold
     texts = [data.tokenizer.decode(row["input_ids"]) for row in data.train]
     assert (
         texts.count(
-            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\nm0<|im_end|>\n"
+            "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
+            "<|im_start|>assistant\nm0<|im_end|>\n"
         )
         == 1
     )

@@ -219,7 +219,8 @@ def test_a_corpus_shorter_than_a_window_is_an_error_that_names_both_sizes(tmp_pa
     with pytest.raises(DataError) as error:
         sftpipe.prepare(sftpipe.compose([*words, "packing=blocks", "packing.block_size=4"]))
     assert str(error.value) == (
-        "packing.block_size: 4, and the train split has 4 tokens: less than one window and the token behind it\n"
+        "packing.block_size: 4, and the train split has 4 tokens: less than one window and the "
+        "token behind it\n"
         "    packing.block_size=3 or less, or more text"
     )
     data = sftpipe.prepare(sftpipe.compose([*words, "packing=blocks", "packing.block_size=3"]))
@@ -283,7 +284,8 @@ def yoda_texts(golden: Path, tmp_path: Path) -> list[str]:
     """The notebook's 720 rows as its Phi-3 template writes them, for the command line."""
     with (golden / "data" / "yoda" / "sentences.csv").open(encoding="utf-8", newline="") as file:
         texts = [
-            f"<|user|>\n{row['sentence']}<|end|>\n<|assistant|>\n{row['translation_extra']}<|end|>\n<|endoftext|>"
+            f"<|user|>\n{row['sentence']}<|end|>\n<|assistant|>\n"
+            f"{row['translation_extra']}<|end|>\n<|endoftext|>"
             for row in csv.DictReader(file)
         ]
     path = tmp_path / "texts.jsonl"
@@ -416,39 +418,48 @@ def test_length_limits_act_before_packing() -> None:
     [
         (
             ["packing=bfd", "sft.max_length=null"],
-            "sft.max_length: null, and packing=bfd fills sequences of that length\n    sft.max_length=1024",
+            "sft.max_length: null, and packing=bfd fills sequences of that length\n"
+            "    sft.max_length=1024",
         ),
         (
             ["packing=wrapped", "over_length=truncate"],
-            "over_length: 'truncate', and packing=wrapped splits long rows\n    over_length=error, or packing=bfd",
+            "over_length: 'truncate', and packing=wrapped splits long rows\n"
+            "    over_length=error, or packing=bfd",
         ),
         (
             ["packing=blocks", "loss=full", "over_length=truncate"],
-            "over_length: 'truncate', and packing=blocks splits long rows\n    over_length=error, or packing=bfd",
+            "over_length: 'truncate', and packing=blocks splits long rows\n"
+            "    over_length=error, or packing=bfd",
         ),
         (
             ["packing=blocks"],
-            "loss=completion_only: packing=blocks trains every token of its windows\n    loss=full, or packing=bfd",
+            "loss=completion_only: packing=blocks trains every token of its windows\n"
+            "    loss=full, or packing=bfd",
         ),
         (
             ["packing=blocks", "loss=full", "packing.block_size=null"],
-            "packing.block_size: not set, and packing=blocks cuts windows of that length\n    packing.block_size=256",
+            "packing.block_size: not set, and packing=blocks cuts windows of that length\n"
+            "    packing.block_size=256",
         ),
         (
             ["packing=bfd", "packing.block_size=8"],
-            "packing.block_size: nothing reads it with strategy: bfd\n    allowed: blocks\n    packing=blocks, or leave it out",
+            "packing.block_size: nothing reads it with strategy: bfd\n    allowed: blocks\n"
+            "    packing=blocks, or leave it out",
         ),
         (
             ["packing=blocks", "loss=full", "packing.pack_eval=true"],
-            "packing.pack_eval: nothing reads it with packing=blocks: validation and test are always cut into windows\n    leave it out",
+            "packing.pack_eval: nothing reads it with packing=blocks: validation and test are "
+            "always cut into windows\n    leave it out",
         ),
         (
             ["packing=blocks", "loss=full", "packing.isolation=trust"],
-            "packing.isolation: nothing reads it with packing=blocks: documents see each other in blocks, by design\n    leave it out",
+            "packing.isolation: nothing reads it with packing=blocks: documents see each other "
+            "in blocks, by design\n    leave it out",
         ),
         (
             ["packing=blocks", "loss=full", "sft.train_sampling_strategy=group_by_length"],
-            "sft.train_sampling_strategy: nothing reads it with packing=blocks: windows are drawn at random\n    leave it out",
+            "sft.train_sampling_strategy: nothing reads it with packing=blocks: windows are "
+            "drawn at random\n    leave it out",
         ),
     ],
 )

@@ -1,4 +1,6 @@
-"""Rules of DESIGN.md section 7 over random samples, on real tokenizers of three kinds and every chat template that we ship."""
+"""Rules of DESIGN.md section 7 over random samples, on real tokenizers of three kinds and every
+chat template that we ship.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ LOSSES = ("completion_only", "assistant_only")
 
 # --- random samples -------------------------------------------------------------------------------
 
-ALPHABET = " \n\t.,:;-_'\"`“”«»()[]{}<>|/\\#*=012abcXYZéüß가나다안녕하세요\U0001f600\U0001f44d\U0001f468\u200d\U0001f469"
+ALPHABET = (
+    " \n"
+    "\t.,:;-_'\"`“”«»()[]{}<>|/\\#*=012abcXYZéüß가나다안녕하세요\U0001f600\U0001f44d\U0001f468\u200d\U0001f469"
+)
 SPECIAL = re.compile(r"<[^<>]*>")  # no text spells a special token of any of the tokenizers
 TEXT = st.one_of(
     st.text(st.sampled_from(ALPHABET), min_size=1, max_size=25),
@@ -102,7 +107,9 @@ KINDS = [
 
 @dataclass(frozen=True)
 class Kind:
-    """end: id of the token that ends a turn; bos: how often BOS stands in a row, None where it opens turns; trims: the template does."""
+    """end: id of the token that ends a turn; bos: how often BOS stands in a row, None where it
+    opens turns; trims: the template does.
+    """
 
     tokenizer: Any
     encoders: dict[str, Encoder]
@@ -398,7 +405,8 @@ def test_l7_with_both_templates_every_answer_is_trained_up_to_the_next_question(
     for at, ((_, ids), (_, answer)) in enumerate(zip(found, pairs, strict=True)):
         last = at == len(pairs) - 1
         text = decoded(plain, ids[:-1] if last else ids)
-        # a token that holds the last character of the answer and the first of the next template belongs to the answer
+        # a token that holds the last character of the answer and the first of the next template
+        # belongs to the answer
         assert text.lstrip(" ").startswith(answer.lstrip(" "))
         assert text.lstrip(" ").removeprefix(answer.lstrip(" ")) in ("", "\n", "\n#", "\n###")
 

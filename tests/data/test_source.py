@@ -318,7 +318,8 @@ def call(module: str, function: str = "rows") -> dict[str, Rows]:
 
 def test_a_function_returns_rows_or_splits(module: Callable[[str], str]) -> None:
     name = module(
-        "def rows():\n    yield {'text': 'a', 'n': 1}\n\ndef splits():\n    return {'train': rows(), 'test': [{'text': 'b'}]}\n"
+        "def rows():\n    yield {'text': 'a', 'n': 1}\n\ndef splits():\n"
+        "    return {'train': rows(), 'test': [{'text': 'b'}]}\n"
     )
     assert {split: list(rows) for split, rows in call(name).items()} == {
         "train": [{"text": "a", "n": 1}]
@@ -334,7 +335,8 @@ def test_a_function_needs_a_permission(module: Callable[[str], str]) -> None:
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="function", function=f"{name}.rows"))
     assert str(error.value) == (
-        f"dataset.function: '{name}.rows' would run code of '{name}'\n    allowed: sftpipe\n    allowed_targets=[{name}]"
+        f"dataset.function: '{name}.rows' would run code of '{name}'\n    allowed: sftpipe\n"
+        f"    allowed_targets=[{name}]"
     )
 
 
@@ -376,7 +378,8 @@ def test_a_generator_that_raises_on_its_way_is_an_error_of_the_function(
     name = module("def rows():\n    yield {'text': 'a'}\n    raise OSError('gone')\n")
     with pytest.raises(
         DataError,
-        match=rf"^dataset\.function: {name}\.rows raised OSError at row 1: gone\n    mend the function$",
+        match=rf"^dataset\.function: {name}\.rows raised OSError "
+        r"at row 1: gone\n    mend the function$",
     ):
         call(name)
 
@@ -547,7 +550,8 @@ def test_an_order_that_does_not_name_each_split_once_is_refused(
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="json", data_files=file, test_size=2, split_order=order))
     assert str(error.value) == (
-        f"dataset.split_order: {order}\n    allowed: each of train, validation, test once\n    dataset.split_order=[train,test]"
+        f"dataset.split_order: {order}\n    allowed: each of train, validation, test once\n"
+        "    dataset.split_order=[train,test]"
     )
 
 
@@ -572,8 +576,8 @@ def test_a_split_of_the_source_that_is_not_there_is_named_with_ours(rows_file: W
             DatasetConfig(path="json", data_files=files, split={"train": "first", "test": "secnd"})
         )
     assert (
-        str(error.value)
-        == "dataset.split.test: no split 'secnd'\n    allowed: first, second\n    dataset.split.test=second"
+        str(error.value) == "dataset.split.test: no split 'secnd'\n    allowed: first, second\n"
+        "    dataset.split.test=second"
     )
 
 
@@ -678,8 +682,8 @@ def test_a_limit_of_nothing_is_an_empty_split(file: str) -> None:
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="json", data_files=file, limit=0))
     assert (
-        str(error.value)
-        == "dataset (train): the split is empty\n    look at dataset.data_files, the sizes and the limit"
+        str(error.value) == "dataset (train): the split is empty\n"
+        "    look at dataset.data_files, the sizes and the limit"
     )
 
 
@@ -691,7 +695,8 @@ def test_a_missing_file_names_the_folder_and_the_nearest_file(file: str) -> None
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="json", data_files=wrong))
     assert str(error.value) == (
-        f"dataset.data_files: no file {wrong} (looked in {Path(file).parent.resolve()})\n    dataset.data_files={file}"
+        f"dataset.data_files: no file {wrong} (looked in {Path(file).parent.resolve()})\n"
+        f"    dataset.data_files={file}"
     )
 
 
@@ -702,7 +707,8 @@ def test_a_missing_file_in_a_missing_folder_says_where_it_was_sought(
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="csv", data_files="nowhere/rows.csv"))
     assert str(error.value) == (
-        f"dataset.data_files: no file nowhere/rows.csv (looked in {tmp_path.resolve() / 'nowhere'})\n    name a file that exists"
+        "dataset.data_files: no file nowhere/rows.csv (looked in "
+        f"{tmp_path.resolve() / 'nowhere'})\n    name a file that exists"
     )
 
 
@@ -711,8 +717,8 @@ def test_an_unknown_embedded_set_names_the_ones_there_are() -> None:
         load_splits(DatasetConfig(path="embedded", name="yodda"))
     allowed = "instruct, instruct_ko, ko_corpus, ko_marked, yoda"
     assert (
-        str(error.value)
-        == f"dataset.name: no embedded data set 'yodda'\n    allowed: {allowed}\n    dataset.name=yoda"
+        str(error.value) == f"dataset.name: no embedded data set 'yodda'\n    allowed: {allowed}\n"
+        "    dataset.name=yoda"
     )
 
 
@@ -902,8 +908,8 @@ def test_text_that_is_no_utf8_is_named_with_its_line(path: str, text: str, tmp_p
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path=path, data_files=str(file)))
     assert (
-        str(error.value)
-        == f"dataset.data_files: {file}, line {line}: byte 0xe9 is no UTF-8\n    save the file as UTF-8"
+        str(error.value) == f"dataset.data_files: {file}, line {line}: byte 0xe9 is no UTF-8\n"
+        "    save the file as UTF-8"
     )
 
 
@@ -918,8 +924,8 @@ def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="json", data_files=str(tmp_path)))
     assert (
-        str(error.value)
-        == f"dataset.data_files: {tmp_path} is a folder\n    dataset.data_files='{tmp_path}/*.jsonl'"
+        str(error.value) == f"dataset.data_files: {tmp_path} is a folder\n"
+        f"    dataset.data_files='{tmp_path}/*.jsonl'"
     )
 
 
@@ -939,7 +945,8 @@ def test_a_hub_set_without_a_network_fails_fast_and_says_what_to_do() -> None:
         load_splits(DatasetConfig(path="someone/some_set"))
     assert time.monotonic() - began < 5
     assert str(error.value) == (
-        "dataset.path: someone/some_set: is not in the local cache and the hub cannot be reached (HF_HUB_OFFLINE is set)\n"
+        "dataset.path: someone/some_set: is not in the local cache and the hub cannot be reached "
+        "(HF_HUB_OFFLINE is set)\n"
         "    go online, or dataset=json dataset.data_files=... for local files"
     )
 

@@ -1,4 +1,6 @@
-"""Chat templates of real models, as TRL ships them: what is trained, what is refused and why, and what it costs."""
+"""Chat templates of real models, as TRL ships them: what is trained, what is refused and why, and
+what it costs.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ PAIRED = [name for name in PLAIN if f"{name}_training" in SOURCES]
 TURN_TOKENS = re.compile(
     r"<\|[^<>|\s]+\|>|<｜[^<>｜]+｜>|<(?:start|end)_of_\w+>|<\|[a-z_]+>|<[a-z_]+\|>|\[/?INST\]|\[gMASK\]|<image>"
 )
-# none ends in a character of several tokens: where a block ends in one, TRL masks all of its tokens but the first
+# none ends in a character of several tokens: where a block ends in one, TRL masks all of its tokens
+# but the first
 ANSWERS = (
     'It\'s "fine", thanks.',
     "안녕하세요, 반갑습니다 \U0001f600.",
@@ -45,7 +48,10 @@ ANSWERS = (
 # --- what is refused ------------------------------------------------------------------------------
 
 HISTORY = "history written otherwise than in generation"
-THINKS = "the prompt of generation opens <think>, which the template leaves out of turns that hold no reasoning"
+THINKS = (
+    "the prompt of generation opens <think>, which the template leaves out of turns that "
+    "hold no reasoning"
+)
 NO_STRINGS = "its contents are lists of parts for images, and no strings"
 REFUSED = {  # template without _training: (its error, why), whatever the loss
     "deepseek_r1_distill": (HISTORY, THINKS),
@@ -59,7 +65,9 @@ REFUSED = {  # template without _training: (its error, why), whatever the loss
     "llava_next": ("refused by the chat template", NO_STRINGS),
 }
 NO_END = {"glm4moe": "the role of the next turn ends an answer, and nothing the last one"}
-REWRITES = {  # templates that write an answer otherwise once turns follow it: assistant_only is refused, the last turn trains
+# templates that write an answer otherwise once turns follow it: assistant_only is refused, the last
+# turn trains
+REWRITES = {
     "qwen3": "writes <think> in the last turn only",
     "qwen3_5_think": "writes <think> in the last turn only",
     "qwen3_5_nothink": "writes <think> in the last turn only",
@@ -77,7 +85,8 @@ IN_PROMPT = {  # blocks that begin inside of the prompt of generation: what stan
     "muse_glimmer_training": "<|start|>assistant",
 }
 MERGES = {
-    "llama3_training": "the line break in front of an answer is another token where TRL tokenises prompt and answer together"
+    "llama3_training": "the line break in front of an answer is another token where TRL tokenises prompt and "
+    "answer together"
 }
 GOOD = [name for name in PLAIN if name not in REFUSED and name not in NO_END]
 GOOD_BLOCKS = [name for name in BLOCKS if name.removesuffix("_training") not in REFUSED]
@@ -85,7 +94,9 @@ GOOD_BLOCKS = [name for name in BLOCKS if name.removesuffix("_training") not in 
 
 @pytest.fixture(scope="module")
 def dressed(tokenizer: Any) -> Any:
-    """name -> the embedded tokenizer with that template and, as special tokens, the turn tokens of all templates."""
+    """name -> the embedded tokenizer with that template and, as special tokens, the turn tokens of
+    all templates.
+    """
     tokens = sorted({token for source in SOURCES.values() for token in TURN_TOKENS.findall(source)})
     made = {}
     for eos in ("<|im_end|>", "<|END_OF_TURN_TOKEN|>"):
@@ -235,8 +246,10 @@ def test_a_template_that_opens_think_trains_as_trl_does_where_thinking_is_off(
 def test_a_generation_block_without_the_end_token_is_an_error(dressed: Any) -> None:
     tokenizer = dressed("llama3_training")
     tokenizer.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
-        "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% else %}{{ m.content }}{% endif %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     with pytest.raises(
         DataError, match="the generation block ends in front of the token that ends the turn"
@@ -247,7 +260,8 @@ def test_a_generation_block_without_the_end_token_is_an_error(dressed: Any) -> N
 def test_a_generation_block_that_begins_behind_the_prompt_of_generation_is_an_error(
     dressed: Any,
 ) -> None:
-    # once a tool has answered, the template opens no turn for generation, and one for the answer that it trains
+    # once a tool has answered, the template opens no turn for generation, and one for the answer
+    # that it trains
     tokenizer, chat = (
         dressed("diffusion_gemma_training"),
         asks_a_tool({"city": "Rome"}, "20 degrees"),
@@ -261,7 +275,8 @@ def test_a_generation_block_that_begins_behind_the_prompt_of_generation_is_an_er
 def test_a_generation_block_over_several_turns_is_an_error(dressed: Any) -> None:
     tokenizer = dressed("qwen2_5")
     tokenizer.chat_template = (
-        "{% generation %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% endgeneration %}"
+        "{% generation %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content }}<|im_end|>\n{% endfor %}{% endgeneration %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     with pytest.raises(
@@ -303,7 +318,8 @@ def test_a_template_that_rewrites_answers_is_an_error_that_names_two_ways_out(
     assert error.value.reason == HISTORY
     assert (
         error.value.problem.fix
-        == "loss=completion_only trains the last turn only; loss.unroll=true makes a row of each turn"
+        == "loss=completion_only trains the last turn only; loss.unroll=true makes a row of each "
+        "turn"
     )
     rows = [encode(tokenizer, turn, "assistant_only") for turn in unrolled(chat, "assistant_only")]
     assert len(rows) == 3
@@ -322,7 +338,8 @@ def test_reasoning_that_a_template_drops_from_history_is_not_lost_in_silence(dre
     for name in ("qwen3", "gptoss_training"):
         with pytest.raises(
             RowError,
-            match=r"messages\[1\]: the chat template writes this answer otherwise once turns follow it",
+            match=r"messages\[1\]: the chat template writes this "
+            r"answer otherwise once turns follow it",
         ):
             encode(dressed(name), replace(chat, messages=thinking), "assistant_only")
     texts = [
@@ -401,7 +418,8 @@ def test_a_template_with_blocks_trains_the_answers_that_it_trains_without(
     for chat in talks(name):
         loss = "completion_only" if name in REWRITES else "assistant_only"
         ours = trained_texts(plain, chat, loss)
-        # the blocks also train the white space behind the end token, and Phi-3's the EOS that closes the conversation
+        # the blocks also train the white space behind the end token, and Phi-3's the EOS that
+        # closes the conversation
         theirs = [
             text.rstrip().removesuffix("\n<|im_end|>") for text in trained_texts(blocks, chat, loss)
         ]

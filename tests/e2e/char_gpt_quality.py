@@ -1,9 +1,11 @@
-"""What the recipe `char_gpt_ko` is good for: its validation loss against a bigram model's on the same split.
+"""What the recipe `char_gpt_ko` is good for: its validation loss against a bigram model's on the
+same split.
 
 usage: python tests/e2e/char_gpt_quality.py RUN_FOLDER
 
-The bigram model counts pairs of characters in the train split. Its smoothing is chosen on the validation split, in its favour: add-k, and
-Dirichlet priors of the character frequencies, each with several strengths. Exits with 1 when the model is not better.
+The bigram model counts pairs of characters in the train split. Its smoothing is chosen on the
+validation split, in its favour: add-k, and Dirichlet priors of the character frequencies, each with
+several strengths. Exits with 1 when the model is not better.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def main(folder: str) -> int:
 
 
 def best_bigram(train: list[int], validation: list[int], size: int) -> tuple[float, str]:
-    """The lowest cross entropy of a bigram model on `validation`, and its smoothing; ids below `size`."""
+    """The lowest cross entropy of a bigram model on `validation`, and its smoothing; ids below
+    `size`.
+    """
     pairs, firsts, singles = Counter(pairwise(train)), Counter(train[:-1]), Counter(train)
 
     def entropy(probability: Callable[[int, int], float]) -> float:

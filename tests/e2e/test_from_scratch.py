@@ -85,8 +85,8 @@ def test_answers_that_the_model_has_no_positions_for_are_refused(cli: Any) -> No
     done = cli("train", *SHORT, "evaluation.max_new_tokens=60")
     assert done.returncode == 2
     assert (
-        "evaluation.max_new_tokens: 60 makes prompts and answers of 67 tokens, and the model (gpt2) has 65 positions"
-        in done.stderr
+        "evaluation.max_new_tokens: 60 makes prompts and answers of 67 tokens, and the model "
+        "(gpt2) has 65 positions" in done.stderr
     )
     assert "evaluation.max_new_tokens=58 or less" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,4 +1,6 @@
-"""New tokens under LoRA on a 4-bit base: trained, saved, loaded by plain PEFT after the lines of the card, merged, asked."""
+"""New tokens under LoRA on a 4-bit base: trained, saved, loaded by plain PEFT after the lines of
+the card, merged, asked.
+"""
 
 from __future__ import annotations
 

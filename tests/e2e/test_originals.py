@@ -1,6 +1,7 @@
 """Recipes of the hub and what the sources do on their models, through the real command line.
 
-The real tokenizer, the original data and the original architecture, made small, with random weights: two steps.
+The real tokenizer, the original data and the original architecture, made small, with random
+weights: two steps.
 """
 
 from __future__ import annotations

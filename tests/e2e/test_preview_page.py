@@ -71,7 +71,9 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any, page_url: str) -> Iterator[Any]:
-    """The page as it was opened; in the end nothing may have been loaded, run from the data or complained about."""
+    """The page as it was opened; in the end nothing may have been loaded, run from the data or
+    complained about.
+    """
     page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light")
     requests: list[str] = []
     complaints: list[str] = []
@@ -108,7 +110,8 @@ def test_pointing_at_a_token_shows_its_id_place_and_reason(opened: Any, tokenize
     token(opened, "test[0]", 0).hover()
     assert (
         detail(opened)
-        == "token <|im_start|> id 1 in the vocabulary <|im_start|> position 0 masked prompt: in front of what is trained"
+        == "token <|im_start|> id 1 in the vocabulary <|im_start|> position 0 masked prompt: in "
+        "front of what is trained"
     )
 
     good = tokenizer(PROMPT, add_special_tokens=False).input_ids
@@ -133,7 +136,8 @@ def test_a_packed_row_shows_where_a_sequence_begins_and_counts_positions_anew(
     ]
     token(opened, "train[0]", length - 1).hover()
     assert detail(opened).endswith(
-        f"position {length - 1} in sequence 1, {length - 1} in the row masked behind the end of the answer"
+        f"position {length - 1} in sequence 1, {length - 1} in the row masked behind the end of "
+        "the answer"
     )
     token(opened, "train[0]", length).hover()
     assert detail(opened).endswith(

@@ -137,7 +137,9 @@ def test_loss_and_gradients_equal_plain_peft_with_full_logits(
 
 @pytest.mark.slow
 def test_an_evaluation_leaves_the_gradients_as_they_were(real: Trainer, data: PreparedData) -> None:
-    """bitsandbytes repacks 4-bit weights in eval mode on some CPUs, for a kernel without a backward."""
+    """bitsandbytes repacks 4-bit weights in eval mode on some CPUs, for a kernel without a
+    backward.
+    """
     batch = batch_of(data, 4, 5)
     real.compute_loss(real.model, dict(batch)).backward()
     before = gradients(real.model)

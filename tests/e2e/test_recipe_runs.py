@@ -1,4 +1,6 @@
-"""Recipes through the real command line: two steps on a tiny model, on their own data where these are embedded."""
+"""Recipes through the real command line: two steps on a tiny model, on their own data where these
+are embedded.
+"""
 
 from __future__ import annotations
 

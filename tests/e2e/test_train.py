@@ -59,7 +59,9 @@ def on(tiny_model: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def real_run(tmp_path_factory: pytest.TempPathFactory, smollm2: Any) -> Path:
-    """`sftpipe train recipe=yoda` on the embedded model with NF4 and LoRA, for two steps on 16 rows, from an empty folder."""
+    """`sftpipe train recipe=yoda` on the embedded model with NF4 and LoRA, for two steps on 16
+    rows, from an empty folder.
+    """
     folder = tmp_path_factory.mktemp("real")
     done = subprocess.run(
         [sys.executable, "-m", "sftpipe", "train", *REAL, "--json"],
@@ -375,7 +377,9 @@ def test_a_model_that_leaks_trains_packed_under_a_mask(
 
 @pytest.mark.slow
 def test_the_wheel_trains_from_an_empty_folder(tmp_path: Path) -> None:
-    """Installed into an environment of its own; the heavy dependencies come from this one's site-packages."""
+    """Installed into an environment of its own; the heavy dependencies come from this one's
+    site-packages.
+    """
     import sysconfig
 
     repository = Path(__file__).parents[2]

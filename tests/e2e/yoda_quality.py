@@ -34,7 +34,8 @@ def main(folder: str) -> int:
     loss = run.metrics["validation"]
     fall = 1 - loss["after"]["loss"] / loss["before"]["loss"]
     print(
-        f"validation loss {loss['before']['loss']:.3f} -> {loss['after']['loss']:.3f} ({fall:.0%} less)"
+        f"validation loss {loss['before']['loss']:.3f} -> {loss['after']['loss']:.3f} "
+        f"({fall:.0%} less)"
     )
     print(f"chrF over {len(prompts)} test rows {before:.1f} -> {after:.1f} (+{after - before:.1f})")
     return 0 if fall >= 0.4 and after - before >= 15 else 1

@@ -132,7 +132,8 @@ def test_a_misspelt_field_is_an_error_with_a_suggestion() -> None:
         "model.config.n_laier: unknown field\n    did you mean model.config.n_layer?"
     )
     assert refusal(scratch(zzzz=3)).startswith(
-        "model.config.zzzz: unknown field\n    allowed: the fields of GPT2Config: activation_function,"
+        "model.config.zzzz: unknown field\n"
+        "    allowed: the fields of GPT2Config: activation_function,"
     )
 
 
@@ -150,7 +151,8 @@ def test_a_misspelt_field_of_a_named_models_config_is_an_error(tiny_model: Path)
 def test_an_unknown_kind_of_model_is_an_error_with_a_suggestion() -> None:
     assert refusal(scratch(model_type="gpt_2")) == (
         "model.config.model_type: transformers has no causal language model 'gpt_2'\n"
-        "    allowed: such as gpt2, llama, qwen3, gemma3_text, mistral, phi3\n    model.config.model_type=gpt2"
+        "    allowed: such as gpt2, llama, qwen3, gemma3_text, mistral, phi3\n"
+        "    model.config.model_type=gpt2"
     )
     assert "'vit'" in refusal(scratch(model_type="vit"))
 
@@ -168,12 +170,14 @@ def test_a_value_that_transformers_refuses_is_an_error_and_no_traceback(letters:
     [
         (
             ["lora=default"],
-            "lora + model.init: lora keeps the weights of a base as they are, and model.init=random has none that are worth keeping\n"
+            "lora + model.init: lora keeps the weights of a base as they are, and "
+            "model.init=random has none that are worth keeping\n"
             "    lora=none, or model.init=pretrained",
         ),
         (
             ["quantization=nf4", "lora=default"],
-            "quantization + model.init: quantization keeps the weights of a base as they are, and model.init=random has none that are worth "
+            "quantization + model.init: quantization keeps the weights of a base as they are, "
+            "and model.init=random has none that are worth "
             "keeping\n    quantization=none, or model.init=pretrained",
         ),
         (
@@ -199,8 +203,10 @@ def test_a_value_that_transformers_refuses_is_an_error_and_no_traceback(letters:
         ),
         (
             ["model.init=pretrained"],
-            "model.name_or_path: not set, and model.init=pretrained loads weights\n    model.name_or_path=...\n"
-            "model.config: nothing reads it with init: pretrained: weights bring their own config\n    model.init=random, or leave it out",
+            "model.name_or_path: not set, and model.init=pretrained loads weights\n"
+            "    model.name_or_path=...\n"
+            "model.config: nothing reads it with init: pretrained: weights bring their own "
+            "config\n    model.init=random, or leave it out",
         ),
     ],
 )
@@ -240,7 +246,8 @@ def test_windows_longer_than_the_models_positions_are_an_error_that_names_both()
     with pytest.raises(ModelError) as error:
         sftpipe.prepare(sftpipe.compose([*words, "packing.block_size=65"]))
     assert str(error.value) == (
-        "packing.block_size: 65 makes windows of 66 tokens, and the model (llama) has 65 positions\n    packing.block_size=64 or less"
+        "packing.block_size: 65 makes windows of 66 tokens, and the model (llama) has 65 "
+        "positions\n    packing.block_size=64 or less"
     )
     assert (
         len(
@@ -264,8 +271,8 @@ def test_room_is_told_as_the_largest_value_that_fits(tokens: int, fix: str) -> N
             "shorter ones",
         )
     assert (
-        str(error.value)
-        == f"key: 50 makes rows of {tokens} tokens, and the model (gpt2) has 64 positions\n    {fix}"
+        str(error.value) == f"key: 50 makes rows of {tokens} tokens, and "
+        f"the model (gpt2) has 64 positions\n    {fix}"
     )
 
 

@@ -1,4 +1,6 @@
-"""The embedding follows the vocabulary: it grows in even steps, never shrinks, and new rows start as the mean."""
+"""The embedding follows the vocabulary: it grows in even steps, never shrinks, and new rows start
+as the mean.
+"""
 
 from __future__ import annotations
 
@@ -179,7 +181,8 @@ def test_an_output_bias_that_peft_would_leave_out_is_refused() -> None:
     with pytest.raises(ModelError) as error:
         models.token_rows(model, [60])
     assert str(error.value) == (
-        "lora: 1 new tokens are to be trained beside the adapter, and the output embedding of this model has a bias\n"
+        "lora: 1 new tokens are to be trained beside the adapter, and the output embedding of "
+        "this model has a bias\n"
         "    allowed: an output embedding without one\n    lora=none trains all weights"
     )
 

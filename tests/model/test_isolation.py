@@ -1,4 +1,6 @@
-"""Packed rows against separate ones, on tiny models of many families: measured as the product measures it."""
+"""Packed rows against separate ones, on tiny models of many families: measured as the product
+measures it.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,9 @@ ROWS = [[7, 8, 9, 10, 11], [12, 13, 14], [15, 16, 17, 18, 19, 20, 21], [22, 23, 
 
 
 def tiny(family: str, attention: str = "sdpa") -> Any:
-    """A random model of a family, as large in its weights as trained ones are, so that a leak shows."""
+    """A random model of a family, as large in its weights as trained ones are, so that a leak
+    shows.
+    """
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **FAMILIES[family])
     extra = {} if family in EAGER_ONLY else {"attn_implementation": attention}
@@ -203,7 +207,8 @@ def test_the_trained_model_is_measured_too() -> None:
     verify(whole, found)
     with pytest.raises(
         ModelError,
-        match=r"packing \(OPTForCausalLM, sdpa\): packed sequences see each other: .* on a small model of the class",
+        match=r"packing \(OPTForCausalLM, sdpa\): packed sequences see each other: .* on a small model "
+        r"of the class",
     ):
         verify(leaking, found)
 

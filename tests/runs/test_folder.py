@@ -116,8 +116,8 @@ def test_a_finished_run_is_never_overwritten() -> None:
     begin(Path("mine"), cfg, complete=True)
 
     assert (
-        refusal(cfg)
-        == "run=mine: a finished run, which is never overwritten\n    leave run out, or name a new folder"
+        refusal(cfg) == "run=mine: a finished run, which is never overwritten\n"
+        "    leave run out, or name a new folder"
     )
 
 
@@ -328,7 +328,10 @@ def test_a_path_that_cannot_be_gone_on_from_is_refused(overrides: list[str], mes
 def test_a_path_to_a_run_without_a_whole_checkpoint_is_refused() -> None:
     begin(Path("mine"), config())
 
-    message = "sft.resume_from_checkpoint: mine holds no whole checkpoint\n    auto begins such a run at its first step"
+    message = (
+        "sft.resume_from_checkpoint: mine holds no whole checkpoint\n"
+        "    auto begins such a run at its first step"
+    )
     assert refusal(config("sft.resume_from_checkpoint=mine")) == message
 
 

@@ -1,4 +1,6 @@
-"""A model folder without weights whose tokenizer knows bytes: it loads in milliseconds, and a character of ASCII is one token."""
+"""A model folder without weights whose tokenizer knows bytes: it loads in milliseconds, and a
+character of ASCII is one token.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ CHATML = (
 
 
 def write_byte_model(folder: Path, *, pad: str = "<|pad|>", merges: int = 0) -> Path:
-    """Write the tokenizer (ChatML, EOS `<|im_end|>`) and a config; with `merges`, some pairs of letters are tokens too."""
+    """Write the tokenizer (ChatML, EOS `<|im_end|>`) and a config; with `merges`, some pairs of
+    letters are tokens too.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

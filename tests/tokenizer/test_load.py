@@ -104,7 +104,8 @@ def test_eos_as_pad_is_refused(load: Load) -> None:
     with pytest.raises(ModelError) as error:
         load(pad_token="<|im_end|>")
     assert str(error.value) == (
-        "tokenizer.pad_token: '<|im_end|>' is the EOS token: padding would hide the end of every row from the loss\n"
+        "tokenizer.pad_token: '<|im_end|>' is the EOS token: padding would hide the end of every "
+        "row from the loss\n"
         "    tokenizer.pad_token=auto"
     )
 
@@ -124,7 +125,8 @@ def test_a_token_that_the_vocabulary_splits_is_refused(
         load(**{role: wanted})
     assert str(error.value) == (
         f"tokenizer.{role}: {wanted!r} is not in the vocabulary: it is split into {pieces}\n"
-        f"    allowed: auto, keep, or a token such as <|im_start|>, <|im_end|>, <|endoftext|>\n    {fix.format(role=role)}"
+        "    allowed: auto, keep, or a token such as <|im_start|>, <|im_end|>, <|endoftext|>\n"
+        f"    {fix.format(role=role)}"
     )
 
 
@@ -209,7 +211,8 @@ def test_a_word_of_the_vocabulary_becomes_no_new_token(load: Load, key: str, wor
     with pytest.raises(ModelError) as error:
         load(**{key: [word]})
     assert str(error.value) == (
-        f"tokenizer.{key}: 'the' is an ordinary token of the vocabulary (id 1195); as a new one it would be cut out of words\n"
+        f"tokenizer.{key}: 'the' is an ordinary token of the vocabulary (id 1195); as a new one "
+        "it would be cut out of words\n"
         "    allowed: strings that are no token yet\n    remove it from the list"
     )
 
@@ -271,7 +274,8 @@ def test_an_unknown_template_names_the_ones_there_are(load: Load, name: str, fix
         load(chat_template=name)
     assert str(error.value) == (
         f"tokenizer.chat_template: {name!r} is neither a named template nor a file\n"
-        f"    allowed: chatml, chatml_bos_eos, llama3, phi3, zephyr, or the path of a .jinja file{fix}"
+        "    allowed: chatml, chatml_bos_eos, llama3, phi3, zephyr, or the path of a .jinja "
+        f"file{fix}"
     )
 
 

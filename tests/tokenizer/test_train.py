@@ -171,7 +171,8 @@ def test_too_little_text_for_the_vocabulary_is_an_error() -> None:
     with pytest.raises(DataError) as error:
         train_tokenizer(TokenizerConfig(type="bpe", vocab_size=5000), ["ababab", "\ud800"])
     assert str(error.value) == (
-        "tokenizer.vocab_size: 5000, and the texts of the train split make 260 tokens: no other pair stands in them twice\n"
+        "tokenizer.vocab_size: 5000, and the texts of the train split make 260 tokens: no other "
+        "pair stands in them twice\n"
         "    tokenizer.vocab_size=260 or less, or more text"
     )
 
@@ -270,7 +271,8 @@ def test_a_prompt_with_an_unknown_character_is_an_error(rows_file: RowsFile) -> 
     with pytest.raises(DataError) as error:
         prepare(file, *words)
     assert str(error.value) == (
-        "evaluation.sample_prompts[1]: 'X' (U+0058) is not in the tokenizer's vocabulary; it would be read as ''\n"
+        "evaluation.sample_prompts[1]: 'X' (U+0058) is not in the tokenizer's vocabulary; it "
+        "would be read as ''\n"
         "    another prompt, or tokenizer.unk_token='[UNK]' to read it as that"
     )
     data = prepare(file, *words, "tokenizer.unk_token='[UNK]'")
@@ -281,7 +283,8 @@ def test_what_a_template_writes_is_known_and_special_tokens_are_not_spelt_out(
     rows_file: RowsFile, tmp_path: Path
 ) -> None:
     (tmp_path / "mine.jinja").write_text(
-        "{% for m in messages %}{{ m.role[0] }}: {{ m.content }}{{ eos_token if m.role == 'assistant' else '\n' }}{% endfor %}"
+        "{% for m in messages %}{{ m.role[0] }}: {{ m.content }}{{ eos_token if m.role == "
+        "'assistant' else '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}a: {% endif %}"
     )
     file = rows_file([{"instruction": "x", "output": "zy"}])
@@ -315,11 +318,13 @@ def test_markers_are_tokens_and_not_characters(rows_file: RowsFile) -> None:
     [
         (
             ["tokenizer=char", "tokenizer.vocab_size=300"],
-            "tokenizer.vocab_size: nothing reads it with type: char\n    allowed: bpe\n    leave it out",
+            "tokenizer.vocab_size: nothing reads it with type: char\n    allowed: bpe\n"
+            "    leave it out",
         ),
         (
             ["tokenizer=bpe", "tokenizer.vocab_size=null"],
-            "tokenizer.vocab_size: not set, and type: bpe makes so many tokens\n    tokenizer.vocab_size=4096",
+            "tokenizer.vocab_size: not set, and type: bpe makes so many tokens\n"
+            "    tokenizer.vocab_size=4096",
         ),
         (
             ["tokenizer=bpe", "tokenizer.vocab_size=200"],
@@ -327,20 +332,24 @@ def test_markers_are_tokens_and_not_characters(rows_file: RowsFile) -> None:
         ),
         (
             ["tokenizer=bpe", "tokenizer.unk_token=x"],
-            "tokenizer.unk_token: nothing reads it with type: bpe, which knows every byte\n    leave it out",
+            "tokenizer.unk_token: nothing reads it with type: bpe, which knows every byte\n"
+            "    leave it out",
         ),
         (
             ["tokenizer=char", "tokenizer.name_or_path=x"],
-            "tokenizer.name_or_path: nothing reads it with type: char, which is trained on the data\n    tokenizer=default, or leave it out",
+            "tokenizer.name_or_path: nothing reads it with type: char, which is trained on the "
+            "data\n    tokenizer=default, or leave it out",
         ),
         (
             ["tokenizer=char", "model=smollm2_135m"],
-            "tokenizer.type=char: the model was trained on other tokens, and would have to learn these from nothing\n"
+            "tokenizer.type=char: the model was trained on other tokens, and would have to learn "
+            "these from nothing\n"
             "    tokenizer=default, or model.init=random",
         ),
         (
             ["tokenizer=default"],
-            "tokenizer.name_or_path: not set, and a model from scratch has no tokenizer of its own\n"
+            "tokenizer.name_or_path: not set, and a model from scratch has no tokenizer of its "
+            "own\n"
             "    tokenizer=char, tokenizer=bpe, or tokenizer.name_or_path=...",
         ),
     ],

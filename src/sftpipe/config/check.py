@@ -1,7 +1,8 @@
 """What a composed config may hold.
 
-Every key is checked against the schema (our groups) or the installed upstream sources (`sft`, `lora`, `quantization`), every value
-against its type and choices, and then the choices against each other (clashes.py). All problems of a config are reported together.
+Every key is checked against the schema (our groups) or the installed upstream sources (`sft`,
+`lora`, `quantization`), every value against its type and choices, and then the choices against each
+other (clashes.py). All problems of a config are reported together.
 """
 
 from __future__ import annotations

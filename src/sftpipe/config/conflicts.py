@@ -103,7 +103,10 @@ def _check_sampling(evaluation: EvaluationConfig | None) -> list[Problem]:
         if not evaluation.do_sample and getattr(evaluation, name) != getattr(
             EvaluationConfig, name
         ):
-            found = f"{getattr(evaluation, name)!r}, and nothing reads it with evaluation.do_sample=false"
+            found = (
+                f"{getattr(evaluation, name)!r}, and nothing "
+                "reads it with evaluation.do_sample=false"
+            )
             problems.append(
                 Problem(
                     f"evaluation.{name}", found, fix="evaluation.do_sample=true, or leave it out"
@@ -167,7 +170,10 @@ def _check_model(cfg: TrainConfig) -> list[Problem]:
             )
     for group in ("lora", "quantization"):
         if getattr(cfg, group):
-            found = f"{group} keeps the weights of a base as they are, and model.init=random has none that are worth keeping"
+            found = (
+                f"{group} keeps the weights of a base as they are, and model.init=random has none "
+                "that are worth keeping"
+            )
             problems.append(
                 Problem(
                     f"{group} + model.init", found, fix=f"{group}=none, or model.init=pretrained"
@@ -359,7 +365,10 @@ def _check_dataset(dataset: DatasetConfig, key: str) -> list[Problem]:
             or not splits.keys() <= {"train", "validation", "test"}
             or not all(isinstance(v, str) for v in splits.values())
         ):
-            allowed = "the name of a split of the source, or {train: its name, validation: ..., test: ...}"
+            allowed = (
+                "the name of a split of the source, or {train: "
+                "its name, validation: ..., test: ...}"
+            )
             problems.append(Problem(f"{key}.split", show_value(dataset.split), allowed=allowed))
     if dataset.markers != "keep" and not dataset.marker_tokens:
         found = f"{dataset.markers!r}, and there are no {key}.marker_tokens"

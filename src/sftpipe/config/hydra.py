@@ -1,6 +1,7 @@
 """Compose a run from conf/, recipes/ and overrides.
 
-Hydra composes plain YAML; `checks.py` then checks every key, so that a typo is found wherever it stands.
+Hydra composes plain YAML; `checks.py` then checks every key, so that a typo is found wherever it
+stands.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ def from_composed(
         overrides: the command line, to say where a wrong key stands.
         problems: what was already found; reported with the rest.
 
-    Raises:
-        ConfigError: unknown or misplaced keys, wrong types, values that are not allowed, choices that clash; all together.
+    Raises: ConfigError: unknown or misplaced keys, wrong types, values that are not allowed,
+        choices that clash; all together.
     """
     known = groups()
     written = [str(override.key_or_group) for override in overrides]
@@ -241,8 +242,8 @@ def hydra_overrides(overrides: Sequence[Override]) -> list[str]:
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each job of a `-m` grid, in Hydra's order (the last swept key varies fastest).
 
-    Raises:
-        ConfigError: an override cannot be parsed, chooses an unknown option, or is no list of values.
+    Raises: ConfigError: an override cannot be parsed, chooses an unknown option, or is no list of
+        values.
     """
     parsed, problems = parse_overrides(overrides)
     jobs: list[list[str]] = [[]]

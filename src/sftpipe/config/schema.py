@@ -1,7 +1,8 @@
 """The config groups that are ours, as dataclasses: what each key means, its type, and its default.
 
-`quantization`, `lora` and `sft` are plain mappings of upstream fields (`fields.py` checks their names). A field without a default must
-come from the group's YAML file, a recipe or the command line. `choices` in a field's metadata lists the allowed values.
+`quantization`, `lora` and `sft` are plain mappings of upstream fields (`fields.py` checks their
+names). A field without a default must come from the group's YAML file, a recipe or the command
+line. `choices` in a field's metadata lists the allowed values.
 """
 
 from __future__ import annotations
@@ -20,12 +21,77 @@ def _at_least(least: int, **default: Any) -> Any:
     return field(metadata={"at_least": least}, **default)
 
 
+# --- what there is to say about each choice: the one place that names them ----------------------------
+
+
+@dataclass(frozen=True)
+class FormatFacts:
+    """What the rest of sftpipe asks about a format; `data/formats.py` holds the function itself.
+
+    makes: kind of sample: `conversation`, `prompt_completion` or `text`; `any` where rows decide.
+    columns: columns that a row must have; of text and template those that the config names.
+    reads: keys of the `format` group that it reads, beside `type`.
+    needs: those of them that it cannot do without.
+    """
+
+    makes: str
+    columns: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "instruction": FormatFacts("conversation", columns=("instruction", "output"), reads=("system",)),
+    "messages": FormatFacts("conversation", columns=("messages",), reads=("system",)),
+    "sharegpt": FormatFacts("conversation", columns=("conversations",), reads=("system",)),
+    "prompt_completion": FormatFacts("any", columns=("prompt", "completion"), reads=("system",)),
+    "text": FormatFacts("text", reads=("text_field",)),
+    "template": FormatFacts(
+        "prompt_completion",
+        reads=("prompt", "prompt_no_input", "completion"),
+        needs=("prompt", "completion"),
+    ),
+    "function": FormatFacts(
+        "any", reads=("system", "text_field", "function", "batched"), needs=("function",)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class PackingFacts:
+    """What the rest of sftpipe asks about a packing strategy; `data/packing.py` does the packing.
+
+    isolated: whether the rows that share a sequence must not see each other; else they are joined
+        by design.
+    splits: whether it splits rows; for the others `over_length` acts on long rows first.
+    needs_length: whether it fills sequences of `sft.max_length` tokens.
+    """
+
+    isolated: bool
+    splits: bool
+    needs_length: bool
+
+
+PACKING = {
+    "bfd": PackingFacts(isolated=True, splits=False, needs_length=True),
+    "bfd_split": PackingFacts(isolated=True, splits=True, needs_length=True),
+    "wrapped": PackingFacts(isolated=False, splits=True, needs_length=True),
+    "padding_free": PackingFacts(isolated=True, splits=False, needs_length=False),
+    "blocks": PackingFacts(isolated=False, splits=True, needs_length=False),
+}
+
+
+# --- the groups -----------------------------------------------------------------------------------
+
+
 @dataclass
 class ModelConfig:
     """Which base weights, or which model without any, and in which precision it computes."""
 
     name_or_path: Optional[str] = (
-        None  # hub id or local folder; with init=random its config and tokenizer are used, not its weights
+        # hub id or local folder; with init=random its config and tokenizer are used, not its
+        # weights
+        None
     )
     revision: Optional[str] = None  # hub branch, tag or commit
     source: str = _choice(
@@ -90,7 +156,9 @@ class DatasetConfig:
     sample_by: str = _choice("line", "paragraph", "document")  # of text files: what makes a row
     function: Optional[str] = None  # dotted path of a function that returns rows, or {split: rows}
     sources: list[Any] = field(default_factory=list)  # of a mixture: `MixtureSource`s
-    split: Any = None  # take only this split of the source and make the others from it; or {our name: the source's name}
+    # take only this split of the source and make the others from it; or {our name: the source's
+    # name}
+    split: Any = None
     columns: dict[str, str] = field(default_factory=dict)  # {our name: the data set's name}
     validation_size: float = _at_least(
         0, default=0.0
@@ -115,9 +183,7 @@ class DatasetConfig:
 class FormatConfig:
     """How a row becomes a conversation, a prompt and its completion, or a text."""
 
-    type: str = _choice(
-        "instruction", "messages", "sharegpt", "prompt_completion", "text", "template", "function"
-    )
+    type: str = _choice(*FORMATS)
     system: Optional[str] = None  # system turn put in front of each conversation that has none
     text_field: str = "text"  # of format=text: the column that holds the text
     prompt: Optional[str] = None  # of format=template: text with {column} fields
@@ -146,7 +212,8 @@ class LossConfig:
 
     type: str = _choice("completion_only", "assistant_only", "full", "response_template")
     response_template: Any = None  # the text, or the token ids, behind which an answer begins
-    instruction_template: Any = None  # the text or ids that end an answer; without it only the last answer of a row is trained
+    # the text or ids that end an answer; without it only the last answer of a row is trained
+    instruction_template: Any = None
     boundary: str = _choice(
         "split", "joint"
     )  # joint: prompt and answer tokenised together, and the prompt's length masked
@@ -157,7 +224,7 @@ class LossConfig:
 class PackingConfig:
     """How rows share a sequence."""
 
-    strategy: str = _choice("bfd", "bfd_split", "wrapped", "padding_free", "blocks")
+    strategy: str = _choice(*PACKING)
     block_size: Optional[int] = _at_least(
         1, default=None
     )  # of blocks: predicted tokens of a window

@@ -1,14 +1,16 @@
 """Key names of other fine-tuning tools, and the sftpipe key that does the same.
 
-Typing one of these names is an error, and the error names our key. docs/migrating.md publishes the table, and
-tests/test_config.py keeps both equal. The names were read from each tool's public documentation and sources.
+Typing one of these names is an error, and the error names our key. docs/migrating.md publishes the
+table, and tests/test_config.py keeps both equal. The names were read from each tool's public
+documentation and sources.
 
 A target is one of
     "lora.r"            a key of ours
     "quantization=nf4"  an option of a group
     "packing"           a group, where the other tool's value decides which option is meant
 
-A name with dots is the whole path in the other tool. Where two tools share a last part, both have one target.
+A name with dots is the whole path in the other tool. Where two tools share a last part, both have
+one target.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Field names and types of the upstream config classes, read from their installed sources.
 
-`BitsAndBytesConfig` takes any keyword without complaint and importing `SFTConfig` costs seconds of torch, so the sources are parsed
-with `ast` instead: exact for the versions that are installed, and quick enough for every `sftpipe config`.
+`BitsAndBytesConfig` takes any keyword without complaint and importing `SFTConfig` costs seconds of
+torch, so the sources are parsed with `ast` instead: exact for the versions that are installed, and
+quick enough for every `sftpipe config`.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def _class_fields(source: Path, class_name: str) -> dict[str, str | None]:
 def accepts(annotation: str | None, value: object) -> bool:
     """Whether a plain value (as YAML gives it) fits an annotation such as `float | str | None`.
 
-    Annotations with a name that is no plain type (`Literal[...]`, `EvaConfig`) accept everything: upstream checks those itself.
+    Annotations with a name that is no plain type (`Literal[...]`, `EvaConfig`) accept everything:
+    upstream checks those itself.
     """
     if annotation is None or value is None:
         return True
@@ -107,7 +109,8 @@ _PLAIN = {"int", "float", "bool", "str", "None", "list", "dict", "tuple", "set"}
 def _plain_types(annotation: str) -> set[str] | None:
     """{"float", "None"} of "Optional[float]"; None where a part is no plain type.
 
-    Enums stand beside `str` upstream (`SaveStrategy | str`) and are written as strings, so they count as `str`.
+    Enums stand beside `str` upstream (`SaveStrategy | str`) and are written as strings, so they
+    count as `str`.
     """
     node = ast.parse(annotation, mode="eval").body
     if isinstance(node, ast.Constant) and isinstance(node.value, str):  # a quoted annotation

@@ -1,9 +1,10 @@
 """A conversation to text through a chat template, and the characters that each answer takes.
 
-One render a conversation. Where the answers lie is learnt from the template itself: a conversation of the same shape is rendered once
-with marks in place of the contents, which gives the text that the template writes between them. When the plain render equals that text
-with the contents filled in, every position is known; nothing is guessed from strings. A template with `{% generation %}` blocks says it
-itself.
+One render a conversation. Where the answers lie is learnt from the template itself: a conversation
+of the same shape is rendered once with marks in place of the contents, which gives the text that
+the template writes between them. When the plain render equals that text with the contents filled
+in, every position is known; nothing is guessed from strings. A template with `{% generation %}`
+blocks says it itself.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _KEPT = 10_000  # shapes that are remembered
 _WAYS_OUT = (
     "loss=completion_only trains the last turn only; loss.unroll=true makes a row of each turn"
 )
-_EXACT = 32  # turns below this are checked one by one; a later one only where the text in front of it is new
+# turns below this are checked one by one; a later one only where the text in front of it is new
+_EXACT = 32
 
 Shape = tuple[Any, ...]
 
@@ -40,8 +42,10 @@ class Answer:
 
     start: behind the prompt that generation would be given.
     stop: end of the answer itself, or of its generation block.
-    limit: where the template's text of the turn ends, the token that ends the turn included; of no use when closed.
-    closed: whether `stop` includes the token that ends the turn (generation blocks); else the token follows.
+    limit: where the template's text of the turn ends, the token that ends the turn included; of no
+        use when closed.
+    closed: whether `stop` includes the token that ends the turn (generation blocks); else the token
+        follows.
     called: the turn holds tool calls, whose end is the end of the turn.
     """
 
@@ -56,8 +60,10 @@ class Answer:
 class Rendered:
     """A conversation as text.
 
-    cuts: where each assistant turn of the text begins, in order; tokenisation starts anew there, as it does in generation.
-    answers: what is trained, in order; one for each trained turn, or for each generation block of it.
+    cuts: where each assistant turn of the text begins, in order; tokenisation starts anew there, as
+        it does in generation.
+    answers: what is trained, in order; one for each trained turn, or for each generation block of
+        it.
     """
 
     text: str
@@ -167,9 +173,9 @@ class ChatTemplate:
     def render(self, chat: Conversation, turns: Sequence[int], where: str) -> Rendered:
         """The text of a conversation, and where the given assistant turns lie in it.
 
-        Raises:
-            DataError: there is no chat template, or it is no valid Jinja.
-            RowError: the template refuses the conversation, leaves a part of it out, or writes a turn's history otherwise than generation
+        Raises: DataError: there is no chat template, or it is no valid Jinja. RowError: the
+            template refuses the conversation, leaves a part of it out, or writes a turn's history
+            otherwise than generation
                 would see it.
         """
         self._forget()
@@ -246,7 +252,8 @@ class ChatTemplate:
                         "left out by the chat template",
                         Problem(
                             f"{where}.messages[{index}]",
-                            f"the chat template leaves out this turn ({chat.messages[index]['role']})",
+                            "the chat template leaves out this turn "
+                            f"({chat.messages[index]['role']})",
                             fix="another tokenizer.chat_template, or rows without such turns",
                         ),
                     )
@@ -289,8 +296,9 @@ class ChatTemplate:
     ) -> int | None:
         """Characters between the last content in front of an assistant turn and the turn itself; None when generation sees another prompt.
 
-        The prompt's skeleton has to be a prefix of the conversation's. Far into a long conversation that is looked up by what stands in
-        front of the turn, so that the cost stays linear in the number of turns.
+        The prompt's skeleton has to be a prefix of the conversation's. Far into a long conversation
+        that is looked up by what stands in front of the turn, so that the cost stays linear in the
+        number of turns.
         """
         head, roles = shape
         late = index >= _EXACT and index != len(chat.messages) - 1
@@ -314,7 +322,8 @@ class ChatTemplate:
     ) -> int:
         """Characters behind an assistant turn's content (or its start) that the template writes for the turn itself, whatever follows.
 
-        Negative when the turn is not written as it is where it comes last: what would be trained is not what generation would give.
+        Negative when the turn is not written as it is where it comes last: what would be trained is
+        not what generation would give.
         """
         head, roles = shape
         at = bisect_right(full.marked, index)
@@ -402,7 +411,8 @@ class ChatTemplate:
             "history written otherwise than in generation",
             Problem(
                 f"{where}.messages[{index}]",
-                "the chat template writes the turns before this answer otherwise than the prompt of generation, "
+                "the chat template writes the turns before this answer otherwise than the prompt "
+                "of generation, "
                 f"so the mask has no place to begin: {_first_difference(prompt, text)}",
                 fix="another tokenizer.chat_template" if last else _WAYS_OUT,
             ),
@@ -442,7 +452,8 @@ def _has_blocks(source: str) -> bool:
 def trained_turns(chat: Conversation, loss: str) -> tuple[int, ...]:
     """The assistant turns that a loss trains, unless a `train` flag says otherwise.
 
-    The last one; with `assistant_only`, and of rows that come as prompt and completion, every one behind the prompt.
+    The last one; with `assistant_only`, and of rows that come as prompt and completion, every one
+    behind the prompt.
     """
     answers = [
         index for index, message in enumerate(chat.messages) if message["role"] == "assistant"

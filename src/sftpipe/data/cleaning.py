@@ -12,14 +12,16 @@ from sftpipe.data.formats import Conversation, PromptCompletion, Row, Sample
 from sftpipe.errors import Problem, RowError
 
 FORGED = "forged turn"  # the reason of rows that are dropped for it
-_BREAK = "\u200b"  # zero width space: put into a special token, it makes plain text of it that looks the same
+# zero width space: put into a special token, it makes plain text of it that looks the same
+_BREAK = "\u200b"
 
 
 class Guard:
     """Keeps the texts of a data set from ending or opening turns.
 
-    A tokenizer reads `<|im_end|>` as the end of a turn wherever it stands, so an answer or a question that quotes it would forge one.
-    Finished texts (format=text, and the strings that a user's own format makes) may hold special tokens: they are how those are written.
+    A tokenizer reads `<|im_end|>` as the end of a turn wherever it stands, so an answer or a
+    question that quotes it would forge one. Finished texts (format=text, and the strings that a
+    user's own format makes) may hold special tokens: they are how those are written.
     """
 
     def __init__(self, tokenizer: Any, dataset: DatasetConfig, preflight: PreflightConfig) -> None:
@@ -55,8 +57,8 @@ class Guard:
     def filled(self, sample: PromptCompletion, cfg: FormatConfig, where: str) -> PromptCompletion:
         """A filled pattern, whose columns `row` has seen.
 
-        Raises:
-            RowError: pieces of a special token stood in columns that the pattern puts next to each other.
+        Raises: RowError: pieces of a special token stood in columns that the pattern puts next to
+            each other.
         """
         found = self._tokens.findall(sample.prompt + sample.completion)
         patterns = (cfg.prompt, cfg.prompt if cfg.prompt_no_input is None else cfg.prompt_no_input)
@@ -113,9 +115,11 @@ class Guard:
             FORGED,
             Problem(
                 where,
-                f"the special token {found[0]!r} in {text[max(0, found.start() - 20) : found.end() + 20]!r}",
+                f"the special token {found[0]!r} in "
+                f"{text[max(0, found.start() - 20) : found.end() + 20]!r}",
                 allowed="text that neither opens nor ends a turn",
-                fix="mend or remove the row, or preflight.forged_turns=escape to have such tokens read as plain text",
+                fix="mend or remove the row, or preflight.forged_turns=escape to have such tokens "
+                "read as plain text",
             ),
         )
 

@@ -1,7 +1,8 @@
 """A sample to text, and text to ids and labels.
 
-A text is cut where a trained answer begins, and the parts are tokenised apart and joined, so that the ids in front of an answer are
-exactly those that generation would feed (DESIGN rule L1). T is the number of tokens of a row.
+A text is cut where a trained answer begins, and the parts are tokenised apart and joined, so that
+the ids in front of an answer are exactly those that generation would feed (DESIGN rule L1). T is
+the number of tokens of a row.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class Encoder:
     def __init__(self, tokenizer: Any, loss: LossConfig, *, reads_unknown: bool = False) -> None:
         self.tokenizer = tokenizer
         self.loss = loss
-        self.reads_unknown = reads_unknown  # whether a character outside the vocabulary may be read as UNK, or is an error
+        # whether a character outside the vocabulary may be read as UNK, or is an error
+        self.reads_unknown = reads_unknown
         self.template = ChatTemplate(tokenizer)
         self.special_ids = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         self._eos = tokenizer.eos_token_id
@@ -98,8 +100,8 @@ class Encoder:
             samples: B samples.
             places: B times `split[row]`, for messages.
 
-        Raises:
-            DataError: the fault is not one row's: no chat template, or a loss that does not go with the format.
+        Raises: DataError: the fault is not one row's: no chat template, or a loss that does not go
+            with the format.
         """
         rows: list[Encoded | RowError] = []
         with (
@@ -156,7 +158,8 @@ class Encoder:
     def fit(self, sample: Sample, row: Encoded, limit: int, where: str) -> Encoded | RowError:
         """A row of at most `limit` tokens: cut off its prompt from the left, never into the last answer (`over_length=truncate`).
 
-        Of a conversation the oldest exchanges go, the system turn stays; of strings the first tokens go, BOS and a last one stay.
+        Of a conversation the oldest exchanges go, the system turn stays; of strings the first
+        tokens go, BOS and a last one stay.
         """
         if len(row.input_ids) <= limit:
             return row
@@ -200,7 +203,8 @@ class Encoder:
                 )
         problem = Problem(
             where,
-            f"{len(row.input_ids)} tokens, and no prompt that could be cut to fit sft.max_length={limit}",
+            f"{len(row.input_ids)} tokens, and no prompt that could be cut to fit "
+            f"sft.max_length={limit}",
             fix=f"sft.max_length={len(row.input_ids)}",
         )
         return RowError(TOO_LONG, problem)
@@ -348,7 +352,8 @@ class Encoder:
             "response template not found",
             Problem(
                 where,
-                f"loss.response_template {self.loss.response_template!r} does not stand in {text[:80]!r}",
+                f"loss.response_template {self.loss.response_template!r} does not stand in "
+                f"{text[:80]!r}",
                 allowed="the text that is written in front of each answer",
                 fix="copy it from the first rows that sftpipe preview loss=full shows",
             ),
@@ -368,7 +373,10 @@ class Encoder:
             ids = self.tokenizer(text, add_special_tokens=False).input_ids
             decoded = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
             if _normal(decoded) != _normal(text) and not self.holds_unknown(ids):
-                found = f"{character!r} (U+{ord(character):04X}) is not in the tokenizer's vocabulary; it would be read as {decoded!r}"
+                found = (
+                    f"{character!r} (U+{ord(character):04X}) is not in the tokenizer's vocabulary; "
+                    f"it would be read as {decoded!r}"
+                )
                 problem = Problem(
                     where, found, fix="remove the character from the row, or use another tokenizer"
                 )
@@ -381,7 +389,8 @@ class Encoder:
     def _tokenize(self, parts: Sequence[str]) -> list[Tokens]:
         """The tokens of each part, from one call of the Rust tokenizer, whose results are asked for no more than is needed.
 
-        SentencePiece puts a space in front of whatever it is given; a part that brings its own must not get two.
+        SentencePiece puts a space in front of whatever it is given; a part that brings its own must
+        not get two.
         """
         moved = [
             part[1:] if self._adds_space and len(part) > 1 and part[0] == " " else part
@@ -475,8 +484,9 @@ class Encoder:
     ) -> int:
         """Behind the special token that ends the turn; white space after it stays masked.
 
-        Added tokens may stand inside a tool call, so its end is one of the tokens that end plain answers, or else the last special token
-        of the turn. Where EOS follows the first special token at once, it ends the turn.
+        Added tokens may stand inside a tool call, so its end is one of the tokens that end plain
+        answers, or else the last special token of the turn. Where EOS follows the first special
+        token at once, it ends the turn.
         """
         start = offsets.token_at(answer.stop)
         behind = []
@@ -514,7 +524,8 @@ class Encoder:
             raise DataError(
                 Problem(
                     f"{where}, tokenizer.chat_template",
-                    "the generation block ends in front of the token that ends the turn, so the model could not learn to stop",
+                    "the generation block ends in front of the token that ends the turn, so the "
+                    "model could not learn to stop",
                     fix="a chat template with that token inside of {% generation %}",
                 )
             )
@@ -524,7 +535,10 @@ class Encoder:
         return span[1] - span[0] == len(self.tokenizer.convert_ids_to_tokens(token))
 
     def _no_end(self, where: str) -> DataError:
-        found = "the template ends the answer with no special token, so the model could not learn to stop"
+        found = (
+            "the template ends the answer with no special "
+            "token, so the model could not learn to stop"
+        )
         fix = "a chat template that closes each turn with eos_token or another special token"
         unknown = unknown_tokens(self.tokenizer)
         if unknown:

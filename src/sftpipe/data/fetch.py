@@ -19,7 +19,8 @@ _CHUNK_BYTES = 2**20
 def fetched(name: str) -> str:
     """The path of a data file: `name` itself, or for a URL the file of that name in the working folder, else the one in the cache.
 
-    What is not in the cache is downloaded into it. The cache keeps a hash of the bytes beside them, and a damaged file is fetched again.
+    What is not in the cache is downloaded into it. The cache keeps a hash of the bytes beside them,
+    and a damaged file is fetched again.
 
     Raises:
         DataError: the URL names no file, or gives none; says how to do without the network.

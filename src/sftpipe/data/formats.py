@@ -20,11 +20,14 @@ Message = Mapping[str, Any]
 class Conversation:
     """Turns for a chat template.
 
-    messages: `({"role": ..., "content": ..., ...}, ...)`, the last one the assistant's; as a prompt, without it.
+    messages: `({"role": ..., "content": ..., ...}, ...)`, the last one the assistant's; as a
+        prompt, without it.
     tools: JSON schemas of the tools that the template may list.
     template_kwargs: further variables of the template, such as `{"enable_thinking": False}`.
-    train: for each message True or False where the row says so, None where the loss decides; empty when no message says it.
-    prompt_length: messages that belong to the prompt, of rows that come as prompt and completion; their answers are not trained.
+    train: for each message True or False where the row says so, None where the loss decides; empty
+        when no message says it.
+    prompt_length: messages that belong to the prompt, of rows that come as prompt and completion;
+        their answers are not trained.
     """
 
     messages: tuple[Message, ...]
@@ -147,8 +150,10 @@ def to_prompt(text: str, cfg: FormatConfig, like: Sample) -> Prompt:
         raise DataError(
             Problem(
                 "evaluation.sample_prompts",
-                f"the prompt pattern has the fields {', '.join(fields) or '(none)'}, and a sample prompt fills one",
-                fix="leave sample_prompts out (rows of the data set are asked), or set format.prompt_no_input with one field",
+                f"the prompt pattern has the fields {', '.join(fields) or '(none)'}, and a "
+                "sample prompt fills one",
+                fix="leave sample_prompts out (rows of the data set are asked), or set "
+                "format.prompt_no_input with one field",
             )
         )
     return pattern.format_map({fields[0]: text})
@@ -202,7 +207,8 @@ def check_columns(columns: Sequence[str], cfg: FormatConfig, split: str) -> None
                     f"format={cfg.type} ({split})",
                     f"no column {name!r}; the data set has {', '.join(columns)}",
                     allowed=f"columns {', '.join(needed)}",
-                    fix=f"{by_text_field}dataset.columns.{name}={match or 'COLUMN'}, or another format",
+                    fix=f"{by_text_field}dataset.columns.{name}={match or 'COLUMN'}, or another "
+                    "format",
                 )
             )
     if problems:
@@ -366,7 +372,8 @@ def _call_batched(
             Problem(
                 "format.function",
                 f"{cfg.function} raised {type(error).__name__}: {error}",
-                allowed=f"with format.batched=true it is given {{column: [values]}} of {len(rows)} rows; columns {', '.join(names)}",
+                allowed=f"with format.batched=true it is given {{column: [values]}} of {len(rows)} rows; "
+                f"columns {', '.join(names)}",
                 fix="format.batched=false if it takes one row",
             )
         ) from error
@@ -387,7 +394,8 @@ def _call_batched(
         raise DataError(
             Problem(
                 "format.function",
-                f"{cfg.function} returned {found} for a batch of {len(rows)} rows; it looks like a function of one row",
+                f"{cfg.function} returned {found} for a batch of {len(rows)} rows; it looks like "
+                "a function of one row",
                 allowed="with format.batched=true a list with one value for each row",
                 fix="format.batched=false, or let the function loop over the batch",
             )
@@ -597,7 +605,10 @@ def _whole(text: str, where: str) -> str:
     half = _SURROGATE.search(text)
     if half is None:
         return text
-    found = f"a lone surrogate, U+{ord(half[0]):04X}, in {text[max(0, half.start() - 20) : half.end() + 20]!r}"
+    found = (
+        f"a lone surrogate, U+{ord(half[0]):04X}, in "
+        f"{text[max(0, half.start() - 20) : half.end() + 20]!r}"
+    )
     raise RowError(
         "broken text",
         Problem(where, found, allowed="whole characters", fix="mend or remove the row"),

@@ -33,8 +33,9 @@ def response_spans(
 ) -> list[Span]:
     """What stands behind the response template, in a text or in a list of ids.
 
-    Without an instruction template only the last response, to the end of the text; with one, every response, each up to the next
-    instruction template, white space included (TRL's DataCollatorForCompletionOnlyLM).
+    Without an instruction template only the last response, to the end of the text; with one, every
+    response, each up to the next instruction template, white space included (TRL's
+    DataCollatorForCompletionOnlyLM).
 
         <|user|>a<|assistant|>b<|user|>c<|assistant|>d      response <|assistant|>, instruction <|user|>
                               b                      d      both templates

@@ -1,6 +1,7 @@
 """Rows that share a sequence: packing before training, and the batches that keep packed rows apart.
 
-B rows of a batch, T tokens of its longest row. A packed row carries `seq_lengths`, the tokens of each row that it holds:
+B rows of a batch, T tokens of its longest row. A packed row carries `seq_lengths`, the tokens of
+each row that it holds:
 
     rows                      [5 6 7] [8 9] [4]
     packed to 6 tokens        [5 6 7 8 9 4]      seq_lengths [3 2 1]      position_ids [0 1 2 0 1 0]
@@ -30,11 +31,9 @@ _AT_ONCE = 2_000_000  # tokens that are packed together: enough to fill, and few
 def pack(rows: Any, strategy: str, max_length: int | None, name: str) -> Any:
     """Rows packed to `max_length` tokens by TRL's packer; no token and no label is lost.
 
-    Args:
-        rows: `datasets.Dataset` with `input_ids` and `labels`.
-        strategy: bfd, bfd_split or wrapped; rows of padding_free are joined batch by batch, not here.
-        max_length: tokens of a packed row.
-        name: the split, for the progress bar.
+    Args: rows: `datasets.Dataset` with `input_ids` and `labels`. strategy: bfd, bfd_split or
+        wrapped; rows of padding_free are joined batch by batch, not here. max_length: tokens of a
+        packed row. name: the split, for the progress bar.
     """
     if strategy == "padding_free":
         return rows
@@ -61,7 +60,8 @@ def pack(rows: Any, strategy: str, max_length: int | None, name: str) -> Any:
 def blocks(rows: Any, block_size: int, name: str) -> Any:
     """The rows of a split as one stream of tokens, cut into consecutive windows that predict each token once.
 
-    A window of `block_size` predictions has one token more, which the next window begins with; the last may be shorter:
+    A window of `block_size` predictions has one token more, which the next window begins with; the
+    last may be shorter:
 
         rows                      [5 6 7] [8 9] [4]
         blocks of 2               [5 6 7] [7 8 9] [9 4]
@@ -82,7 +82,8 @@ def blocks(rows: Any, block_size: int, name: str) -> Any:
         raise DataError(
             Problem(
                 "packing.block_size",
-                f"{block_size}, and the train split has {tokens:,} tokens: less than one window and the token behind it",
+                f"{block_size}, and the train split has {tokens:,} tokens: less than one window "
+                "and the token behind it",
                 fix=f"packing.block_size={tokens - 1} or less, or more text",
             )
         )
@@ -172,8 +173,8 @@ class Isolation:
     """How the sequences of a row are kept apart, and how well.
 
     apart: "positions" or "mask", see `Collator`.
-    figure: largest difference that packing, or other tokens in a neighbour, make to a logit, in standard deviations of the logits; None
-        when it was not measured.
+    figure: largest difference that packing, or other tokens in a neighbour, make to a logit, in
+        standard deviations of the logits; None when it was not measured.
     positions_figure: the same for positions alone, where they leak and a mask had to be given.
     """
 
@@ -187,9 +188,11 @@ class PackingReport:
     """What packing made of the rows.
 
     strategy: as in the config.
-    rows: {split: [rows before, rows after]} of the splits that were packed; empty under padding_free, which packs each batch.
+    rows: {split: [rows before, rows after]} of the splits that were packed; empty under
+        padding_free, which packs each batch.
     fill: {split: tokens, as a share of the room in the packed rows}.
-    isolation: how sequences are kept apart, and how well; None where they are joined on purpose (wrapped, blocks).
+    isolation: how sequences are kept apart, and how well; None where they are joined on purpose
+        (wrapped, blocks).
     """
 
     strategy: str
@@ -229,9 +232,10 @@ class Collator:
 
     pad_token_id: PAD.
     pad_to_multiple_of: T is rounded up to it.
-    apart: how the sequences of packed rows are kept apart. None: rows are not packed, and padded on the right. "positions": all rows of the
-        batch make one, (1, sum of T), whose positions restart with each sequence, which the model's own mask follows. "mask": rows stay
-        rows, with a block-diagonal mask (B, 1, T, T), for models whose own mask does not follow positions.
+    apart: how the sequences of packed rows are kept apart. None: rows are not packed, and padded on
+        the right. "positions": all rows of the batch make one, (1, sum of T), whose positions
+        restart with each sequence, which the model's own mask follows. "mask": rows stay rows, with
+        a block-diagonal mask (B, 1, T, T), for models whose own mask does not follow positions.
     """
 
     pad_token_id: int

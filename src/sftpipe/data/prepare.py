@@ -44,12 +44,14 @@ _BATCH = 1000  # rows that are formatted and tokenised together
 class PreparedData:
     """Finished rows, and what made them.
 
-    train, validation, test: `datasets.Dataset` with `input_ids` and `labels`, each (T,); None for a split that is absent. Under
-        packing=blocks the trainer draws its windows from all of train; the rows are the windows side by side.
+    train, validation, test: `datasets.Dataset` with `input_ids` and `labels`, each (T,); None for a
+        split that is absent. Under packing=blocks the trainer draws its windows from all of train;
+        the rows are the windows side by side.
     tokenizer: the fast tokenizer with PAD and chat template settled.
     preflight: the report on the rows.
-    collate: (rows, padding_free=False) -> batch of (B, T) tensors, padded on the right; padding-free as one row (1, sum of T) whose
-        positions restart with each sequence and whose first labels are masked.
+    collate: (rows, padding_free=False) -> batch of (B, T) tensors, padded on the right;
+        padding-free as one row (1, sum of T) whose positions restart with each sequence and whose
+        first labels are masked.
     isolation: how packed sequences are kept apart; None where none are.
     new_tokens: ids of the tokens that the config added to the vocabulary.
     encoder: renders and tokenises further samples in the same way.
@@ -205,8 +207,8 @@ def prepare_data(
 def texts(cfg: TrainConfig, sources: Sequence[Source], blank: Any) -> Iterator[str]:
     """What a tokenizer is trained on: the texts as they will be tokenised, without the special tokens that stand in them.
 
-    Of tokenizer=char those of all splits, so that no character of the data set is unknown; of bpe those of train. Rows that make no
-    sample are left to `prepare_data`, which names them.
+    Of tokenizer=char those of all splits, so that no character of the data set is unknown; of bpe
+    those of train. Rows that make no sample are left to `prepare_data`, which names them.
 
     Args:
         cfg: the config.
@@ -448,7 +450,8 @@ def _limit_length(part: Part, cfg: TrainConfig) -> Part:
         raise DataError(
             Problem(
                 first,
-                f"{len(longer)} of {len(lengths)} rows of {part.split} are longer than sft.max_length={limit} tokens; "
+                f"{len(longer)} of {len(lengths)} rows of {part.split} are longer than "
+                f"sft.max_length={limit} tokens; "
                 f"this one has {lengths[longer[0]]}, the longest {lengths.max()}",
                 fix=f"sft.max_length={lengths.max()}" + others,
             )
@@ -520,7 +523,8 @@ def _padding(rows: Any, cfg: TrainConfig, isolation: Isolation | None) -> float:
 def _shares(sources: Sequence[Source], parts: Sequence[Part]) -> list[Part]:
     """The first rows of each source, as many as its `count` or `weight` gives it.
 
-    Weights make the largest mixture in which no row comes twice: with N_i rows and weights w_i, the total is min(N_i / w_i).
+    Weights make the largest mixture in which no row comes twice: with N_i rows and weights w_i, the
+        total is min(N_i / w_i).
     """
     weights = {at: source.weight for at, source in enumerate(sources) if source.weight is not None}
     counts = {at: source.count for at, source in enumerate(sources) if source.count is not None}
@@ -536,7 +540,8 @@ def _shares(sources: Sequence[Source], parts: Sequence[Part]) -> list[Part]:
                     f"dataset.sources[{at}].count",
                     f"{count} rows are asked for, and the source has {len(part.rows)}",
                     allowed="no row is repeated",
-                    fix=f"dataset.sources[{at}].count={len(part.rows)}, or sft.num_train_epochs for more passes over all",
+                    fix=f"dataset.sources[{at}].count={len(part.rows)}, or sft.num_train_epochs for "
+                    "more passes over all",
                 )
             )
         shares.append(replace(part, rows=part.rows.select(range(count))))

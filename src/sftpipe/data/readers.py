@@ -1,7 +1,8 @@
 """Files, functions and the hub to tables of rows, with an error that names the file and the line.
 
-Rows of json, csv, text, functions and streams are stored as their JSON text, one value a row, on disk: no schema is forced on them, so
-that a bad row is met where rows are read and not as a failure of the whole file.
+Rows of json, csv, text, functions and streams are stored as their JSON text, one value a row, on
+disk: no schema is forced on them, so that a bad row is met where rows are read and not as a failure
+of the whole file.
 """
 
 from __future__ import annotations
@@ -213,7 +214,10 @@ def _parse_json(text: str, file: Path, first: int) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        found = f"no JSON: {error.msg} at character {error.colno}: {text[max(0, error.pos - 20) : error.pos + 20]!r}"
+        found = (
+            f"no JSON: {error.msg} at character {error.colno}: "
+            f"{text[max(0, error.pos - 20) : error.pos + 20]!r}"
+        )
         cut = text[0] == "{" and error.pos >= len(
             text
         )  # where an object spread over lines ends for a reader of lines
@@ -250,7 +254,10 @@ def _csv_rows(file: Path) -> Stored:
                     header = _csv_header(fields, file, begins)
                 elif fields and header is not None:
                     if len(fields) != len(header):
-                        found = f"{len(fields)} values for the {len(header)} columns {', '.join(header)}"
+                        found = (
+                            f"{len(fields)} values for the {len(header)} "
+                            f"columns {', '.join(header)}"
+                        )
                         raise _bad_line(
                             file,
                             begins,
@@ -332,7 +339,8 @@ def _read_parquet(files: Mapping[str, Sequence[str]], content: str) -> dict[str,
             datasets.load_dataset("parquet", data_files=named, cache_dir=str(folder / "parquet"))
         )
 
-    # `datasets` tells files apart by name and time, so old rows could come back for new bytes; this tells them apart by content
+    # `datasets` tells files apart by name and time, so old rows could come back for new bytes; this
+    # tells them apart by content
     try:
         return cached("rows", digest("parquet", content), load_from, load_from)
     except (datasets.exceptions.DatasetGenerationError, ValueError, StopIteration) as error:

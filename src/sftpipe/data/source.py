@@ -145,8 +145,8 @@ def load_sources(
 def load_splits(cfg: DatasetConfig, allowed_targets: Sequence[str] = ()) -> dict[str, Rows]:
     """The splits of one data set, with our column names.
 
-    Returns:
-        {"train": rows, "validation": ..., "test": ...}; a split that the source lacks and nobody asked for is absent.
+    Returns: {"train": rows, "validation": ..., "test": ...}; a split that the source lacks and
+        nobody asked for is absent.
 
     Raises:
         DataError: a missing file or hub set, a split or column that does not exist, an empty split.
@@ -344,9 +344,11 @@ def _find_files(name: str, folders: bool) -> list[str]:
 def _cut(splits: dict[str, Rows], cfg: DatasetConfig) -> dict[str, Rows]:
     """Shuffle train, then cut validation and test from it where sizes ask for them, in the order of `split_order`.
 
-    Shares are rounded down, and the last of the order takes the rest; a number of rows is exact, and train takes the rest:
+    Shares are rounded down, and the last of the order takes the rest; a number of rows is exact,
+    and train takes the rest:
 
-        1,100 rows, test_size=0.1, validation_size=0.05, split_order=[train,test,validation]:  935 | 110 | 55
+        1,100 rows, test_size=0.1, validation_size=0.05, split_order=[train,test,validation]:  935 |
+        110 | 55
     """
     train = splits["train"]
     if cfg.shuffle_seed is not None:
@@ -363,7 +365,8 @@ def _cut(splits: dict[str, Rows], cfg: DatasetConfig) -> dict[str, Rows]:
                 Problem(
                     f"dataset.{name}_size",
                     f"the data set has its own {name} split ({len(splits[name])} rows)",
-                    fix=f"dataset.{name}_size=0 keeps it; dataset.split=train makes all splits from train",
+                    fix=f"dataset.{name}_size=0 keeps it; dataset.split=train makes all splits from "
+                    "train",
                 )
             )
     counts = _split_counts(len(train), asked, cfg)
@@ -400,7 +403,8 @@ def _split_counts(rows: int, asked: Mapping[str, float], cfg: DatasetConfig) -> 
                 Problem(
                     f"dataset.{name}_size",
                     f"{asked[name]} of {rows} rows is less than one",
-                    fix=f"dataset.{name}_size={min(1.0, 1 / max(1, rows)):.2g} or more, or a number of rows",
+                    fix=f"dataset.{name}_size={min(1.0, 1 / max(1, rows)):.2g} or more, or a number "
+                    "of rows",
                 )
             )
     shares = asked and all(size < 1 for size in asked.values())
@@ -411,7 +415,8 @@ def _split_counts(rows: int, asked: Mapping[str, float], cfg: DatasetConfig) -> 
         raise DataError(
             Problem(
                 "dataset.validation_size + dataset.test_size",
-                f"{sum(count for name, count in counts.items() if name != 'train')} of {rows} rows: nothing is left to train on",
+                f"{sum(count for name, count in counts.items() if name != 'train')} of {rows} "
+                "rows: nothing is left to train on",
                 fix="make them smaller",
             )
         )

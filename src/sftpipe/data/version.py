@@ -13,7 +13,8 @@ _PACKAGE = Path(__file__).parents[1]
 def code_digest() -> str:
     """SHA-256 of the code that decides ids and labels, and of the versions of the libraries that it calls.
 
-    `data/*.py` and `tokenizer/*.py`, and not `data/preflight/`: a reworded report leaves the cached rows of users valid.
+    `data/*.py` and `tokenizer/*.py`, and not `data/preflight/`: a reworded report leaves the cached
+    rows of users valid.
     """
     import datasets
     import tokenizers

@@ -19,8 +19,8 @@ from sftpipe.model.weights import Weights
 def model_config(cfg: ModelConfig, weights: Weights) -> Any:
     """The transformers config of a model that is loaded, or that is made from scratch (`model.init=random`).
 
-    Raises:
-        ModelError: no such `model_type`, a field that it does not have, or a value that it does not take.
+    Raises: ModelError: no such `model_type`, a field that it does not have, or a value that it does
+        not take.
     """
     if cfg.init == "pretrained":
         return AutoConfig.from_pretrained(weights.path, revision=weights.revision)
@@ -68,7 +68,10 @@ def check_room(
     """
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and tokens > positions:
-        found = f"{value} makes {what} of {tokens} tokens, and the model ({config.model_type}) has {positions} positions"
+        found = (
+            f"{value} makes {what} of {tokens} tokens, and the model ({config.model_type}) has "
+            f"{positions} positions"
+        )
         most = value - tokens + positions
         raise ModelError(
             Problem(key, found, fix=f"{key}={most} or less" if most > 0 else otherwise)

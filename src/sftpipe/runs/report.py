@@ -103,7 +103,8 @@ def write_card(folder: Path, cfg: TrainConfig, weights: str, rows: tuple[int, in
         head["base_model"] = base
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}\n",
-        f"{made} `{weights}` with sftpipe. `config.yaml` holds the whole config, `manifest.json` the versions and hashes.\n",
+        f"{made} `{weights}` with sftpipe. `config.yaml` holds the whole config, `manifest.json` "
+        "the versions and hashes.\n",
         "## Numbers\n\n" + _metrics_table(metrics),
         "![Loss](loss.png)\n",
     ]

@@ -50,7 +50,8 @@ def load_tokenizer(cfg: TokenizerConfig, weights: Weights) -> Any:
             Problem(
                 "tokenizer.name_or_path",
                 f"{name} has no fast tokenizer, and masks need its character offsets",
-                fix="convert it once: AutoTokenizer.from_pretrained(...).save_pretrained(...) with `tokenizers` installed",
+                fix="convert it once: AutoTokenizer.from_pretrained(...).save_pretrained(...) with "
+                "`tokenizers` installed",
             )
         )
     return tokenizer
@@ -61,7 +62,8 @@ def settle_tokenizer(
 ) -> range:
     """Give a tokenizer its new tokens, PAD, EOS, BOS and UNK, and its chat template.
 
-    New tokens get the ids behind the vocabulary, in this order: `special_tokens`, `tokens`, `markers`, then what `auto` has to add.
+    New tokens get the ids behind the vocabulary, in this order: `special_tokens`, `tokens`,
+        `markers`, then what `auto` has to add.
 
     Args:
         tokenizer: a fast tokenizer; changed in place. Training pads on the right.
@@ -72,8 +74,8 @@ def settle_tokenizer(
     Returns:
         The ids of the new tokens.
 
-    Raises:
-        ModelError: a token that is not in the vocabulary, that is an ordinary word of it, or that cannot have the meaning; no such
+    Raises: ModelError: a token that is not in the vocabulary, that is an ordinary word of it, or
+        that cannot have the meaning; no such
             template.
     """
     known = len(tokenizer)
@@ -141,7 +143,10 @@ def _check_new(tokenizer: Any, key: str, words: Sequence[str]) -> None:
                 )
             )
         if word in vocabulary and word not in added:
-            found = f"{word!r} is an ordinary token of the vocabulary (id {vocabulary[word]}); as a new one it would be cut out of words"
+            found = (
+                f"{word!r} is an ordinary token of the vocabulary (id {vocabulary[word]}); as a new "
+                "one it would be cut out of words"
+            )
             raise ModelError(
                 Problem(
                     key,
@@ -161,7 +166,8 @@ def _check_known(tokenizer: Any, key: str, wanted: str) -> None:
     raise ModelError(
         Problem(
             key,
-            f"{wanted!r} is not in the vocabulary: it is split into {len(pieces)} tokens, {' '.join(pieces[:12])}",
+            f"{wanted!r} is not in the vocabulary: it is split into {len(pieces)} tokens, "
+            f"{' '.join(pieces[:12])}",
             allowed=f"auto, keep, or a token such as {', '.join(tokenizer.all_special_tokens)}",
             fix=f"{key}='{match}'" if match else f"{how_to_add([wanted])} makes one token of it",
         )
@@ -171,8 +177,9 @@ def _check_known(tokenizer: Any, key: str, wanted: str) -> None:
 def choose_pad_token(tokenizer: Any, wanted: str) -> str:
     """The PAD token: `wanted`, the tokenizer's own for `keep`, or for `auto` one that no text uses.
 
-    In this order: the tokenizer's own PAD unless it is EOS; a special token made for padding or left unused; UNK; a new one. PAD = EOS is
-    refused, because a padded EOS is masked and the model would never learn to stop.
+    In this order: the tokenizer's own PAD unless it is EOS; a special token made for padding or
+    left unused; UNK; a new one. PAD = EOS is refused, because a padded EOS is masked and the model
+    would never learn to stop.
 
     Raises:
         ModelError: the token is EOS or not in the vocabulary, or there is none to keep.
@@ -194,7 +201,8 @@ def choose_pad_token(tokenizer: Any, wanted: str) -> str:
             raise ModelError(
                 Problem(
                     "tokenizer.pad_token",
-                    f"{wanted!r} is the EOS token: padding would hide the end of every row from the loss",
+                    f"{wanted!r} is the EOS token: padding would hide the end of every row from "
+                    "the loss",
                     fix="tokenizer.pad_token=auto",
                 )
             )

@@ -1,6 +1,7 @@
 """Tokenizers that a run trains on its own texts: of characters, or byte-level BPE.
 
-Both become ordinary fast tokenizers, which are saved with the run and load anywhere. Their special tokens stand behind the vocabulary.
+Both become ordinary fast tokenizers, which are saved with the run and load anywhere. Their special
+tokens stand behind the vocabulary.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ _OFTEN = 2  # a pair of tokens that stands once in all texts is no word
 def train_tokenizer(cfg: TokenizerConfig, texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """A tokenizer made of texts, with EOS and PAD; the same texts make the same one.
 
-    type=char: the characters in the order of their code points, so that ids do not depend on the order of the texts. UNK is there if
-    `tokenizer.unk_token` asks for it. type=bpe: bytes and merges, `vocab_size` tokens with EOS and PAD.
+    type=char: the characters in the order of their code points, so that ids do not depend on the
+    order of the texts. UNK is there if `tokenizer.unk_token` asks for it. type=bpe: bytes and
+    merges, `vocab_size` tokens with EOS and PAD.
 
     Args:
         cfg: the `tokenizer` group, type=char or bpe.
@@ -79,7 +81,8 @@ def _of_bytes(cfg: TokenizerConfig, texts: Iterable[str]) -> PreTrainedTokenizer
         raise DataError(
             Problem(
                 "tokenizer.vocab_size",
-                f"{cfg.vocab_size}, and the texts of the train split make {reached} tokens: no other pair stands in them twice",
+                f"{cfg.vocab_size}, and the texts of the train split make {reached} tokens: no "
+                "other pair stands in them twice",
                 fix=f"tokenizer.vocab_size={reached} or less, or more text",
             )
         )

@@ -31,8 +31,8 @@ from sftpipe.terminal import console
 class Counter(TrainerCallback, ExportableState):
     """What has been trained so far, over all attempts: saved in each checkpoint and restored from it.
 
-    tokens counts real tokens without padding, loss_sum adds the loss of each trained token, seconds is the time inside the training
-    loop.
+    tokens counts real tokens without padding, loss_sum adds the loss of each trained token, seconds
+    is the time inside the training loop.
     """
 
     def __init__(
@@ -169,7 +169,8 @@ class LogFile(TrainerCallback):
 class EpochSamples(TrainerCallback):
     """Calls `take` with the number of each epoch that ends, in front of the checkpoint of its last step.
 
-    In front, so that a checkpoint never lacks the samples of a step that it holds; a resumed run begins the next epoch.
+    In front, so that a checkpoint never lacks the samples of a step that it holds; a resumed run
+    begins the next epoch.
     """
 
     def __init__(self, take: Callable[[int], None]) -> None:

@@ -1,6 +1,7 @@
 """Our SFTTrainer: the loss, the evaluation, the checkpoints.
 
-Shapes: B rows of a batch, T tokens of its longest row, N trained positions of the batch, H hidden size, V vocabulary.
+Shapes: B rows of a batch, T tokens of its longest row, N trained positions of the batch, H hidden
+    size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -124,8 +125,8 @@ class WindowSampler(torch.utils.data.Sampler[int]):
 class EpochLengthSampler(LengthGroupedSampler):
     """transformers' length grouping, shuffled by seed and epoch alone.
 
-    transformers draws this order from the global random state, which dropout and every evaluation move on: a resumed run would see
-    other batches than the one that it continues.
+    transformers draws this order from the global random state, which dropout and every evaluation
+    move on: a resumed run would see other batches than the one that it continues.
     """
 
     def __init__(self, seed: int, sampler: LengthGroupedSampler) -> None:
@@ -145,7 +146,8 @@ class Trainer(SFTTrainer):
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        # TRL casts every trained parameter of a 4-bit model to bfloat16, also on a CPU; the optimizer does not exist yet
+        # TRL casts every trained parameter of a 4-bit model to bfloat16, also on a CPU; the
+        # optimizer does not exist yet
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(adapter_dtype)
@@ -192,8 +194,9 @@ class Trainer(SFTTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Logits at the positions whose next token is trained.
 
-        Selecting in front of the output embedding, as a module, keeps whatever wraps it (PEFT) and follows it (soft-capping), and
-        leaves out the B * T - N rows of a (V x H) product that no loss would read.
+        Selecting in front of the output embedding, as a module, keeps whatever wraps it (PEFT) and
+        follows it (soft-capping), and leaves out the B * T - N rows of a (V x H) product that no
+        loss would read.
 
         Returns:
             logits (N, V) in float32, targets (N,), and the model's outputs.

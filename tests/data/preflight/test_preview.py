@@ -31,7 +31,10 @@ from sftpipe.data.preflight.preview import (
 )
 from sftpipe.errors import RunError
 
-PROMPT = "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\n안녕?<|im_end|>\n<|im_start|>assistant\n"
+PROMPT = (
+    "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\n안녕?<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
 
 
 @pytest.fixture(scope="module")

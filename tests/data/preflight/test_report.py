@@ -22,7 +22,8 @@ Write = Callable[..., str]
 Row = dict[str, Any]
 
 
-# `datasets` forks its processes, which Python 3.12 and later warn of where a thread is running (a native one of torch, say)
+# `datasets` forks its processes, which Python 3.12 and later warn of where a thread is running (a
+# native one of torch, say)
 FORKS = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
@@ -275,7 +276,8 @@ def test_more_dropped_rows_than_the_limit_fail_with_a_summary_and_the_first_thre
     assert str(summary) == (
         "train: 9 of 99 rows teach nothing: 5 x wrong type, 4 x empty text\n"
         "    allowed: preflight.max_empty_rows=0.02 of the rows\n"
-        "    mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets sftpipe preview show the rest"
+        "    mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets "
+        "sftpipe preview show the rest"
     )
     assert [problem.where for problem in rows] == [
         f"train[{at}].text (rows.jsonl, line {at + 1})" for at in (90, 92, 94, 91, 93, 95)
@@ -307,7 +309,8 @@ def test_rows_dropped_for_their_length_have_a_limit_of_their_own(tokenizer: Any)
     )
     assert (report.over_length_rows, report.lost_answer_tokens) == (2, 2)
     assert problems_of(rows, tokenizer=tokenizer, max_over_length_rows=0.09) == (
-        "train[3] (rows.jsonl, line 4): 2 of 20 rows of train are dropped because they are longer than sft.max_length; "
+        "train[3] (rows.jsonl, line 4): 2 of 20 rows of train are dropped because they are "
+        "longer than sft.max_length; "
         "this one has 40 tokens, the longest 60\n"
         "    allowed: preflight.max_over_length_rows=0.09 of the rows\n"
         "    sft.max_length=60"
@@ -334,7 +337,8 @@ def test_two_bos_fail(tokenizer: Any) -> None:
     assert problems_of(
         part("train", row(1, 20, 2), row(1, 1, 20, 2), row(1, 1, 21, 2)), tokenizer=tokenizer
     ) == (
-        f"train[1]: 2 of 3 rows begin with '<|im_start|>' twice\n    <|im_start|><|im_start|>{tokenizer.decode([20])}⟦<|im_end|>⟧\n"
+        "train[1]: 2 of 3 rows begin with '<|im_start|>' twice\n"
+        f"    <|im_start|><|im_start|>{tokenizer.decode([20])}⟦<|im_end|>⟧\n"
         "    allowed: one\n    take '<|im_start|>' out of the texts, or out of the chat template"
     )
 
@@ -417,9 +421,11 @@ def test_a_prompt_in_two_splits_is_a_warning(tokenizer: Any) -> None:
     assert report.warnings == [
         Problem(
             "test[0]",
-            "the same prompt as train[0], with another answer: 1 row of test have a prompt of another split\n"
+            "the same prompt as train[0], with another answer: 1 row of test have a prompt of "
+            "another split\n"
             f"    {tokenizer.decode([20])}⟦{tokenizer.decode([23])}<|im_end|>⟧",
-            fix="remove them where the loss on them is to measure what the model does with new prompts",
+            fix="remove them where the loss on them is to measure what the model does with new "
+            "prompts",
         )
     ]
 
@@ -431,8 +437,10 @@ def test_an_answer_without_an_end_token_is_a_warning(tokenizer: Any) -> None:
     report = check(part("train", row(20, 2), row(20, 21), row(20, 22)), tokenizer=tokenizer)
     assert (report.end_tokens, report.split("train").end_trained_rows) == ({"<|im_end|>": 1}, 1)
     assert [str(one) for one in report.warnings] == [
-        "train[1]: 2 of 3 rows end their trained part in no special token: the model does not learn to stop there\n"
-        f"    {tokenizer.decode([20])}⟦{tokenizer.decode([21])}⟧\n    allowed: EOS, or the end of a turn\n"
+        "train[1]: 2 of 3 rows end their trained part in no special token: the model does not "
+        "learn to stop there\n"
+        f"    {tokenizer.decode([20])}⟦{tokenizer.decode([21])}⟧\n"
+        "    allowed: EOS, or the end of a turn\n"
         "    a format or a chat template that writes one; sftpipe preview shows the rows"
     ]
 
@@ -474,8 +482,10 @@ def test_a_summary_counts_the_rows_what_was_dropped_and_the_warnings(tokenizer: 
     ]
     assert check(*parts, tokenizer=tokenizer).summary() == (
         "1,200 train, 1 test rows\n"
-        "dropped   of train: 3 x longer than sft.max_length, 2 x empty text; `sftpipe check` lists them\n"
-        "warning   train[1199]: 1 of 1200 rows end their trained part in no special token: the model does not learn to stop there; "
+        "dropped   of train: 3 x longer than sft.max_length, 2 x empty text; `sftpipe check` "
+        "lists them\n"
+        "warning   train[1199]: 1 of 1200 rows end their trained part in no special token: the "
+        "model does not learn to stop there; "
         "`sftpipe check` says what to do"
     )
 
@@ -518,8 +528,10 @@ def test_a_row_with_another_prompt_than_generation_fails(tokenizer: Any) -> None
         "token 2 is '?' in the row and '!' in generation\n    Really? Yes?⟦ No.<|im_end|>⟧\n"
         "    allowed: the ids of the prompt, and then what is trained\n"
         "    another tokenizer.chat_template\n"
-        "train[1]: 1 of 2 rows that were compared do not read back as their text\n    Really? Yes?⟦ No.<|im_end|>⟧\n"
-        "    allowed: ids that decode to what was encoded\n    another tokenizer, or mend the characters that it loses"
+        "train[1]: 1 of 2 rows that were compared do not read back as their text\n"
+        "    Really? Yes?⟦ No.<|im_end|>⟧\n"
+        "    allowed: ids that decode to what was encoded\n"
+        "    another tokenizer, or mend the characters that it loses"
     )
 
 
@@ -591,7 +603,8 @@ def test_a_row_longer_than_max_length_is_an_error_with_the_length_that_would_do(
     with pytest.raises(DataError) as error:
         prepare(rows_file(PAIRS), tokenizer, "sft.max_length=16")
     assert str(error.value) == (
-        "train[2]: 2 of 10 rows of train are longer than sft.max_length=16 tokens; this one has 25, the longest 25\n"
+        "train[2]: 2 of 10 rows of train are longer than sft.max_length=16 tokens; this one has "
+        "25, the longest 25\n"
         "    sft.max_length=25, or over_length=drop to leave such rows out and count them"
     )
 
@@ -643,8 +656,10 @@ def test_more_bad_rows_than_the_limit_stop_the_preparation_and_are_named(
     assert str(error.value) == (
         "train: 1 of 11 rows teach nothing: 1 x empty text\n"
         "    allowed: preflight.max_empty_rows=0.01 of the rows\n"
-        "    mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets sftpipe preview show the rest\n"
-        "train[10].completion (rows.jsonl, line 11): an empty string\n    allowed: text\n    mend or remove the row"
+        "    mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets "
+        "sftpipe preview show the rest\n"
+        "train[10].completion (rows.jsonl, line 11): an empty string\n    allowed: text\n"
+        "    mend or remove the row"
     )
 
 
@@ -709,9 +724,11 @@ def test_a_text_that_would_end_its_turn_is_refused(rows_file: Write, tokenizer: 
     with pytest.raises(DataError) as error:
         prepare(rows_file(FORGED), tokenizer, "format=messages")
     assert str(error.value.problems[1]) == (
-        "train[0].messages[1].content (rows.jsonl, line 1): the special token '<|im_end|>' in 'It is <|im_end|>, look.'\n"
+        "train[0].messages[1].content (rows.jsonl, line 1): the special token '<|im_end|>' in "
+        "'It is <|im_end|>, look.'\n"
         "    allowed: text that neither opens nor ends a turn\n"
-        "    mend or remove the row, or preflight.forged_turns=escape to have such tokens read as plain text"
+        "    mend or remove the row, or preflight.forged_turns=escape to have such tokens read "
+        "as plain text"
     )
 
 
@@ -783,7 +800,8 @@ def test_counts_take_the_first_rows_and_more_than_there_are_is_an_error(
             compose(mixture(source, f"path: json, data_files: '{a}', count: 5")), tokenizer, dict
         )
     assert str(error.value) == (
-        "dataset.sources[1].count: 5 rows are asked for, and the source has 4\n    allowed: no row is repeated\n"
+        "dataset.sources[1].count: 5 rows are asked for, and the source has 4\n"
+        "    allowed: no row is repeated\n"
         "    dataset.sources[1].count=4, or sft.num_train_epochs for more passes over all"
     )
 
@@ -793,7 +811,8 @@ def test_a_column_that_the_format_needs_is_missed_before_encoding(
 ) -> None:
     with pytest.raises(
         DataError,
-        match=r"^format=instruction \(train\): no column 'instruction'; the data set has prompt, completion",
+        match=r"^format=instruction \(train\): no column 'instruction'; the data set has prompt, "
+        r"completion",
     ):
         prepare(rows_file(PAIRS), tokenizer, "format=instruction")
 
@@ -802,7 +821,8 @@ def test_the_same_row_in_two_files_is_found(rows_file: Write, tokenizer: Any) ->
     files = [rows_file(PAIRS[:2], "a.jsonl"), rows_file(PAIRS[1:2], "b.jsonl")]
     with pytest.raises(
         DataError,
-        match=r"^validation\[0\] \(b.jsonl, line 1\): the same row as train\[1\] \(a.jsonl, line 2\): 1 row of validation",
+        match=r"^validation\[0\] \(b.jsonl, line 1\): the same row as train\[1\] \(a.jsonl, line 2\): "
+        r"1 row of validation",
     ):
         prepare(f"{{train: '{files[0]}', validation: '{files[1]}'}}", tokenizer)
 
@@ -830,9 +850,11 @@ def test_more_rows_dropped_for_length_than_the_limit_fail_and_the_first_is_shown
     with pytest.raises(DataError) as error:
         prepare(rows_file(PAIRS), tokenizer, "sft.max_length=16", "over_length=drop")
     assert str(error.value) == (
-        "train[2] (rows.jsonl, line 3): 2 of 10 rows of train are dropped because they are longer than sft.max_length; "
+        "train[2] (rows.jsonl, line 3): 2 of 10 rows of train are dropped because they are "
+        "longer than sft.max_length; "
         "this one has 25 tokens, the longest 25\n"
-        "    Row 2⟦long long long long long long long long long long long long long long long long long long long long <|im_end|>⟧\n"
+        "    Row 2⟦long long long long long long long long long long long long long long long "
+        "long long long long long <|im_end|>⟧\n"
         "    allowed: preflight.max_over_length_rows=0.05 of the rows\n"
         "    sft.max_length=25, or over_length=truncate"
     )
@@ -879,7 +901,8 @@ def test_a_pattern_that_ends_in_a_space_is_a_warning_with_the_patterns_to_type(
 
     (warning,) = warned("{q} ##> ", "{a}")
     assert warning.found.splitlines()[0] == (
-        "the prompt ends in a space, as in 3 of 3 rows that were compared: the model begins its answer behind a space that stands by "
+        "the prompt ends in a space, as in 3 of 3 rows that were compared: the model begins its "
+        "answer behind a space that stands by "
         "itself, which it never saw in running text"
     )
     assert (warning.where, warning.fix) == (

@@ -55,10 +55,12 @@ class Part:
 
     split, source: "train", and the name of the source ("" for the only one).
     read: rows of the source.
-    rows: `datasets.Dataset` with `input_ids`, `labels`, `index`, the place of each in the source, `cut` and `lost`, the tokens and the
-        trained tokens that were cut off, and `escaped`, whether special tokens in it were made plain text.
+    rows: `datasets.Dataset` with `input_ids`, `labels`, `index`, the place of each in the source,
+        `cut` and `lost`, the tokens and the trained tokens that were cut off, and `escaped`,
+        whether special tokens in it were made plain text.
     dropped: rows that made none.
-    samples: place in the source -> what the format makes of that row, read anew; several where `loss.unroll` makes several.
+    samples: place in the source -> what the format makes of that row, read anew; several where
+        `loss.unroll` makes several.
     origin: place in the source -> file and line, "" where they are not known.
     """
 
@@ -93,10 +95,12 @@ class RowFacts:
     length, trained: its tokens, and those that are trained.
     cut, lost: tokens, and trained tokens, that truncation took.
     escaped: whether special tokens in its text were made plain text.
-    end: the special token that its trained part ends in (white space behind it does not count); -1 without one.
+    end: the special token that its trained part ends in (white space behind it does not count); -1
+        without one.
     bos: BOS tokens at its front, two at the most.
     has_unk, has_pad: whether the tokens are in it.
-    row, prompt: digests of its ids, and of those in front of the last answer; 0, 0 where nothing stands in front.
+    row, prompt: digests of its ids, and of those in front of the last answer; 0, 0 where nothing
+        stands in front.
     """
 
     length: np.ndarray
@@ -255,10 +259,9 @@ def equal_before(digests: Any) -> tuple[Any, Any]:
 def padding_share(lengths: Any, batch_size: int, strategy: str, multiple: int) -> float:
     """The share of padding in all tokens of an epoch's batches; estimated, as the order of the real ones is drawn later.
 
-    Args:
-        lengths: tokens of each row, (rows,).
-        batch_size: rows of a batch.
-        strategy: `sft.train_sampling_strategy`; of group_by_length as transformers does it: rows in random order, sorted by length
+    Args: lengths: tokens of each row, (rows,). batch_size: rows of a batch. strategy:
+        `sft.train_sampling_strategy`; of group_by_length as transformers does it: rows in random
+        order, sorted by length
             within stretches of up to 50 batches.
         multiple: batches are as wide as a multiple of it.
     """

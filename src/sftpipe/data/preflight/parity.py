@@ -22,7 +22,8 @@ class Comparison:
     """What was found; the lists hold positions of finished rows.
 
     rows: how many were compared.
-    prompts: rows that do not begin with the prompt of generation and go on with a trained token (L1).
+    prompts: rows that do not begin with the prompt of generation and go on with a trained token
+        (L1).
     texts: rows that do not read back as their text (L2).
     spaces: rows whose prompt ends in a space that stands by itself.
     """
@@ -84,8 +85,8 @@ def _begins_with_prompt(row: Any, sample: Sample, encoder: Encoder) -> bool:
 def _reads_back(ids: Sequence[int], sample: Sample, encoder: Encoder) -> bool:
     """Whether the ids decode to the text, BOS in front and EOS behind apart.
 
-    A tokenizer that puts a space in front of words (SentencePiece), or whose tokens take in the white space around them, writes back other
-    white space than it read.
+    A tokenizer that puts a space in front of words (SentencePiece), or whose tokens take in the
+    white space around them, writes back other white space than it read.
     """
     if encoder.holds_unknown(ids):
         return True  # a warning counts such rows
@@ -116,8 +117,14 @@ def first_difference(row: Any, sample: Sample, encoder: Encoder) -> str:
     )
     decode = encoder.tokenizer.decode
     if at is None:
-        return f"the token behind it, {decode(row['input_ids'][len(ids) : len(ids) + 1])!r}, is not trained"
-    return f"token {at} is {decode(row['input_ids'][at : at + 1])!r} in the row and {decode(ids[at : at + 1])!r} in generation"
+        return (
+            f"the token behind it, {decode(row['input_ids'][len(ids) : len(ids) + 1])!r}, is not "
+            "trained"
+        )
+    return (
+        f"token {at} is {decode(row['input_ids'][at : at + 1])!r} in the row and "
+        f"{decode(ids[at : at + 1])!r} in generation"
+    )
 
 
 def excerpt(row: Any, tokenizer: Any) -> str:

@@ -1,8 +1,9 @@
 """Finished rows as a person can check them: what the model reads, and which part of it is trained.
 
-A packed row carries `seq_lengths`, the tokens of each sequence in it (their sum is T); positions start anew with each, and its
-first token is masked in the batch, for what stands in front of it in the row is no part of it. Here it is shown so. A row without
-`seq_lengths` is one sequence. T is the number of tokens of a row.
+A packed row carries `seq_lengths`, the tokens of each sequence in it (their sum is T); positions
+start anew with each, and its first token is masked in the batch, for what stands in front of it in
+the row is no part of it. Here it is shown so. A row without `seq_lengths` is one sequence. T is the
+number of tokens of a row.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ REASONS = (
 )
 _TRAINED, _PROMPT, _BETWEEN, _BEHIND, _FIRST, _NOTHING = range(len(REASONS))
 
-_LOOKAHEAD = 16  # tokens; a character has four bytes at most, but a byte-level token may end one character and begin the next
+# tokens; a character has four bytes at most, but a byte-level token may end one character and begin
+# the next
+_LOOKAHEAD = 16
 _SIGNS = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥"}
 _UNSEEN = {
     "Cc",
@@ -109,7 +112,8 @@ def spans(row: Mapping[str, Any], tokenizer: Any) -> list[tuple[str, bool]]:
 def colored(row: Mapping[str, Any], tokenizer: Any) -> Text:
     """A row for the terminal: trained text green and bold, masked text dim, special tokens as they are written.
 
-    A line stands in front of each sequence of a packed row. Characters that a terminal would obey are written as U+001B.
+    A line stands in front of each sequence of a packed row. Characters that a terminal would obey
+    are written as U+001B.
     """
     text = Text()
     packed = sequences(row)
@@ -117,7 +121,8 @@ def colored(row: Mapping[str, Any], tokenizer: Any) -> Text:
         if len(packed) > 1:
             line_break = "\n" if text and not text.plain.endswith("\n") else ""
             text.append(
-                f"{line_break}┄┄ sequence {number} of {len(packed)}, {len(sequence['input_ids'])} tokens ┄┄\n",
+                f"{line_break}┄┄ sequence {number} of {len(packed)}, "
+                f"{len(sequence['input_ids'])} tokens ┄┄\n",
                 style=BOUNDARY,
             )
         for part, trained in spans(sequence, tokenizer):
@@ -181,9 +186,9 @@ def write_page(
 def page_row(row: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
     """What the page shows of a row.
 
-    Returns:
-        {lengths: tokens of each sequence; ids, tokens (as the vocabulary writes them), texts (as they are shown; None: the rest of a
-        character that a token before began), why (numbers in `REASONS`), special (0 or 1): all (T,)}.
+    Returns: {lengths: tokens of each sequence; ids, tokens (as the vocabulary writes them), texts
+        (as they are shown; None: the rest of a character that a token before began), why (numbers
+        in `REASONS`), special (0 or 1): all (T,)}.
     """
     special = {
         number for number, token in tokenizer.added_tokens_decoder.items() if token.special
@@ -240,7 +245,8 @@ def pieces(ids: Sequence[int], tokenizer: Any) -> list[str | None]:
         bytes   61    E2    82    AC    62
         text    a     €     None  None  b
 
-    Bytes that make no character are U+FFFD. A token is decoded behind the one before: SentencePiece drops the space of a first token.
+    Bytes that make no character are U+FFFD. A token is decoded behind the one before: SentencePiece
+    drops the space of a first token.
     """
 
     def decode(start: int, stop: int) -> str:

@@ -31,16 +31,19 @@ class SplitReport:
     length_p50, length_p95, length_p99, length_max: of those rows.
     over_length_rows: rows that were dropped because they are longer than `sft.max_length`.
     truncated_rows: rows that were cut to fit it.
-    lost_answer_tokens: trained tokens of the rows that were dropped for their length, and of exchanges that were cut.
+    lost_answer_tokens: trained tokens of the rows that were dropped for their length, and of
+        exchanges that were cut.
     dropped: {reason: rows}; each of them stands in `Preflight.dropped`.
-    end_trained_rows: rows whose trained part ends in a special token, which tells generation to stop.
+    end_trained_rows: rows whose trained part ends in a special token, which tells generation to
+        stop.
     bos_rows: {0, 1 or 2: rows with so many BOS at the front}; "2" is two or more.
     unk_rows, pad_rows: rows with UNK or PAD in them (0 where the token is EOS or BOS, too).
     repeated_rows: rows that equal an earlier one of their split.
     shared_rows: rows that equal one of an earlier split.
     shared_prompts: other rows whose prompt stands in an earlier split.
     forged_rows: rows with special tokens in their texts: escaped, or dropped.
-    compared_rows: how many were held against the prompt that generation is given, and against their text.
+    compared_rows: how many were held against the prompt that generation is given, and against their
+        text.
     """
 
     split: str
@@ -79,9 +82,11 @@ class Preflight:
     splits: one for each split of each source.
     dropped: the rows that are not trained on, with where they stand and what is wrong.
     warnings: what deserves a look, and stops nothing.
-    end_tokens: {special token that ends a trained part: rows}; generation must stop at each of them.
+    end_tokens: {special token that ends a trained part: rows}; generation must stop at each of
+        them.
     special_tokens: {its name in the tokenizer: [token, id]}.
-    padding_share: of all tokens of the training batches; an estimate, as their order is drawn later.
+    padding_share: of all tokens of the training batches; an estimate, as their order is drawn
+        later.
     packing: what packing made of the rows; None without it.
     """
 
@@ -113,7 +118,8 @@ class Preflight:
                 lines.append(f"dropped   of {split}: {counted}; `sftpipe check` lists them")
         for warning in self.warnings:
             lines.append(
-                f"warning   {warning.where}: {warning.found.splitlines()[0]}; `sftpipe check` says what to do"
+                f"warning   {warning.where}: {warning.found.splitlines()[0]}; `sftpipe check` "
+                "says what to do"
             )
         return "\n".join(lines)
 
@@ -247,7 +253,8 @@ def _too_many_empty(part: Part, empty: Sequence[Dropped], cfg: TrainConfig) -> l
         part.place,
         f"{len(empty)} of {part.read} rows teach nothing: {counted}",
         allowed=f"preflight.max_empty_rows={cfg.preflight.max_empty_rows} of the rows",
-        fix="mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets sftpipe preview show the rest",
+        fix="mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets sftpipe "
+        "preview show the rest",
     )
     shown: list[Problem] = []
     for reason in reasons:
@@ -265,8 +272,10 @@ def _too_many_long(
     ]
     return Problem(
         first.problem().where,
-        f"{len(longer)} of {part.read} rows of {part.place} are dropped because they are longer than sft.max_length; "
-        f"this one has {first.tokens} tokens, the longest {longest}{_text_of(part, first, encoder)}",
+        f"{len(longer)} of {part.read} rows of {part.place} are dropped because they are longer "
+        "than sft.max_length; "
+        f"this one has {first.tokens} tokens, the longest "
+        f"{longest}{_text_of(part, first, encoder)}",
         allowed=f"preflight.max_over_length_rows={cfg.preflight.max_over_length_rows} of the rows",
         fix=", or ".join(ways_out),
     )
@@ -305,7 +314,8 @@ def _faults(part: Part, fact: RowFacts, compared: Comparison, encoder: Encoder) 
                 part,
                 compared.texts[0],
                 encoder,
-                f"{len(compared.texts)} of {compared.rows} rows that were compared do not read back "
+                f"{len(compared.texts)} of {compared.rows} rows that were compared do not read "
+                "back "
                 "as their text",
                 "ids that decode to what was encoded",
                 "another tokenizer, or mend the characters that it loses",
@@ -322,8 +332,14 @@ def _unlike_generation(part: Part, compared: Comparison, encoder: Encoder) -> Pr
     if encoder.loss.boundary == "joint":
         fix = "loss.boundary=split"
     elif encoder.loss.type == "response_template":
-        fix = "a loss.response_template of text that ends where the prompt does, or loss=completion_only"
-    found = f"{len(compared.prompts)} of {compared.rows} rows that were compared do not go on from the prompt of generation: {difference}"
+        fix = (
+            "a loss.response_template of text that ends where the prompt does, or "
+            "loss=completion_only"
+        )
+    found = (
+        f"{len(compared.prompts)} of {compared.rows} rows that were compared do not go on from "
+        f"the prompt of generation: {difference}"
+    )
     return _problem(
         part, at, encoder, found, "the ids of the prompt, and then what is trained", fix
     )
@@ -392,7 +408,8 @@ def _lone_spaces(
         return []
     count, rows = sum(len(one.spaces) for one in compared), sum(one.rows for one in compared)
     found = (
-        f"the prompt ends in a space, as in {count} of {rows} rows that were compared: the model begins its answer behind a space that "
+        f"the prompt ends in a space, as in {count} of {rows} rows that were compared: the model "
+        "begins its answer behind a space that "
         "stands by itself, which it never saw in running text"
     )
     return [
@@ -420,8 +437,10 @@ def _split_turn_tokens(parts: Sequence[Part], encoder: Encoder) -> list[Problem]
     return [
         Problem(
             "tokenizer.chat_template",
-            f"it writes {', '.join(unknown)}, which the tokenizer does not know: {unknown[0]} is split into {len(pieces)} tokens",
-            allowed="a template whose turn tokens the model was trained with, or new tokens that this run trains",
+            f"it writes {', '.join(unknown)}, which the tokenizer does not know: {unknown[0]} is "
+            f"split into {len(pieces)} tokens",
+            allowed="a template whose turn tokens the model was trained with, or new tokens that this "
+            "run trains",
             fix=how_to_add(unknown),
         )
     ]
@@ -432,7 +451,10 @@ def _moved_space(cfg: TrainConfig) -> str:
     if cfg.loss.type == "response_template" and isinstance(response, str):
         return f"loss.response_template={response.rstrip(' ')!r}"
     if form.type == "template" and form.prompt and form.completion and form.prompt.endswith(" "):
-        return f"format.prompt={form.prompt.rstrip(' ')!r} format.completion={' ' + form.completion.lstrip(' ')!r}"
+        return (
+            f"format.prompt={form.prompt.rstrip(' ')!r} "
+            f"format.completion={' ' + form.completion.lstrip(' ')!r}"
+        )
     return "move the space from the end of the prompt to the front of the completion"
 
 
@@ -442,8 +464,8 @@ def _moved_space(cfg: TrainConfig) -> str:
 class _Shared:
     """Which rows, and which prompts, stand in the data more than once. Rows are numbered over all parts, in their order.
 
-    repeats, rows, prompts: (rows,) whether a row equals an earlier one of its split; one of an earlier split; or, being no such row, has
-        the prompt of one of an earlier split.
+    repeats, rows, prompts: (rows,) whether a row equals an earlier one of its split; one of an
+        earlier split; or, being no such row, has the prompt of one of an earlier split.
     """
 
     def __init__(self, parts: Sequence[Part], facts: Sequence[RowFacts]) -> None:
@@ -485,7 +507,10 @@ class _Shared:
 
     def prompt_remarks(self, splits: Sequence[str], encoder: Encoder) -> list[Problem]:
         """One for each split with prompts of an earlier one."""
-        found = "the same prompt as {other}, with another answer: {count} of {split} have a prompt of another split"
+        found = (
+            "the same prompt as {other}, with another answer: {count} of {split} have a prompt of "
+            "another split"
+        )
         fix = (
             "remove them where the loss on them is to measure what the model does with new prompts"
         )
