@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +93,55 @@ def smollm2() -> Any:
 
 @pytest.fixture(scope="session")
 def tokenizer(smollm2: Any) -> Any:
-    """The embedded model's tokenizer, with PAD settled."""
+    """The embedded model's tokenizer, with its special tokens set."""
     from sftpipe.config.schema import TokenizerConfig
     from support.tokenizers import settled
 
     return settled(TokenizerConfig(), smollm2)
+
+
+@pytest.fixture
+def templated(tokenizer: Any) -> Callable[[str | None], Any]:
+    """The embedded tokenizer with another chat template."""
+
+    def make(template: str | None) -> Any:
+        changed = copy.copy(tokenizer)
+        changed.chat_template = template
+        return changed
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def phi3(golden: Path) -> Any:
+    """Phi-3's tokenizer: SentencePiece pieces, a turn token that is not EOS, a PAD that was EOS."""
+    from sftpipe.config.schema import TokenizerConfig
+    from support.tokenizers import settled
+
+    return settled(TokenizerConfig(name_or_path=str(golden / "tokenizers/phi-3-mini-4k-instruct")))
+
+
+@pytest.fixture(scope="session")
+def opt(golden: Path) -> Any:
+    """OPT's tokenizer with our template: it begins plain text with BOS, which is also its EOS."""
+    from sftpipe.config.schema import TokenizerConfig
+    from support.tokenizers import settled
+
+    folder = str(golden / "tokenizers" / "opt-350m")
+    return settled(TokenizerConfig(name_or_path=folder, chat_template="chatml_bos_eos"))
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Callable[..., str]:
+    """Write rows as JSON Lines; returns the path."""
+
+    def write(rows: Sequence[Mapping[str, Any]], name: str = "rows.jsonl") -> str:
+        path = tmp_path / name
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        path.write_text("".join(lines), encoding="utf-8")
+        return str(path)
+
+    return write
 
 
 @pytest.fixture(scope="session")

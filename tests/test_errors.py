@@ -20,11 +20,12 @@ from sftpipe.errors import (
     RunError,
     SftpipeError,
     nearest,
+    override,
 )
 
 PROBLEM = Problem("lora.rank", "unknown key", allowed="r, lora_alpha", fix="did you mean lora.r?")
 TEXT = "lora.rank: unknown key\n    allowed: r, lora_alpha\n    did you mean lora.r?"
-MENDABLE = [SftpipeError, ConfigError, DataError, ModelError, RunError]
+FIXABLE = [SftpipeError, ConfigError, DataError, ModelError, RunError]
 
 
 def tree(cls: type[SftpipeError] = SftpipeError) -> set[type[SftpipeError]]:
@@ -32,7 +33,7 @@ def tree(cls: type[SftpipeError] = SftpipeError) -> set[type[SftpipeError]]:
     return {cls}.union(*(tree(below) for below in cls.__subclasses__()))
 
 
-@pytest.mark.parametrize("cls", MENDABLE)
+@pytest.mark.parametrize("cls", FIXABLE)
 def test_an_error_prints_its_problem_and_exits_with_2(cls: type[SftpipeError]) -> None:
     error = cls(PROBLEM)
     assert str(error) == TEXT
@@ -40,7 +41,7 @@ def test_an_error_prints_its_problem_and_exits_with_2(cls: type[SftpipeError]) -
     assert error.exit_code == 2
 
 
-@pytest.mark.parametrize("cls", MENDABLE)
+@pytest.mark.parametrize("cls", FIXABLE)
 def test_an_error_prints_all_its_problems(cls: type[SftpipeError]) -> None:
     assert str(cls(PROBLEM, Problem("seed", "'a'"))) == f"{TEXT}\nseed: 'a'"
 
@@ -65,7 +66,7 @@ def test_a_row_error_is_a_data_error_that_knows_its_reason() -> None:
 
 
 def test_the_tests_above_cover_the_whole_tree() -> None:
-    assert tree() == {*MENDABLE, RowError, Interrupted}
+    assert tree() == {*FIXABLE, RowError, Interrupted}
 
 
 def test_the_drawn_tree_names_exactly_the_classes_there_are() -> None:
@@ -79,7 +80,7 @@ def test_every_class_of_the_tree_is_public() -> None:
     assert {cls.__name__ for cls in tree()} | {"Problem"} <= set(sftpipe.__all__)
 
 
-@pytest.mark.parametrize("cls", MENDABLE)
+@pytest.mark.parametrize("cls", FIXABLE)
 def test_an_error_of_a_worker_process_arrives_whole(cls: type[SftpipeError]) -> None:
     copied = pickle.loads(pickle.dumps(cls(PROBLEM)))
     assert type(copied) is cls
@@ -106,6 +107,38 @@ def test_a_row_error_of_a_worker_process_arrives_whole() -> None:
 )
 def test_a_problem_prints_the_parts_that_it_has(problem: Problem, text: str) -> None:
     assert str(problem) == text
+
+
+@pytest.mark.parametrize(
+    ("fix", "commands"),
+    [
+        ("", ()),
+        ("leave it out", ()),
+        ("`lora=default`, or leave it out", ("lora=default",)),
+        ("`lora=default`, or `pip install x`", ("lora=default", "pip install x")),
+    ],
+)
+def test_what_can_be_typed_is_known_without_the_prose(fix: str, commands: tuple[str, ...]) -> None:
+    problem = Problem("lora", "none", fix=fix)
+    assert problem.commands == commands
+    assert "`" not in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("lora.r", "8", "`lora.r=8`"),
+        ("output_dir", "/a/b-c_d.e", "`output_dir=/a/b-c_d.e`"),
+        ("dataset.sources", "[{path: json}]", '`"dataset.sources=[{path: json}]"`'),
+        ("format.prompt", "' {a}'", "`\"format.prompt=' {a}'\"`"),
+        ("seed", '"[1"', "`'seed=\"[1\"'`"),
+        ("run", "$HOME", "`'run=$HOME'`"),
+        ("run", "a`b", "run=a`b"),
+        ("dataset.sources[1].name", "yoda", "write name: yoda into dataset.sources[1]"),
+    ],
+)
+def test_an_override_is_written_as_a_shell_takes_it(key: str, value: str, text: str) -> None:
+    assert override(key, value) == text
 
 
 def test_equal_problems_are_one_in_a_set() -> None:

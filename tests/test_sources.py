@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sftpipe.config.hydra import compose
-from sftpipe.data.formats import pattern_fields
+from sftpipe.config.patterns import pattern_fields
 
 PAGE = Path(__file__).parents[1] / "docs" / "sources.md"
 ROWS = [

@@ -1,4 +1,4 @@
-"""Whole or absent: what a reader, a full disk or a killed process leaves behind."""
+"""Whole or absent: the files that a reader sees after a full disk or a killed process."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
 import pytest
 
+from sftpipe import storage
 from sftpipe.storage import (
     HASHES,
     cache_dir,
@@ -79,7 +81,9 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(
     assert (file.read_text() if file.exists() else None) == before
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full stands for a full disk")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="no /dev/full, which serves as a full disk"
+)
 def test_a_full_disk_leaves_the_old_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     (tmp_path / ".a.txt.partial").symlink_to("/dev/full")
@@ -109,6 +113,44 @@ def test_a_file_that_changed_is_hashed_anew(tmp_path: Path) -> None:
     assert hashes == [sha256_text(text) for text in ("abc", "abc", "abd", "abd", "abc", "abc")]
 
 
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files whose bytes were hashed, in order."""
+    names: list[str] = []
+
+    def counted(path: Path) -> str:
+        names.append(path.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr(storage, "sha256_file", counted)
+    return names
+
+
+def test_a_file_is_hashed_once_in_a_process(
+    tmp_path: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("abc")
+    for recent_s in (60, 0):
+        monkeypatch.setattr(storage, "RECENT_S", recent_s)
+        assert {sha256_cached(tmp_path / "a.txt") for _ in range(3)} == {sha256_text("abc")}
+
+    assert len(hashed) == 3 + 1  # a file that was just written may be written to again
+
+
+def test_new_bytes_of_the_same_size_and_time_are_hashed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "RECENT_S", 0)
+    file, hashes = tmp_path / "a.txt", []
+    for text in ("abc", "abd"):
+        file.write_text(text)
+        os.utime(file, ns=(1, 1))  # as `cp -p`, `rsync -t` and `tar` leave it
+        hashes.append(sha256_cached(file))
+        time.sleep(0.05)  # longer than a tick of the clock of a file system
+
+    assert hashes == [sha256_text("abc"), sha256_text("abd")]
+
+
 # --- a folder -------------------------------------------------------------------------------------
 
 
@@ -127,7 +169,7 @@ def test_the_hashes_cover_every_file_and_the_inner_ones(published: Path) -> None
     }
 
 
-def test_nothing_stands_under_the_final_name_while_it_is_filled(tmp_path: Path) -> None:
+def test_nothing_is_under_the_final_name_while_it_is_filled(tmp_path: Path) -> None:
     with publish_folder(tmp_path / "final") as partial:
         fill(partial)
         assert not (tmp_path / "final").exists()

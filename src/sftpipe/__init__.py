@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sftpipe.pipeline import prepare, train
     from sftpipe.runs.load import Run, load_run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LAZY = {
     "PreparedData": "sftpipe.data.prepare",

@@ -33,23 +33,31 @@ def step() -> dict[str, Any]:
     from trl import SFTTrainer
 
     from sftpipe.config.hydra import compose
-    from sftpipe.model import load as models
+    from sftpipe.model.adapters import lora_config
+    from sftpipe.model.embedding import fit_to_tokenizer
+    from sftpipe.model.load import load_base
+    from sftpipe.model.precision import choose_precision
     from sftpipe.model.weights import find_weights
     from sftpipe.pipeline import prepare
     from sftpipe.training.trainer import build_arguments, build_trainer
 
     cfg = compose(["recipe=yoda"])
-    precision = models.choose_precision(cfg.model)
+    precision = choose_precision(cfg.model)
     data = prepare(cfg)
     weights = find_weights(cfg.model)
     with tempfile.TemporaryDirectory() as folder, quiet_libraries():
         arguments = build_arguments(
             cfg.sft, seed=cfg.seed, folder=Path(folder), precision=precision
         )
-        model = models.load_base(cfg.model, cfg.quantization, weights, precision, frozen=True)
-        models.fit_to_tokenizer(model, data.tokenizer)
+        model = load_base(cfg.model, cfg.quantization, weights, precision, frozen=True)
+        fit_to_tokenizer(model, data.tokenizer)
         trainer = build_trainer(
-            arguments, model, models.lora_config(cfg.lora, weights), data, precision
+            arguments,
+            model,
+            lora_config(cfg.lora, weights),
+            data,
+            precision,
+            Path(folder) / "log.jsonl",
         )
     trainer.model.train()
     batch = trainer._prepare_inputs(data.collate([data.train[row] for row in range(8)]))
@@ -192,11 +200,18 @@ def _own_memory(pid: int) -> int:
 
 
 def _encoded(cfg: TrainConfig, tokenizer: Any) -> Any:
-    """The train rows of a config."""
-    from sftpipe.data.packing import Collator
-    from sftpipe.data.prepare import prepare_data
+    """The train rows of a config, encoded and checked as `sftpipe check` does."""
+    from sftpipe.data import prepare
+    from sftpipe.data.preflight.report import check_data
+    from sftpipe.data.source import load_sources
 
-    return prepare_data(cfg, tokenizer, Collator(int(tokenizer.pad_token_id))).train
+    sources = load_sources(cfg.dataset, cfg.format, cfg.allowed_targets)
+    encoder = prepare.make_encoder(tokenizer, cfg)
+    readers = prepare.sample_readers(sources, tokenizer, cfg)
+    parts = prepare.encode_sources(sources, readers, encoder, cfg)
+    rows, packing = prepare.pack_splits(parts, cfg, None)
+    check_data(parts, rows, encoder, cfg, packing)
+    return rows["train"]
 
 
 def _instructions(rows: int) -> Iterator[dict[str, str]]:

@@ -1,12 +1,12 @@
 """Everything that sftpipe raises on purpose.
 
-    SftpipeError                a mistake that the user can mend; printed without a traceback, exit code 2
-    ├── ConfigError             a key, a value or a combination of keys; all problems of a config together
+    SftpipeError                a mistake that the user can fix; no traceback, exit code 2
+    ├── ConfigError             a key, a value or a combination of keys; all problems together
     ├── DataError               a data set, a column or a row
-    │   └── RowError            one row that teaches nothing; dropped and counted up to preflight.max_empty_rows
+    │   └── RowError            one row that teaches nothing; dropped and counted up to a limit
     ├── ModelError              base weights, a tokenizer or a chat template
     ├── RunError                a run folder or a checkpoint
-    └── Interrupted             SIGINT or SIGTERM, after the checkpoint was written; exit code 130 or 143
+    └── Interrupted             SIGINT or SIGTERM, after a checkpoint; exit code 130 or 143
 
 Anything else that escapes is a bug and keeps its traceback (exit code 1).
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -22,14 +23,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake, in the four parts that a user needs to mend it.
+    """One mistake, in the four parts that a user needs to fix it.
 
     where: a config key, `split[row]`, a file or a folder.
     found: what is there.
     allowed: what may be there ("" where nothing needs saying).
     fix: what to do next ("" where `allowed` says it). What can be typed as it is, an override or a
-        command, stands in backticks, apart from the prose around it: "`lora=default`, or
-        `quantization=none`". People see it without the backticks; programs ask `commands`.
+        command, is in backticks: "`lora=default`, or `quantization=none`". People see it without
+        the backticks; programs ask `commands`.
     """
 
     where: str
@@ -81,7 +82,7 @@ class DataError(SftpipeError):
 
 
 class RowError(DataError):
-    """One row cannot be trained on; `reason` is a short phrase under which such rows are counted."""
+    """One row cannot be trained on; rows are counted by `reason`, a short phrase."""
 
     def __init__(self, reason: str, problem: Problem) -> None:
         super().__init__(problem)
@@ -93,7 +94,7 @@ class RowError(DataError):
 
 
 class ModelError(SftpipeError):
-    """Weights, tokenizer or chat template cannot be had or do not fit the run."""
+    """Weights, tokenizer or chat template are not available or do not fit the run."""
 
 
 class RunError(SftpipeError):
@@ -101,7 +102,7 @@ class RunError(SftpipeError):
 
 
 class Interrupted(SftpipeError):
-    """The run was asked to stop and has written a checkpoint; `exit_code` is 128 + the signal's number."""
+    """The run was stopped and has written a checkpoint; `exit_code` is 128 + the signal."""
 
     def __init__(self, signum: int, problem: Problem) -> None:
         super().__init__(problem)
@@ -128,8 +129,28 @@ def show_value(value: Any) -> str:
     return f"{value!r} ({type(value).__name__})"
 
 
+def override(key: str, value: str) -> str:
+    """What to type to give a key a value, for `Problem.fix`.
+
+    Args:
+        key: a key of the config; `dataset.sources[0].name` is part of a list, which no override
+            reaches.
+        value: in Hydra's syntax: `1024`, `[a, b]`, `'two words'`.
+    """
+    word = f"{key}={value}"
+    if "[" in key:
+        parent, _, name = key.rpartition(".")
+        return f"write {name}: {value} into {parent}"
+    if "`" in word:
+        return word
+    if re.fullmatch(r"[\w.,:/=@%+-]*", word):
+        return f"`{word}`"
+    return f"`{shlex.quote(word)}`" if set(word) & set('"$\\!') else f'`"{word}"`'
+
+
 def wrong_choice(key: str, value: Any, choices: Sequence[str], where: str) -> Problem:
-    """The problem of a value that is none of the choices; `where` it stands, for people."""
+    """The problem of a value of `key` that is none of the choices."""
     match = nearest(str(value), choices)
     found = show_value(value) if isinstance(value, bool) else repr(value)
-    return Problem(where, found, allowed=", ".join(choices), fix=f"{key}={match}" if match else "")
+    fix = override(key, match) if match else ""
+    return Problem(where, found, allowed=", ".join(choices), fix=fix)

@@ -6,21 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from sftpipe.errors import Problem, one_line
+from sftpipe.errors import DataError, ModelError, Problem, one_line
 
 TIMEOUT_S = 10
 
 
 class HubUnreachable(Exception):
-    """No network, or told to stay offline. Caught by `weights.py` and `data/source.py`, which know what else can be done."""
-
-
-class NotOnHub(Exception):
-    """The hub answered, and the name, revision or permission is wrong; holds the `Problem`."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
-        self.problem = problem
+    """The hub gave no answer, or must not be asked; callers know what else can be done."""
 
 
 def latest_commit(kind: Literal["model", "dataset"], name: str, revision: str | None) -> str:
@@ -28,57 +20,52 @@ def latest_commit(kind: Literal["model", "dataset"], name: str, revision: str | 
 
     Raises:
         HubUnreachable: the hub gave no answer.
-        NotOnHub: it did, and has no such thing for us.
+        ModelError: it did, and has no such model for us.
+        DataError: the same of a data set.
     """
     from huggingface_hub import HfApi, is_offline_mode
+
+    if is_offline_mode():
+        raise HubUnreachable("HF_HUB_OFFLINE is set")
+    ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
+    try:
+        return str(ask(name, revision=revision, timeout=TIMEOUT_S).sha)
+    except Exception as error:  # the client's errors have no common base
+        problem = _problem(error, kind, name, revision)
+        if problem is None:
+            reason = f"{type(error).__name__}: {one_line(error)[:120]}"
+            raise HubUnreachable(reason) from None
+        raise (ModelError if kind == "model" else DataError)(problem) from None
+
+
+def _problem(error: Exception, kind: str, name: str, revision: str | None) -> Problem | None:
+    """The mistake that the hub's answer shows; None if there was no answer."""
     from huggingface_hub.errors import (
         GatedRepoError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    if is_offline_mode():
-        raise HubUnreachable("HF_HUB_OFFLINE is set")
-    ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
-    key = "model.name_or_path" if kind == "model" else "dataset.path"
-    try:
-        return str(ask(name, revision=revision, timeout=TIMEOUT_S).sha)
-    except RevisionNotFoundError:
-        where = "model.revision" if kind == "model" else "dataset.revision"
-        raise NotOnHub(
-            Problem(
-                where, f"{name} has no revision {revision!r}", fix="leave it out for the newest"
-            )
-        ) from None
-    except GatedRepoError:
-        raise NotOnHub(
-            Problem(
-                key,
-                f"{name} wants its licence accepted on the hub",
-                fix="accept it there, then `hf auth login`",
-            )
-        ) from None
-    except RepositoryNotFoundError:
-        raise NotOnHub(
-            Problem(
-                key,
-                f"the hub has no {kind} {name!r} (or it is private)",
-                fix="check the name, or `hf auth login`",
-            )
-        ) from None
-    except ValueError as error:  # not of the form user/name
-        raise NotOnHub(
-            Problem(key, f"{name!r}: {error}", allowed="a folder or user/name on the hub")
-        ) from None
-    except (
-        Exception
-    ) as error:  # every way in which a network can fail; the client has no common base for them
-        raise HubUnreachable(f"{type(error).__name__}: {one_line(error)[:120]}") from None
+    group, key = ("model", "name_or_path") if kind == "model" else ("dataset", "path")
+    where = f"{group}.{key}"
+    if isinstance(error, RevisionNotFoundError):
+        found = f"{name} has no revision {revision!r}"
+        return Problem(f"{group}.revision", found, fix="leave it out for the newest")
+    if isinstance(error, GatedRepoError):  # a RepositoryNotFoundError, too
+        found = f"{name} wants its licence accepted on the hub"
+        return Problem(where, found, fix="accept it there, then `hf auth login`")
+    if isinstance(error, RepositoryNotFoundError):
+        found = f"the hub has no {kind} {name!r} (or it is private)"
+        return Problem(where, found, fix="check the name, or `hf auth login`")
+    if isinstance(error, ValueError):  # not of the form user/name
+        allowed = "a folder or user/name on the hub"
+        return Problem(where, f"{name!r}: {error}", allowed=allowed)
+    return None
 
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Keep the libraries from retrying for half a minute when it is known that the hub does not answer."""
+    """Keep the libraries from asking the hub, and so from retrying for half a minute."""
     import datasets.config
     import huggingface_hub.constants
 

@@ -1,117 +1,93 @@
-"""The spine: the steps of a run, in order.
+"""The spine: every step of a run, in order.
 
-    config -> tokenizer -> data -> format -> encode + labels + pack -> model + adapter -> trainer ->
-    artifacts
+    config -> data -> tokenizer -> format -> encode + labels -> pack -> preflight
+           -> model + adapter -> trainer -> artifacts
 
-A tokenizer that is trained by the run (tokenizer=char, bpe) waits for the data and is made of its
-texts. Data comes before the model on purpose: bad data fails before gigabytes are loaded.
+`prepare` makes and checks the rows, `train` makes the model of them. Data comes before the model on
+purpose: bad data fails before gigabytes are loaded. Imports that cost seconds of torch, trl and peft wait
+in `train`, so that `check` and `preview`, which need none of them, are quick.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
 
 from sftpipe.config.options import conf_dir
 from sftpipe.config.schema import TrainConfig
-from sftpipe.data.packing import ISOLATED, Collator, Isolation
-from sftpipe.data.prepare import PreparedData, prepare_data, texts
-from sftpipe.data.source import Source, load_sources
-from sftpipe.errors import DataError, Problem, one_line
+from sftpipe.data.packing import Collator
+from sftpipe.data.preflight.report import check_data
+from sftpipe.data.prepare import (
+    PreparedData,
+    corpus_key,
+    encode_sources,
+    make_encoder,
+    pack_splits,
+    sample_readers,
+    tokenizer_corpus,
+)
+from sftpipe.data.row_function import call_row_functions
+from sftpipe.data.source import load_sources, sources_sha256
 from sftpipe.model.weights import Weights, find_weights
-from sftpipe.runs.folder import RunPlan, close_run, open_run, plan_run, write_metrics, write_samples
-from sftpipe.runs.load import Run, load_run, read_metrics, samples_until
+from sftpipe.runs.folder import RunFolder
+from sftpipe.runs.load import Run, load_run
+from sftpipe.runs.plan import RunPlan, plan_run
+from sftpipe.runs.write import open_run
+from sftpipe.tables import parameter_line, preflight_summary, run_lines
 from sftpipe.terminal import console, quiet, quiet_libraries
-from sftpipe.tokenizer.load import load_tokenizer, settle_tokenizer
-
-if TYPE_CHECKING:
-    from sftpipe.training.trainer import Trainer
+from sftpipe.tokenizer.make import make_tokenizer
 
 
-def prepare(cfg: TrainConfig) -> PreparedData:
-    """Tokenizer, data, format, encoding, without a model: what `preview` and `check` show.
+def prepare(cfg: TrainConfig, weights: Weights | None = None) -> PreparedData:
+    """Finished, checked rows, without a model: what `preview` and `check` show.
+
+    Args:
+        cfg: from `sftpipe.compose`.
+        weights: the base weights, where they are known; by default looked for.
 
     Raises:
-        SftpipeError: the tokenizer, the data or the preflight.
+        SftpipeError: the weights, the data set, the tokenizer, or everything that the preflight
+            found.
     """
     with quiet(), quiet_libraries():
-        return _prepare(cfg, find_weights(cfg.model, cfg.seed))
+        from sftpipe.model.architecture import check_windows
+        from sftpipe.model.isolation import find_isolation
 
-
-def _prepare(cfg: TrainConfig, weights: Weights) -> PreparedData:
-    _check_blocks(cfg, weights)
-    tokenizer, new_tokens, sources = _tokenizer(cfg, weights)
-    kept = _keep_apart(cfg, weights)
-    collate = Collator(
-        int(tokenizer.pad_token_id), cfg.sft.get("pad_to_multiple_of"), kept.apart if kept else None
-    )
-    data = replace(prepare_data(cfg, tokenizer, collate, kept, sources), new_tokens=new_tokens)
-    _check_prompts(cfg, data)
-    if data.validation is None and cfg.sft.get("eval_strategy", "no") != "no":
-        raise DataError(
-            Problem(
-                "sft.eval_strategy",
-                f"{cfg.sft['eval_strategy']!r}, but the data set has no validation split",
-                fix="dataset.validation_size=0.1, or sft.eval_strategy=no",
-            )
+        weights = weights or find_weights(cfg.model, cfg.seed)
+        check_windows(cfg, weights)
+        sources = load_sources(cfg.dataset, cfg.format, cfg.allowed_targets)
+        sources = call_row_functions(sources, cfg)
+        tokenizer, new_tokens = make_tokenizer(
+            cfg.tokenizer,
+            path=weights.path,
+            revision=weights.revision,
+            markers=cfg.dataset.marker_tokens if cfg.dataset.markers == "special" else (),
+            templates=conf_dir() / "chat_template",
+            corpus=partial(tokenizer_corpus, sources, cfg=cfg),
+            corpus_key=corpus_key(sources, cfg),
         )
-    return data
-
-
-def _tokenizer(
-    cfg: TrainConfig, weights: Weights
-) -> tuple[Any, Sequence[int], list[Source] | None]:
-    """The tokenizer of a run, the ids of its new tokens, and the data that it was trained on; None for a loaded one, which needs none."""
-    templates, markers = (
-        conf_dir() / "chat_template",
-        cfg.dataset.marker_tokens if cfg.dataset.markers == "special" else (),
-    )
-    if cfg.tokenizer.type == "pretrained":
-        tokenizer = load_tokenizer(cfg.tokenizer, weights)
-        return tokenizer, settle_tokenizer(tokenizer, cfg.tokenizer, templates, markers), None
-    from sftpipe.tokenizer.train import blank_tokenizer, train_tokenizer
-
-    sources = load_sources(cfg.dataset, cfg.format, cfg.allowed_targets)
-    blank = blank_tokenizer(cfg.tokenizer)
-    settle_tokenizer(blank, cfg.tokenizer, templates, markers)
-    tokenizer = train_tokenizer(cfg.tokenizer, texts(cfg, sources, blank))
-    settle_tokenizer(tokenizer, cfg.tokenizer, templates, markers)
-    return tokenizer, (), sources
-
-
-def _check_blocks(cfg: TrainConfig, weights: Weights) -> None:
-    """The windows of packing=blocks must fit the model's positions."""
-    if cfg.packing is None or cfg.packing.block_size is None:
-        return
-    from sftpipe.model.architecture import check_room, model_config
-
-    size = cfg.packing.block_size
-    check_room(model_config(cfg.model, weights), size + 1, "packing.block_size", size, "windows")
-
-
-def _check_prompts(cfg: TrainConfig, data: PreparedData) -> None:
-    """A character that a prompt of the config holds and the tokenizer does not would be lost without a word."""
-    for index, prompt in enumerate((cfg.evaluation and cfg.evaluation.sample_prompts) or ()):
-        error = data.encoder.lost_character([prompt], f"evaluation.sample_prompts[{index}]")
-        if error:
-            fix = "another prompt" + (
-                ", or tokenizer.unk_token='[UNK]' to read it as that"
-                if cfg.tokenizer.type == "char"
-                else ""
-            )
-            raise DataError(replace(error.problem, fix=fix))
-
-
-def _keep_apart(cfg: TrainConfig, weights: Weights) -> Isolation | None:
-    """How this run keeps packed sequences apart; None where none are packed, or where they are joined on purpose (wrapped)."""
-    if cfg.packing is None or cfg.packing.strategy not in ISOLATED:
-        return None
-    if cfg.packing.isolation == "trust":
-        return Isolation("positions")
-    from sftpipe.model.isolation import small_isolation
-
-    return small_isolation(cfg.model, weights)
+        encoder = make_encoder(tokenizer, cfg)
+        readers = sample_readers(sources, tokenizer, cfg)
+        parts = encode_sources(sources, readers, encoder, cfg)
+        isolation = find_isolation(cfg, weights)
+        rows, packing = pack_splits(parts, cfg, isolation)
+        preflight = check_data(parts, rows, encoder, cfg, packing)
+        return PreparedData(
+            train=rows["train"],
+            validation=rows.get("validation"),
+            test=rows.get("test"),
+            tokenizer=tokenizer,
+            preflight=preflight,
+            collate=Collator(
+                int(tokenizer.pad_token_id),
+                cfg.sft.get("pad_to_multiple_of"),
+                isolation.method if isolation else None,
+            ),
+            isolation=isolation,
+            encoder=encoder,
+            readers=readers,
+            new_tokens=new_tokens,
+            sha256=sources_sha256(sources, cfg.dataset),
+        )
 
 
 def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
@@ -121,131 +97,61 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
         cfg: from `sftpipe.compose`.
         plan: where to write and where to begin; by default what `cfg` asks for.
 
-    Raises: SftpipeError: whatever a user can mend; `Interrupted` after SIGINT or SIGTERM, with a
-        checkpoint written.
+    Raises:
+        SftpipeError: whatever a user can fix; `Interrupted` after SIGINT or SIGTERM, with a
+            checkpoint written.
     """
     plan = plan or plan_run(cfg)
     if plan.complete:
         console.print(f"{plan.folder} is complete; there is nothing to do.")
         return load_run(plan.folder)
     with quiet(), quiet_libraries():
-        from sftpipe.model import load as models
+        from sftpipe.evaluation.answers import sample_prompts
+        from sftpipe.model.adapters import count_parameters, make_adapter
+        from sftpipe.model.embedding import fit_to_tokenizer
         from sftpipe.model.isolation import verify
+        from sftpipe.model.load import make_base
+        from sftpipe.model.precision import choose_precision
+        from sftpipe.runs.record import Record
+        from sftpipe.runs.report import plot_loss, write_card
+        from sftpipe.training.callbacks import watch
+        from sftpipe.training.tracking import track
         from sftpipe.training.trainer import build_arguments, build_trainer
 
-        precision = models.choose_precision(cfg.model, use_cpu=bool(cfg.sft.get("use_cpu", False)))
+        folder = RunFolder(plan.folder)
+        precision = choose_precision(cfg.model, use_cpu=bool(cfg.sft.get("use_cpu", False)))
         arguments = build_arguments(cfg.sft, seed=cfg.seed, folder=plan.folder, precision=precision)
         weights = find_weights(cfg.model, cfg.seed)
-        console.print(
-            f"weights   {weights.identity}\ndevice    {precision.reason}\nfolder    {plan.folder}"
-        )
+        console.print(run_lines(weights.identity, precision.reason, plan.folder))
 
-        data = _prepare(cfg, weights)
-        console.print(
-            f"data      {data.preflight.summary()}", markup=False
-        )  # a text may hold [/INST]
+        data = prepare(cfg, weights)
+        console.print(f"data      {preflight_summary(data.preflight)}", markup=False)
         with console.status("Loading the model ..."):
-            if cfg.model.init == "random":
-                model = models.random_base(cfg.model, weights, data.tokenizer, cfg.seed, precision)
-            else:
-                model = models.load_base(
-                    cfg.model, cfg.quantization, weights, precision, frozen=bool(cfg.lora)
-                )
-            rows = models.fit_to_tokenizer(
+            model = make_base(cfg, weights, data.tokenizer, precision)
+            embedding_rows = fit_to_tokenizer(
                 model,
                 data.tokenizer,
-                data.end_ids(),
-                data.new_tokens,
-                cfg.tokenizer.pad_to_multiple_of,
+                end_ids=data.end_ids(),
+                new_tokens=data.new_tokens,
+                multiple=cfg.tokenizer.pad_to_multiple_of,
             )
-            if cfg.packing and cfg.packing.isolation == "verify" and data.isolation:
-                verify(model, data.isolation)
+            verify(model, data.isolation)
         open_run(plan, cfg, weights.identity, precision.reason, data)
 
-        adapter = (
-            models.lora_config(cfg.lora, weights, models.token_rows(model, data.trained_tokens()))
-            if cfg.lora
-            else None
-        )
-        trainer = build_trainer(arguments, model, adapter, data, precision)
-        trained, total = models.count_parameters(trainer.model)
-        console.print(f"training  {trained:,} of {total:,} parameters ({trained / total:.2%})")
-        _train_and_measure(cfg, plan, data, trainer)
-        _save(cfg, plan, weights, rows, trainer)
+        adapter = make_adapter(cfg.lora, model, weights, data.trained_tokens())
+        trainer = build_trainer(arguments, model, adapter, data, precision, folder.log)
+        console.print(parameter_line(*count_parameters(trainer.model)))
+        prompts = sample_prompts(cfg.evaluation, cfg.format, data, trainer.model.config)
+        record = Record(folder, trainer, data, cfg.evaluation, prompts, plan.checkpoint)
+        with track(cfg, plan.folder, trainer) as tracker:
+            record.before()
+            with watch(trainer, plan.folder, record.epoch):
+                trainer.train(plan.checkpoint)
+            record.after()
+            tracker.finish(record.metrics, record.samples)
+
+        trainer.save_final()
+        plot_loss(folder)
+        write_card(folder, cfg, weights.identity, embedding_rows)
+        folder.close()
     return load_run(plan.folder)
-
-
-def _train_and_measure(
-    cfg: TrainConfig, plan: RunPlan, data: PreparedData, trainer: Trainer
-) -> None:
-    """Measure, train, measure. A run that goes on from a checkpoint finds its first measurement in the run folder."""
-    from sftpipe.evaluation.answers import sample_prompts
-    from sftpipe.evaluation.losses import sample_answers, split_loss, train_metrics
-    from sftpipe.model.architecture import check_room
-    from sftpipe.runs.report import short_prompts
-    from sftpipe.training.callbacks import EpochSamples, watch
-    from sftpipe.training.tracking import track
-
-    metrics: dict[str, Any] = read_metrics(plan.folder) if plan.checkpoint else {}
-    samples = samples_until(plan.checkpoint) if plan.checkpoint else []
-    prompts = sample_prompts(cfg.evaluation, cfg.format, data) if cfg.evaluation else []
-    if cfg.evaluation and prompts:
-        new = cfg.evaluation.max_new_tokens
-        longest = max(len(prompt.input_ids) for prompt in prompts) + new
-        otherwise = "short prompts of your own: evaluation.sample_prompts=[...]"
-        check_room(
-            trainer.model.config,
-            longest,
-            "evaluation.max_new_tokens",
-            new,
-            "prompts and answers",
-            otherwise,
-        )
-    validates = cfg.evaluation is not None and data.validation is not None
-
-    def answer(phase: str) -> None:
-        if cfg.evaluation:
-            samples.extend(sample_answers(trainer, prompts, phase, cfg.evaluation))
-        write_samples(plan.folder, samples)
-
-    def measure(phase: str) -> None:
-        with console.status(f"Measuring {phase} training ..."):
-            if validates:
-                metrics.setdefault("validation", {})[phase] = split_loss(
-                    trainer, data.validation, "validation"
-                )
-            if cfg.evaluation and data.test is not None and phase == "after":
-                metrics["test"] = split_loss(trainer, data.test, "test")
-            write_metrics(plan.folder, metrics)
-            answer(phase)
-
-    def answer_behind_epoch(number: int) -> None:
-        answer(f"epoch {number}")
-        asked, answered = (
-            short_prompts([prompt.text for prompt in prompts])[0],
-            samples[-len(prompts)]["completion"],
-        )
-        console.print(f"epoch {number}   {asked}\n     ->   {one_line(answered)}", markup=False)
-
-    with track(cfg, plan.folder, trainer) as tracker:
-        if plan.checkpoint is None:
-            measure("before")
-        if prompts and cfg.evaluation and cfg.evaluation.sample_strategy == "epoch":
-            trainer.add_callback(EpochSamples(answer_behind_epoch))
-        with watch(trainer, plan.folder):
-            trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
-        metrics = {"train": train_metrics(trainer), **metrics}
-        measure("after")
-        tracker.finish(metrics, samples)
-
-
-def _save(
-    cfg: TrainConfig, plan: RunPlan, weights: Weights, rows: tuple[int, int], trainer: Trainer
-) -> None:
-    """Model, tokenizer, curves and card into the run folder; COMPLETE comes last."""
-    from sftpipe.runs.report import plot_loss, write_card
-
-    trainer.save_final()
-    plot_loss(plan.folder)
-    write_card(plan.folder, cfg, weights.identity, rows)
-    close_run(plan.folder)

@@ -1,8 +1,8 @@
 """Files that are whole or absent, and the one cache.
 
 A file or folder appears under its name only when it is complete: it is written beside its place,
-hashed, flushed to disk and renamed. The cache keeps what can be made again in folders of this kind,
-named after a hash of everything that they depend on:
+flushed to disk and renamed; a folder holds the hashes of its files. The cache keeps what can be
+made again in such folders, named after a hash of everything that they depend on:
 
     SFTPIPE_CACHE/<kind>/<key>/         one entry, with `hashes.json` of its files
     SFTPIPE_CACHE/<kind>/<key>.lock     held by the process that builds, loads or evicts it
@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +28,11 @@ from filelock import FileLock, Timeout
 from sftpipe.terminal import console
 
 HASHES = "hashes.json"  # {relative file: sha256}, the last file written into a published folder
+RECENT_S = 1.0  # clocks of file systems are coarse: a younger file can change and keep its time
 
 CAP_BYTES = 20 * 2**30  # of all entries together; the least recently used ones go first
 KINDS = ("rows", "encoded", "packed", "tokenizers", "downloads", "models", "isolation")
+_LEFTOVER_S = 24 * 3600  # a partial file that nobody wrote to for so long is of a killed process
 
 Loaded = TypeVar("Loaded")
 
@@ -47,14 +50,30 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_cached(path: Path) -> str:
-    """`sha256_file`, remembered within this process for as long as the file's size, time of change and inode stay the same."""
+    """`sha256_file`, remembered in this process until the file changes.
+
+    A change is another size, time or inode. The time includes ctime, because `cp -p`, `rsync -t`
+    and `tar` set the time of the content back.
+    """
     stat = path.stat()
-    return _sha256_of(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    if time.time() - stat.st_ctime < RECENT_S:
+        return sha256_file(path)
+    times = (stat.st_mtime_ns, stat.st_ctime_ns)
+    return _sha256_of(path.resolve(), stat.st_size, times, stat.st_ino)
 
 
-@functools.lru_cache(maxsize=256)
-def _sha256_of(path: Path, _size: int, _changed: int, _inode: int) -> str:
+@functools.cache
+def _sha256_of(path: Path, _size: int, _times: tuple[int, int], _inode: int) -> str:
     return sha256_file(path)
+
+
+def file_state(path: Path) -> tuple[int, int, int] | None:
+    """Size, time of change and inode of a file, to see later if it changed; None without a file."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def sha256_text(text: str) -> str:
@@ -68,8 +87,11 @@ def digest(*parts: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file beside its place, flush it to disk and rename it: a reader sees the old text or the new, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write a file beside its place, flush it to disk and rename it.
+
+    A reader sees the old text or the new one, never a part.
+    """
+    partial = _partial(path)
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -87,12 +109,12 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def publish_folder(final: Path) -> Iterator[Path]:
-    """A folder to fill; on success it is hashed, flushed and renamed to `final`, replacing what was there.
+    """A folder to fill; on success it is hashed, flushed and renamed to `final`.
 
-    On an exception nothing appears under `final`. Leftovers of killed processes start with a dot
-    and are overwritten.
+    It replaces what was there. On an exception nothing appears under `final`. Leftovers of killed
+    processes start with a dot and are overwritten.
     """
-    partial = final.with_name(f".{final.name}.partial")
+    partial = _partial(final)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -129,11 +151,11 @@ def publish_files(folder: Path) -> Iterator[Path]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a published folder still holds exactly the bytes that were written."""
+    """True if a published folder still holds exactly the bytes that were written."""
     try:
         hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))
         return bool(hashes) and all(
-            sha256_cached(folder / name) == digest for name, digest in hashes.items()
+            sha256_cached(folder / name) == sha256 for name, sha256 in hashes.items()
         )
     except (OSError, ValueError, AttributeError):
         return False
@@ -152,15 +174,15 @@ def cached(
 ) -> Loaded:
     """Load the entry `key`, after building it if nobody has.
 
-    Of several processes that ask at once, one builds and the others wait. An entry appears whole or
-    not at all.
+    Of several processes that ask at once, one builds and the others wait for it. An entry appears
+    whole or not at all.
 
     Args:
         kind: one of `KINDS`.
         key: name of the entry: `digest` of everything that it depends on.
         build: fills an empty folder.
         load: reads a built folder; called while no other process can evict it.
-        verify: compare the bytes with their hashes first, and build a damaged entry anew.
+        verify: compare the bytes with their hashes first, and build a damaged entry again.
     """
     folder = cache_dir() / kind / key
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -186,14 +208,12 @@ def _lock(folder: Path) -> FileLock:
 
 
 def _evict(keep: Path) -> None:
-    """Remove what killed builds left, and the entries that were not used for longest until the rest fits `CAP_BYTES`."""
-    folders = [
-        folder for kind in KINDS for folder in (cache_dir() / kind).glob("*") if folder.is_dir()
-    ]
-    for partial in (folder for folder in folders if folder.name.startswith(".")):
-        _remove(partial, partial.with_name(partial.name.removeprefix(".").removesuffix(".partial")))
+    """Remove leftovers, then the least recently used entries until the rest fits `CAP_BYTES`."""
+    paths = [path for kind in KINDS for path in (cache_dir() / kind).glob("*")]
+    for path in (path for path in paths if path.name.startswith(".")):
+        _remove_leftover(path)
     used, sizes = {}, {}
-    for entry in (folder for folder in folders if not folder.name.startswith(".")):
+    for entry in (path for path in paths if path.is_dir() and not path.name.startswith(".")):
         with contextlib.suppress(FileNotFoundError):  # another process removes entries, too
             used[entry] = entry.stat().st_mtime
             sizes[entry] = sum(file.stat().st_size for file in entry.rglob("*") if file.is_file())
@@ -201,18 +221,40 @@ def _evict(keep: Path) -> None:
     for entry in sorted(sizes, key=lambda entry: used[entry]):
         if total <= CAP_BYTES:
             return
-        if entry != keep and _remove(entry, entry):
+        if entry != keep and _remove(entry):
             total -= sizes[entry]
 
 
-def _remove(folder: Path, entry: Path) -> bool:
-    """Remove a folder of an entry, unless a process builds or loads the entry."""
+def _remove_leftover(path: Path) -> None:
+    """Remove what a killed process left: the folder of an entry, or a file outside of one."""
+    with contextlib.suppress(OSError):  # Timeout is one: a process works on it
+        if path.is_dir():
+            entry = path.with_name(path.name.removeprefix(".").removesuffix(".partial"))
+            with _lock(entry).acquire(timeout=0):
+                shutil.rmtree(path, ignore_errors=True)
+        elif time.time() - path.stat().st_mtime > _LEFTOVER_S:
+            path.unlink()
+
+
+def _remove(entry: Path) -> bool:
+    """Remove an entry, unless a process builds or loads it.
+
+    It is renamed first, so that a process that is killed here leaves no half of an entry.
+    """
+    partial = _partial(entry)
     try:
         with _lock(entry).acquire(timeout=0):
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):
+                entry.replace(partial)
+            shutil.rmtree(partial, ignore_errors=True)
             return True
-    except Timeout:
+    except OSError:  # Timeout is one
         return False
+
+
+def _partial(final: Path) -> Path:
+    return final.with_name(f".{final.name}.partial")
 
 
 def _fsync(path: Path) -> None:

@@ -1,15 +1,19 @@
-"""What each verb does. Results go to stdout, remarks to stderr; heavy imports wait until a verb needs them."""
+"""What each verb does.
+
+Results go to stdout, remarks to stderr; heavy imports wait until a verb needs them.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sftpipe.errors import ConfigError, Interrupted, Problem, SftpipeError, nearest, one_line
+from sftpipe.errors import ConfigError, Interrupted, Problem, SftpipeError, nearest
+from sftpipe.storage import write_text
 
 if TYPE_CHECKING:
     from sftpipe.config.schema import TrainConfig
@@ -48,41 +52,50 @@ def print_error(error: SftpipeError) -> None:
 
 
 def _train(arguments: Arguments) -> int:
+    if arguments.hydra_flags:
+        return _show_config(arguments)
+    return _train_sweep(arguments) if arguments.multirun else _train_one(arguments)
+
+
+def _show_config(arguments: Arguments) -> int:
+    """Hydra's own `--cfg`, `--info` and `--hydra-help`, for a config that is right."""
     from sftpipe.config.hydra import enter_hydra, expand_sweep
 
-    jobs = expand_sweep(arguments.overrides) if arguments.multirun else [arguments.overrides]
+    overrides = arguments.overrides
+    _compose_all(expand_sweep(overrides) if arguments.multirun else [overrides])
+    enter_hydra(arguments.hydra_flags, overrides, [], lambda _cfg, _number: None)
+    return 0
+
+
+def _train_one(arguments: Arguments) -> int:
+    """A single run: composed and checked once, without hydra.main, whose records it writes."""
+    from sftpipe.config.hydra import compose_run
+    from sftpipe.runs.plan import plan_run
+
+    run = compose_run(arguments.overrides)
+    plan = plan_run(run.config)
+    if not plan.complete:
+        records = plan.records / ".hydra"
+        records.mkdir(parents=True, exist_ok=True)
+        for name, text in run.records(plan.folder, str(records.relative_to(plan.folder))).items():
+            write_text(records / name, text)
+    from sftpipe.pipeline import train
+
+    _print_run(train(run.config, plan), as_json=arguments.json)
+    return 0
+
+
+def _train_sweep(arguments: Arguments) -> int:
+    """A run for each job of Hydra's multirun; all configs are checked before the first begins."""
+    from sftpipe.config.hydra import enter_hydra, expand_sweep
+    from sftpipe.runs.plan import RunPlan, stamp
+
+    jobs = expand_sweep(arguments.overrides)
     configs = _compose_all(jobs)
-    if arguments.hydra_flags:
-        enter_hydra(arguments.hydra_flags, arguments.overrides, [], lambda _cfg, _number: None)
-        return 0
-
-    from sftpipe.runs.folder import RunPlan, plan_run, stamp
-
-    if arguments.multirun:
-        _check_sweep(configs)
-        recipes = {cfg.recipe or "custom" for cfg in configs}
-        sweep = (
-            Path(configs[0].output_dir)
-            / (recipes.pop() if len(recipes) == 1 else "sweep")
-            / stamp()
-        )
-        plans = [RunPlan(sweep / str(number)) for number in range(len(jobs))]
-        flags, settings = (
-            ["--multirun"],
-            [_literal("hydra.sweep.dir", sweep), "hydra.sweep.subdir=${hydra.job.num}"],
-        )
-    else:
-        plans = [plan_run(configs[0])]
-        if plans[0].complete:  # Hydra would write its records anew
-            from sftpipe.pipeline import train
-
-            _print_run(train(configs[0], plans[0]), as_json=arguments.json)
-            return 0
-        records = plans[0].records.relative_to(plans[0].folder) / ".hydra"
-        flags, settings = (
-            [],
-            [_literal("hydra.run.dir", plans[0].folder), _literal("hydra.output_subdir", records)],
-        )
+    _check_sweep(configs)
+    recipes = {cfg.recipe or "custom" for cfg in configs}
+    name = recipes.pop() if len(recipes) == 1 else "sweep"
+    sweep = Path(configs[0].output_dir) / name / stamp()
     failed: list[SftpipeError] = []
 
     def job(cfg: TrainConfig, number: int) -> None:
@@ -91,12 +104,13 @@ def _train(arguments: Arguments) -> int:
         if failed and isinstance(failed[-1], Interrupted):
             return  # the user stopped the sweep
         try:
-            _print_run(train(cfg, plans[number]), as_json=arguments.json)
+            _print_run(train(cfg, RunPlan(sweep / str(number))), as_json=arguments.json)
         except SftpipeError as error:
             print_error(error)
             failed.append(error)
 
-    enter_hydra(flags, arguments.overrides, settings, job)
+    settings = [_literal("hydra.sweep.dir", sweep), "hydra.sweep.subdir=${hydra.job.num}"]
+    enter_hydra(["--multirun"], arguments.overrides, settings, job)
     return failed[-1].exit_code if failed else 0
 
 
@@ -143,33 +157,9 @@ def _print_run(run: Run, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"run": str(run.dir), "metrics": run.metrics}))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from sftpipe.tables import print_run
 
-    from sftpipe.runs.load import read_samples
-    from sftpipe.runs.report import answers_side_by_side, metric_rows
-
-    out = Console(highlight=False, soft_wrap=True)
-    numbers = Table.grid(padding=(0, 2))
-    for name, text in metric_rows(run.metrics):
-        numbers.add_row(name, text)
-    out.print(numbers)
-    for prompt, before, after in answers_side_by_side(read_samples(run.dir)):
-        out.print(
-            f"\n[dim]prompt[/]  {_escaped(prompt)}",
-            f"[dim]before[/]  {_escaped(before)}",
-            f"[green]after[/]   {_escaped(after)}",
-            sep="\n",
-        )
-    out.print(
-        f"\n{run.dir}/README.md shows how to load the model; {run.dir}/loss.png is its loss curve."
-    )
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(one_line(text))
+    print_run(run)
 
 
 def _config(arguments: Arguments) -> int:
@@ -198,12 +188,14 @@ def _check(arguments: Arguments) -> int:
         return 0
     from rich.console import Console
 
+    from sftpipe.tables import dropped_rows, preflight_facts, preflight_tables
+
     out = Console(highlight=False, soft_wrap=True, width=100)
-    for table in _preflight_tables(data.preflight):
+    for table in preflight_tables(data.preflight):
         out.print(table, "")
-    for line in _preflight_facts(data.preflight):
+    for line in preflight_facts(data.preflight):
         out.print(line, markup=False)
-    for line in _dropped_rows(data.preflight):
+    for line in dropped_rows(data.preflight):
         out.print(line, markup=False)
     for warning in data.preflight.warnings:
         out.print("\n[yellow]warning[/]")
@@ -212,109 +204,6 @@ def _check(arguments: Arguments) -> int:
     out.print(colored(data.train[0], data.tokenizer))
     out.print("Everything that is checked holds.")
     return 0
-
-
-def _preflight_tables(preflight: Any) -> Iterator[Any]:
-    """Two tables with a line for each split of each source: sizes, and what was found. Each fits 100 columns."""
-    from rich.table import Table
-    from rich.text import Text
-
-    def table(names: Sequence[str], cells: Callable[[Any], Sequence[Any]]) -> Table:
-        made = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-        made.add_column("split")
-        for name in names:
-            made.add_column(name, justify="right", no_wrap=True)
-        for report in preflight.splits:
-            texts = [f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells(report)]
-            made.add_row(
-                report.place,
-                *(Text(text, style="dim" if text in ("0", "-") else "") for text in texts),
-            )
-        return made
-
-    yield table(
-        (
-            "rows",
-            "tokens",
-            "trained",
-            "p50",
-            "p95",
-            "p99",
-            "longest",
-            "too long",
-            "cut",
-            "answers lost",
-        ),
-        lambda report: (
-            report.rows,
-            report.tokens,
-            f"{report.trained_tokens / report.tokens:.1%}" if report.tokens else "-",
-            *(
-                round(length)
-                for length in (report.length_p50, report.length_p95, report.length_p99)
-            ),
-            report.length_max,
-            report.over_length_rows,
-            report.truncated_rows,
-            report.lost_answer_tokens,
-        ),
-    )
-    yield table(
-        (
-            "dropped",
-            "end trained",
-            "BOS 0/1/2",
-            "UNK",
-            "PAD",
-            "forged",
-            "repeated",
-            "in 2 splits",
-            "prompt in 2",
-        ),
-        lambda report: (
-            sum(report.dropped.values()),
-            f"{report.end_trained_rows / report.rows:.1%}" if report.rows else "-",
-            "/".join(f"{report.bos_rows[count]:,}" for count in "012"),
-            report.unk_rows,
-            report.pad_rows,
-            report.forged_rows,
-            report.repeated_rows,
-            report.shared_rows,
-            report.shared_prompts,
-        ),
-    )
-
-
-def _preflight_facts(preflight: Any) -> Iterator[str]:
-    """What holds for all splits together."""
-    for name, (token, number) in preflight.special_tokens.items():
-        yield f"{name:<10} {one_line(token)} {number if number is not None else ''}"
-    yield (
-        f"{'answers end':<10} in {one_line(', '.join(preflight.end_tokens)) or 'no special token'}"
-    )
-    compared = sum(report.compared_rows for report in preflight.splits)
-    yield f"compared   {compared} rows with the prompt of generation, and with their text"
-    yield (
-        f"padding    {preflight.padding_share:.1%} of the tokens in training batches (an estimate)"
-    )
-    if preflight.packing:
-        rows, apart = preflight.packing.lines()
-        yield f"packing    {rows}"
-        yield f"isolation  {apart}"
-
-
-def _dropped_rows(preflight: Any) -> Iterator[str]:
-    """Each reason with its count, and the first rows of it."""
-    for report in preflight.splits:
-        for reason, count in report.dropped.items():
-            yield f"\n{report.place}: {count} dropped, {reason}"
-            same = [
-                one
-                for one in preflight.dropped
-                if one.reason == reason and one.where.startswith(f"{report.place}[")
-            ]
-            for one in same[:3]:
-                yield f"  {one.problem()}"
 
 
 def _preview(arguments: Arguments) -> int:
@@ -388,15 +277,9 @@ def _list(arguments: Arguments) -> int:
     if arguments.json:
         print(json.dumps(described, indent=2, ensure_ascii=False))
         return 0
-    from rich.console import Console
-    from rich.table import Table
+    from sftpipe.tables import print_options
 
-    table = Table.grid(padding=(0, 2))
-    for group, options in described.items():
-        table.add_row(f"[bold]{group}[/]", "")
-        for name, text in options.items():
-            table.add_row(f"  {name}", _escaped(text))
-    Console(highlight=False).print(table)
+    print_options(described)
     return 0
 
 

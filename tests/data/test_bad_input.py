@@ -18,12 +18,13 @@ from sftpipe import ConfigError, DataError, PreparedData, SftpipeError, compose,
 from sftpipe.cli import main
 from sftpipe.data.preflight.report import Dropped
 from support.byte_model import CHATML, write_byte_model
+from support.rows import split_of
 
 Prepare = Callable[..., PreparedData]
 Write = Callable[[str, Any], str]
 Row = dict[str, Any]
 
-MEND = "mend or remove the row"
+MEND = "fix or remove the row"
 ORDER = (
     "system (optional), then user and assistant in turn, the assistant last; "
     "results of tools between an assistant's tool_calls and its answer"
@@ -732,12 +733,12 @@ def test_a_special_token_in_a_text_is_a_forged_turn_wherever_the_text_stands(
             f"train[{at}].{place} (rows.jsonl, line {at + 1})",
             f"the special token '{END}' in {shown!r}",
             "text that neither opens nor ends a turn",
-            "mend or remove the row, or preflight.forged_turns=escape to have such tokens read "
+            "fix or remove the row, or preflight.forged_turns=escape to have such tokens read "
             "as plain text",
         )
         for at, (_, place) in enumerate(FORGED.values(), 1)
     ]
-    assert data.preflight.split("train").dropped == {"forged turn": len(FORGED)}
+    assert split_of(data.preflight, "train").dropped == {"forged turn": len(FORGED)}
 
 
 def test_escaped_texts_forge_no_token_and_look_the_same(
@@ -816,7 +817,7 @@ def test_columns_that_make_a_special_token_together_are_a_forged_turn(
             "train[0] (rows.jsonl, line 1)",
             f"the columns together make the special token '{END}'",
             "text that neither opens nor ends a turn",
-            "mend or remove the row, or put text between the columns in the pattern",
+            "fix or remove the row, or put text between the columns in the pattern",
         )
     )
 
@@ -846,7 +847,7 @@ def test_a_row_that_is_too_long_is_an_error_that_names_the_length_that_would_do(
     prepared: Prepare, write: Write
 ) -> None:
     file = write("rows.jsonl", [GOOD, LONG])
-    length = prepared(*JSON, file, "sft.max_length=null").preflight.split("train").length_max
+    length = split_of(prepared(*JSON, file, "sft.max_length=null").preflight, "train").length_max
     assert refused(lambda: prepared(*JSON, file, f"sft.max_length={length - 1}")) == message(
         "train[1]",
         f"1 of 2 rows of train are longer than sft.max_length={length - 1} tokens; this one has "
@@ -862,7 +863,7 @@ def test_dropped_long_rows_are_counted_and_the_rest_is_untouched(
 ) -> None:
     limits = ["sft.max_length=150", "over_length=drop", "preflight.max_over_length_rows=1"]
     data = prepared(*JSON, write("rows.jsonl", [LONG, GOOD, LONG]), *limits)
-    assert data.preflight.split("train").over_length_rows == 2
+    assert split_of(data.preflight, "train").over_length_rows == 2
     assert (len(data.train), trained_of(data)) == (1, f"yo{END}")
 
 
@@ -952,7 +953,7 @@ def test_a_row_that_cannot_be_cut_is_dropped_counted_and_named(
         "",
         f"sft.max_length={length}",
     )
-    assert data.preflight.split("train").dropped == {"longer than sft.max_length": 1}
+    assert split_of(data.preflight, "train").dropped == {"longer than sft.max_length": 1}
     assert len(data.train) == 1
 
 
@@ -1029,7 +1030,7 @@ LIST = "a list of objects: [{...}, {...}]"
             ", line 2",
             "no JSON: Expecting ':' delimiter at character 13: '{\"messages\" 1}'",
             JSON_ROWS,
-            "mend the line",
+            "fix the line",
             id="bad line",
         ),
         pytest.param(
@@ -1038,7 +1039,7 @@ LIST = "a list of objects: [{...}, {...}]"
             ", line 4",
             'no JSON: Unterminated string starting at at character 24: \'essages": [{"role": "us\'',
             JSON_ROWS,
-            "mend the line",
+            "fix the line",
             id="cut line behind blank ones",
         ),
         pytest.param(
@@ -1047,7 +1048,7 @@ LIST = "a list of objects: [{...}, {...}]"
             ", line 2",
             "list '[1, 2]'",
             JSON_ROWS,
-            "mend the line",
+            "fix the line",
             id="a line that is a list",
         ),
         pytest.param(
@@ -1056,7 +1057,7 @@ LIST = "a list of objects: [{...}, {...}]"
             ", line 2",
             "int '7'",
             JSON_ROWS,
-            "mend the line",
+            "fix the line",
             id="a line that is a number",
         ),
         pytest.param(
@@ -1065,7 +1066,7 @@ LIST = "a list of objects: [{...}, {...}]"
             ", line 2",
             "str 'x'",
             JSON_ROWS,
-            "mend the line",
+            "fix the line",
             id="a line that is a string",
         ),
         pytest.param(
@@ -1074,7 +1075,7 @@ LIST = "a list of objects: [{...}, {...}]"
             ", line 2",
             "null",
             JSON_ROWS,
-            "mend the line",
+            "fix the line",
             id="a line that is null",
         ),
         pytest.param(
@@ -1092,7 +1093,7 @@ LIST = "a list of objects: [{...}, {...}]"
             ", row 1",
             "int '7'",
             LIST,
-            "mend the file",
+            "fix the file",
             id="list with a number",
         ),
         pytest.param(
@@ -1101,7 +1102,7 @@ LIST = "a list of objects: [{...}, {...}]"
             ", row 1",
             "list \"[{'messages': [{'role': 'user', 'content\"",
             LIST,
-            "mend the file",
+            "fix the file",
             id="list in a list",
         ),
         pytest.param(
@@ -1110,7 +1111,7 @@ LIST = "a list of objects: [{...}, {...}]"
             ", line 4",
             None,
             JSON_ROWS,
-            "mend the line",
+            "fix the line",
             id="list with no JSON",
         ),
         pytest.param(
@@ -1119,7 +1120,7 @@ LIST = "a list of objects: [{...}, {...}]"
             ", line 2",
             None,
             JSON_ROWS,
-            "mend the line",
+            "fix the line",
             id="a list a line",
         ),
         pytest.param(
@@ -1128,7 +1129,7 @@ LIST = "a list of objects: [{...}, {...}]"
             ", line 1",
             None,
             JSON_ROWS,
-            "mend the line",
+            "fix the line",
             id="brackets without end",
         ),
         pytest.param(
@@ -1137,7 +1138,7 @@ LIST = "a list of objects: [{...}, {...}]"
             ", line 1",
             None,
             JSON_ROWS,
-            "mend the line",
+            "fix the line",
             id="a number without end",
         ),
         pytest.param("a.jsonl", "", *NO_ROWS, id="empty json"),
@@ -1255,7 +1256,7 @@ LIST = "a list of objects: [{...}, {...}]"
             "a.csv",
             "prompt,completion,prompt\na,b,c\n",
             ", line 1",
-            "the column 'prompt' stands twice in the header",
+            "the column 'prompt' is in the header twice",
             "",
             "give each column a name of its own",
             id="column twice",
@@ -1383,7 +1384,8 @@ def test_an_archive_of_two_files_is_refused_and_not_half_read(
 # --- functions ------------------------------------------------------------------------------------
 
 FUNCTIONS = """
-def row(row): return {"messages": [{"role": "user", "content": row["q"]}, {"role": "assistant", "content": row["a"]}]}
+def turn(role, text): return {"role": role, "content": text}
+def row(row): return {"messages": [turn("user", row["q"]), turn("assistant", row["a"])]}
 def shout(row): return row["q"].upper() + row["a"]
 def batch(rows): return [q + a for q, a in zip(rows["q"], rows["a"])]
 def short_batch(rows): return ["one"]
@@ -1476,10 +1478,10 @@ PATHS = "package.module.function, installed or in the working folder"
             PLACE,
             "bad_functions.fails raised KeyError: 'nope'",
             "it is given the columns q, a",
-            "mend the function or the row",
+            "fix the function or the row",
         ),
-        ("nothing", False, PLACE, "null or missing", SAMPLES, "mend the function"),
-        ("number", False, PLACE, "int '7'", SAMPLES, "mend the function"),
+        ("nothing", False, PLACE, "null or missing", SAMPLES, "fix the function"),
+        ("number", False, PLACE, "int '7'", SAMPLES, "fix the function"),
     ],
 )
 @pytest.mark.usefixtures("functions")
@@ -1517,7 +1519,7 @@ def test_a_function_of_rows_that_gives_no_sample_is_named(
             "os.system",
             "'os.system' would run code of 'os'",
             "sftpipe, bad_functions, bad_module",
-            "allowed_targets=[os]",
+            "allowed_targets=[bad_functions,bad_module,os]",
         ),
         (
             "bad_functions.shuot",
@@ -1538,7 +1540,7 @@ def test_a_function_of_rows_that_gives_no_sample_is_named(
             "bad_module.row",
             "bad_module raised RuntimeError when it was imported: no licence",
             "",
-            "mend the module",
+            "fix the module",
         ),
     ],
 )
@@ -1584,14 +1586,14 @@ ROWS = "rows ({column: value} each), or {split: rows}"
             "dataset.function",
             "bad_functions.rows_that_fail raised OSError at row 1: the disk is gone",
             "",
-            "mend the function",
+            "fix the function",
         ),
         (
             "refuses",
             "dataset.function",
             "bad_functions.refuses raised RuntimeError: the database is down",
             "",
-            "mend the function",
+            "fix the function",
         ),
         (
             "wants_more",
@@ -1599,7 +1601,7 @@ ROWS = "rows ({column: value} each), or {split: rows}"
             "bad_functions.wants_more raised TypeError: wants_more() missing 1 required "
             "positional argument: 'path'",
             "",
-            "mend the function",
+            "fix the function",
         ),
         (
             "empty",
@@ -1719,7 +1721,7 @@ UNREAD = "nothing reads it with path: json"
             message(
                 "loss.response_template",
                 "not set",
-                "the text in front of each answer, or its token ids",
+                "the text before each answer, or its token ids",
                 "loss.response_template='### Answer:'",
             ),
             id="no response template",
@@ -1729,7 +1731,7 @@ UNREAD = "nothing reads it with path: json"
             message(
                 "loss.response_template",
                 "'' (str)",
-                "the text in front of each answer, or its token ids",
+                "the text before each answer, or its token ids",
                 "loss.response_template='### Answer:'",
             ),
             id="empty response template",
@@ -1978,7 +1980,7 @@ REFUSED, OTHER = "the chat template refuses the conversation: ", "another tokeni
             GOOD,
             "",
             f"{REFUSED}access to attribute '__class__' of 'str' object is unsafe.",
-            "mend the row or the template",
+            "fix the row or the template",
             id="escape from the sandbox",
         ),
         pytest.param(
@@ -1986,7 +1988,7 @@ REFUSED, OTHER = "the chat template refuses the conversation: ", "another tokeni
             GOOD,
             "",
             f"{REFUSED}access to attribute '__init__' of 'type' object is unsafe.",
-            "mend the row or the template",
+            "fix the row or the template",
             id="escape through a global",
         ),
         pytest.param(
@@ -1994,7 +1996,7 @@ REFUSED, OTHER = "the chat template refuses the conversation: ", "another tokeni
             GOOD,
             "",
             f"{REFUSED}no turns, please",
-            "mend the row or the template",
+            "fix the row or the template",
             id="refusal",
         ),
         pytest.param(
@@ -2002,7 +2004,7 @@ REFUSED, OTHER = "the chat template refuses the conversation: ", "another tokeni
             GOOD,
             "",
             f"{REFUSED}'foo' is undefined",
-            "mend the row or the template",
+            "fix the row or the template",
             id="unknown variable",
         ),
         pytest.param(
@@ -2194,7 +2196,7 @@ def test_ten_bad_rows_of_ten_thousand_are_reported_and_the_others_trained(
     assert [
         (one.index, one.where, one.reason, one.found, one.origin) for one in data.preflight.dropped
     ] == TOLD
-    report = data.preflight.split("train")
+    report = split_of(data.preflight, "train")
     assert (report.rows, report.dropped) == (10_000, dict(Counter(told[2] for told in TOLD)))
     assert len(data.train) == 10_000
     kept = [at for at in range(10_010) if at not in SCATTERED]

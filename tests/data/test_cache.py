@@ -1,11 +1,14 @@
-"""Encoded rows are kept by content: made once, made anew for anything that they depend on, and
+"""Encoded rows are cached by content: made once, made again for anything that they depend on, and
 evicted oldest first.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +19,11 @@ from typing import Any
 
 import pytest
 
-from sftpipe import DataError, PreparedData, compose, prepare
-from sftpipe import storage as kept
+import sftpipe
+from sftpipe import DataError, PreparedData, compose, prepare, storage
 from sftpipe.data.encode import Encoder
+from sftpipe.data.version import code_digest
+from sftpipe.runs.plan import key_of, run_key
 from sftpipe.storage import HASHES, cached
 from support.byte_model import write_byte_model
 
@@ -89,10 +94,10 @@ def test_a_second_preparation_encodes_nothing(
 ) -> None:
     first, made = prepared(), entries(store)
 
-    def refuse(*_: Any) -> None:
+    def fail(*_: Any) -> None:
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(Encoder, "encode", refuse)
+    monkeypatch.setattr(Encoder, "encode", fail)
     again = prepared()
     assert rows_of(again) == rows_of(first)
     assert again.preflight == first.preflight
@@ -237,6 +242,27 @@ def test_a_functions_other_answer_makes_new_rows(
     assert data.tokenizer.decode(data.train[0]["input_ids"]) == "q0 two<|im_end|>"
 
 
+def test_reading_planning_and_writing_hash_a_file_once(
+    prepared: Prepare, file: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = []
+
+    def counted(opened: Any, name: str) -> Any:
+        hashed.append(Path(opened.name))
+        return hash_file(opened, name)
+
+    hash_file = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    monkeypatch.setattr(storage, "RECENT_S", 0)  # the file is as old as any other
+    cfg = compose(
+        [f"model.name_or_path={models['plain']}", "dataset=json", f"dataset.data_files={file}"]
+    )
+    planned = run_key(cfg)
+    data = prepared()
+    assert key_of(cfg, data.sha256) == planned == run_key(cfg)
+    assert hashed.count(file) == 1
+
+
 def test_dropped_rows_come_back_from_the_cache_with_their_lines(
     prepared: Prepare, tmp_path: Path
 ) -> None:
@@ -258,6 +284,42 @@ def test_an_error_while_reading_leaves_no_entry(
     ] == []
 
 
+# --- the code -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the package's code."""
+    return shutil.copytree(
+        Path(sftpipe.__file__).parent,
+        tmp_path / "sftpipe",
+        ignore=shutil.ignore_patterns("__pycache__", "assets"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "counts"),
+    [
+        ("data/encode.py", True),
+        ("data/chat_template.py", True),
+        ("tokenizer/load.py", True),
+        ("config/patterns.py", True),
+        ("data/preflight/report.py", False),
+        ("data/preflight/preview.py", False),
+        ("training/trainer.py", False),
+    ],
+)
+def test_only_code_that_makes_rows_is_part_of_their_key(
+    package: Path, file: str, counts: bool
+) -> None:
+    (package.parent / "reworded").mkdir()
+    changed = shutil.copytree(package, package.parent / "reworded" / "sftpipe")
+    with (changed / file).open("a", encoding="utf-8") as code:
+        code.write("# reworded\n")
+    assert code_digest(package) == code_digest()
+    assert (code_digest(changed) != code_digest()) == counts
+
+
 # --- eviction -------------------------------------------------------------------------------------
 
 
@@ -272,7 +334,7 @@ def use(key: str, *, size: int = 1000, kind: str = "rows") -> None:
 def test_eviction_keeps_the_cap_and_removes_what_was_not_used_for_longest(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "CAP_BYTES", 3500)  # three entries of 1,000 bytes and their hashes
+    monkeypatch.setattr(storage, "CAP_BYTES", 3500)  # three entries of 1,000 bytes and their hashes
     for at, key in enumerate("abc"):
         use(key, kind="rows" if key == "b" else "encoded")
         os.utime(store / ("rows" if key == "b" else "encoded") / key, (at + 1, at + 1))
@@ -283,10 +345,47 @@ def test_eviction_keeps_the_cap_and_removes_what_was_not_used_for_longest(
     assert {*entries(store), *entries(store, "rows")} == {"a", "d", "e"}
 
 
+@pytest.mark.parametrize("kind", storage.KINDS)
+def test_eviction_sees_every_kind(store: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(storage, "CAP_BYTES", 10)
+    use("a", kind=kind)
+    use("b")
+    assert "a" not in entries(store, kind)
+
+
+def test_every_kind_of_entry_is_one_that_eviction_sees() -> None:
+    code = "".join(
+        file.read_text(encoding="utf-8") for file in Path(sftpipe.__file__).parent.rglob("*.py")
+    )
+    assert {*re.findall(r'\bcached\(\s*"(\w+)"', code)} == {*storage.KINDS}
+
+
+def test_an_eviction_that_is_killed_leaves_no_half_of_an_entry(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use("a")
+    monkeypatch.setattr(storage, "CAP_BYTES", 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before it removed a file
+        use("b")
+    assert list(entries(store, "rows")) == ["b"]
+    use("c")
+    assert [path.name for path in (store / "rows").iterdir() if path.is_dir()] == ["c"]
+
+
+def test_eviction_removes_the_files_of_killed_processes_after_a_day(store: Path) -> None:
+    (store / "rows").mkdir(parents=True)
+    for name, age_s in ((".old.arrow", 90_000), (".new.arrow", 3_600)):
+        (store / "rows" / name).touch()
+        os.utime(store / "rows" / name, (time.time() - age_s,) * 2)
+    use("a")
+    assert [path.name for path in (store / "rows").glob(".*")] == [".new.arrow"]
+
+
 def test_an_entry_larger_than_the_cap_is_kept_while_it_is_wanted(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "CAP_BYTES", 10)
+    monkeypatch.setattr(storage, "CAP_BYTES", 10)
     use("a")
     use("b")
     assert list(entries(store, "rows")) == ["b"]
@@ -296,7 +395,7 @@ def test_the_rows_of_a_run_outlive_their_eviction(
     prepared: Prepare, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = prepared()
-    monkeypatch.setattr(kept, "CAP_BYTES", 10)
+    monkeypatch.setattr(storage, "CAP_BYTES", 10)
     use("other")
     assert entries(store) == {}
     assert data.tokenizer.decode(data.train[3]["input_ids"]) == "q3 a3<|im_end|>"
@@ -333,15 +432,16 @@ def start(log: Path, mode: str) -> subprocess.Popen[str]:
 
 def test_two_processes_that_ask_at_once_build_once(store: Path, tmp_path: Path) -> None:
     both = [start(tmp_path / "log", "lives") for _ in range(2)]
-    told = [process.communicate(timeout=60) for process in both]
-    assert [out for out, _ in told] == ["whole\n"] * 2
+    printed = [process.communicate(timeout=60) for process in both]
+    assert [out for out, _ in printed] == ["whole\n"] * 2
     assert (tmp_path / "log").read_text(encoding="utf-8") == "built\n"
     assert (
-        sum("Waiting for another process that makes the same rows" in err for _, err in told) == 1
+        sum("Waiting for another process that makes the same rows" in err for _, err in printed)
+        == 1
     )
 
 
-def test_a_killed_build_leaves_nothing_behind(store: Path, tmp_path: Path) -> None:
+def test_a_killed_build_leaves_nothing(store: Path, tmp_path: Path) -> None:
     killed = start(tmp_path / "log", "dies")
     killed.communicate(timeout=60)
     assert killed.returncode == -signal.SIGKILL

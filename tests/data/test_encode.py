@@ -21,9 +21,9 @@ from tokenizers.processors import TemplateProcessing
 from sftpipe.config.schema import LossConfig
 from sftpipe.data.chat_template import ChatTemplate, trained_turns, unrolled
 from sftpipe.data.encode import Encoded, Encoder
-from sftpipe.data.formats import Conversation, PromptCompletion, Sample, Text, without_answer
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.preflight.preview import spans
+from sftpipe.data.samples import Conversation, PromptCompletion, Sample, Text, without_answer
 from sftpipe.errors import DataError, RowError
 
 Templated = Callable[[str | None], Any]

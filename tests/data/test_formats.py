@@ -8,22 +8,19 @@ from typing import Any
 
 import pytest
 
+from sftpipe.config.patterns import pattern_fields
 from sftpipe.config.schema import FormatConfig
-from sftpipe.data.formats import (
+from sftpipe.data.formats import check_columns, required_columns, to_prompt
+from sftpipe.data.samples import (
     Conversation,
     PromptCompletion,
     Sample,
     Text,
-    check_columns,
-    pattern_fields,
-    required_columns,
     split_prompt,
-    to_prompt,
-    to_sample,
-    to_samples,
     without_answer,
 )
 from sftpipe.errors import DataError, RowError
+from support.samples import to_sample, to_samples
 
 INSTRUCTION = FormatConfig(type="instruction")
 MESSAGES = FormatConfig(type="messages")
@@ -31,7 +28,7 @@ PAIR = FormatConfig(type="prompt_completion")
 SHAREGPT = FormatConfig(type="sharegpt")
 TEXT = FormatConfig(type="text")
 TEMPLATE = FormatConfig(type="template", prompt="{prompt} ##> ", completion="{completion}")
-MEND = "mend or remove the row"
+FIX_ROW = "fix or remove the row"
 ORDER = (
     "system (optional), then user and assistant in turn, the assistant last; "
     "results of tools between an assistant's tool_calls and its answer"
@@ -90,9 +87,7 @@ def test_messages_are_taken_as_they_are(roles: str) -> None:
     )
 
 
-def test_fields_of_a_message_besides_role_and_content_are_kept_for_the_template_where_they_hold_something() -> (
-    None
-):
+def test_other_fields_of_a_message_are_kept_for_the_template_where_they_hold_something() -> None:
     messages = [{**message, "name": "Luke", "tool_calls": None} for message in talk("ua")]
     kept = tuple({**message, "name": "Luke"} for message in talk("ua"))
     assert to_sample({"messages": messages}, MESSAGES, "train[0]") == Conversation(kept)
@@ -184,7 +179,7 @@ def test_a_flag_that_would_train_another_role_is_refused() -> None:
     )
     assert str(error) == (
         "train[0].messages[0].train: true on a turn of user\n"
-        f"    allowed: true on assistant turns\n    {MEND}"
+        f"    allowed: true on assistant turns\n    {FIX_ROW}"
     )
     assert error.reason == "train flag on another role"
 
@@ -252,7 +247,7 @@ def test_sharegpt_turns_may_have_train_flags() -> None:
     ],
 )
 def test_bad_sharegpt_turns_are_named(row: Any, text: str) -> None:
-    assert str(error_of(row, SHAREGPT)) == f"{text}\n    {MEND}"
+    assert str(error_of(row, SHAREGPT)) == f"{text}\n    {FIX_ROW}"
 
 
 # --- prompts and completions that are turns -------------------------------------------------------
@@ -306,7 +301,8 @@ def test_a_prompt_and_a_completion_of_different_kinds_are_refused(
     prompt: Any, completion: Any, text: str
 ) -> None:
     assert (
-        str(error_of({"prompt": prompt, "completion": completion}, PAIR)) == f"{text}\n    {MEND}"
+        str(error_of({"prompt": prompt, "completion": completion}, PAIR))
+        == f"{text}\n    {FIX_ROW}"
     )
 
 
@@ -414,7 +410,7 @@ def test_a_function_that_gives_no_sample_is_told_what_it_may_give(value: Any, fo
     error = error_of({"x": "y"}, FUNCTION, lambda row: value)
     assert str(error) == (
         f"train[0] (format.function): {found}\n"
-        "    allowed: a string, {messages}, {prompt, completion} or {text}\n    mend the function"
+        "    allowed: a string, {messages}, {prompt, completion} or {text}\n    fix the function"
     )
     assert error.reason == "format.function gave no sample"
 
@@ -427,17 +423,15 @@ def test_a_function_of_batches_without_batched_is_told_so() -> None:
 
 def test_what_a_function_gives_is_checked_like_a_row() -> None:
     error = error_of({"x": "y"}, FUNCTION, lambda row: {"prompt": "a", "completion": ""})
-    assert (
-        str(error)
-        == f"train[0] (format.function).completion: an empty string\n    allowed: text\n    {MEND}"
-    )
+    where = "train[0] (format.function).completion"
+    assert str(error) == f"{where}: an empty string\n    allowed: text\n    {FIX_ROW}"
 
 
 def test_a_function_that_raises_names_the_row_and_the_columns() -> None:
     error = error_of({"x": "y", "z": "y"}, FUNCTION, lambda row: row["text"])
     assert str(error) == (
         "train[0] (format.function): mine.to_text raised KeyError: 'text'\n"
-        "    allowed: it is given the columns x, z\n    mend the function or the row"
+        "    allowed: it is given the columns x, z\n    fix the function or the row"
     )
     assert error.reason == "format.function failed"
     assert isinstance(error.__cause__, KeyError)
@@ -684,7 +678,9 @@ def test_a_bad_text_names_the_row_the_field_and_what_stands_there(
 ) -> None:
     with pytest.raises(RowError) as error:
         to_sample({**row, field: value}, cfg, "validation[7]")
-    assert str(error.value) == f"validation[7].{field}: {found}\n    allowed: {allowed}\n    {MEND}"
+    assert (
+        str(error.value) == f"validation[7].{field}: {found}\n    allowed: {allowed}\n    {FIX_ROW}"
+    )
     assert error.value.reason == (
         "empty text" if allowed == "text" else "null or missing" if value is None else "wrong type"
     )
@@ -693,7 +689,7 @@ def test_a_bad_text_names_the_row_the_field_and_what_stands_there(
 @pytest.mark.parametrize("field", ["instruction", "output"])
 def test_a_list_is_no_text_of_an_instruction(field: str) -> None:
     error = error_of({"instruction": "a", "output": "b", field: ["a"]}, INSTRUCTION)
-    assert str(error) == f"train[0].{field}: list \"['a']\"\n    allowed: a string\n    {MEND}"
+    assert str(error) == f"train[0].{field}: list \"['a']\"\n    allowed: a string\n    {FIX_ROW}"
 
 
 def test_bad_rows_become_their_errors_and_good_ones_stay_in_their_places() -> None:
@@ -722,7 +718,7 @@ def test_bad_tools_and_template_variables_are_named(
     row: dict[str, Any], where: str, found: str, allowed: str
 ) -> None:
     error = error_of({"messages": talk("ua"), **row}, MESSAGES)
-    assert str(error) == f"train[0]{where}: {found}\n    allowed: {allowed}\n    {MEND}"
+    assert str(error) == f"train[0]{where}: {found}\n    allowed: {allowed}\n    {FIX_ROW}"
 
 
 @pytest.mark.parametrize(
@@ -741,7 +737,9 @@ def test_bad_tools_and_template_variables_are_named(
 def test_bad_tool_calls_are_named(calls: Any, where: str, found: str, allowed: str) -> None:
     messages = [turn("user", "a"), {**turn("assistant", "b"), "tool_calls": calls}]
     error = error_of({"messages": messages}, MESSAGES)
-    assert str(error) == f"train[0].messages[1]{where}: {found}\n    allowed: {allowed}\n    {MEND}"
+    assert (
+        str(error) == f"train[0].messages[1]{where}: {found}\n    allowed: {allowed}\n    {FIX_ROW}"
+    )
 
 
 def test_a_missing_field_is_like_null() -> None:
@@ -754,7 +752,7 @@ def test_an_input_of_another_type_is_refused() -> None:
         to_sample({"instruction": "a", "input": 3, "output": "b"}, INSTRUCTION, "train[3]")
     assert (
         str(error.value)
-        == "train[3].input: int '3'\n    allowed: a string or null\n    mend or remove the row"
+        == "train[3].input: int '3'\n    allowed: a string or null\n    fix or remove the row"
     )
 
 
@@ -801,7 +799,7 @@ def test_bad_messages_name_the_turn(messages: Any, where: str, found: str, allow
         to_sample({"messages": messages}, MESSAGES, "test[5]")
     assert (
         str(error.value)
-        == f"test[5].messages{where}: {found}\n    allowed: {allowed}\n    mend or remove the row"
+        == f"test[5].messages{where}: {found}\n    allowed: {allowed}\n    fix or remove the row"
     )
 
 

@@ -16,9 +16,10 @@ from sftpipe import compose
 from sftpipe.config.options import conf_dir
 from sftpipe.config.schema import FormatConfig, LossConfig
 from sftpipe.data.encode import Encoded, Encoder
-from sftpipe.data.formats import Row, to_samples
 from sftpipe.data.preflight.preview import spans
+from sftpipe.data.samples import Row
 from sftpipe.errors import RowError
+from support.samples import to_samples
 
 INSTRUCTIONS: list[Row] = [
     {

@@ -241,7 +241,7 @@ PAIR: list[dict[str, Any]] = [
 
 
 def test_positions_restart_and_the_first_label_of_each_sequence_is_masked() -> None:
-    batch = Collator(0, apart="positions")(PAIR)
+    batch = Collator(0, method="positions")(PAIR)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 10, 11]]
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 0, 1, 2]]
     assert batch["labels"].tolist() == [[IGNORED, IGNORED, IGNORED, 8, IGNORED, 10, 11]]
@@ -250,7 +250,7 @@ def test_positions_restart_and_the_first_label_of_each_sequence_is_masked() -> N
 
 
 def test_a_mask_lets_each_token_see_its_own_sequence_up_to_itself() -> None:
-    batch = Collator(0, apart="mask")(PAIR)
+    batch = Collator(0, method="mask")(PAIR)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 10, 11, 0]]
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1], [0, 1, 2, 0]]
     assert batch["labels"].tolist() == [[IGNORED, IGNORED, IGNORED, 8], [IGNORED, 10, 11, IGNORED]]
@@ -438,7 +438,7 @@ def test_length_limits_act_before_packing() -> None:
         ),
         (
             ["packing=blocks", "loss=full", "packing.block_size=null"],
-            "packing.block_size: not set, and packing=blocks cuts windows of that length\n"
+            "packing.block_size: not set, and packing=blocks makes windows of that length\n"
             "    packing.block_size=256",
         ),
         (
@@ -449,7 +449,7 @@ def test_length_limits_act_before_packing() -> None:
         (
             ["packing=blocks", "loss=full", "packing.pack_eval=true"],
             "packing.pack_eval: nothing reads it with packing=blocks: validation and test are "
-            "always cut into windows\n    leave it out",
+            "always split into windows\n    leave it out",
         ),
         (
             ["packing=blocks", "loss=full", "packing.isolation=trust"],

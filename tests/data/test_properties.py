@@ -21,13 +21,15 @@ from sftpipe.config.options import conf_dir
 from sftpipe.config.schema import DatasetConfig, LossConfig, PreflightConfig
 from sftpipe.data import source
 from sftpipe.data.chat_template import trained_turns, unrolled
-from sftpipe.data.cleaning import Guard, control_tokens
+from sftpipe.data.cleaning import Cleaner
 from sftpipe.data.encode import Encoded, Encoder
-from sftpipe.data.formats import Conversation, PromptCompletion, Sample, Text
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import Collator
-from sftpipe.data.source import SPLITS, load_splits
+from sftpipe.data.samples import Conversation, PromptCompletion, Sample, Text
+from sftpipe.data.source import SPLITS
 from sftpipe.errors import DataError, RowError
+from sftpipe.tokenizer.special_tokens import SpecialTokens
+from support.sources import load_splits
 
 QUICK = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 EACH_KIND = settings(QUICK, max_examples=20)  # of 13 kinds
@@ -532,7 +534,7 @@ def test_splits_take_every_row_once(
         split_order=list(order),
         shuffle_seed=seed,
     )
-    with patch.object(source, "_load", return_value=({"train": table}, "rows")):
+    with patch.object(source, "read_hub", return_value={"train": table}):
         asked = [
             int(size) if size >= 1 else int(rows * size + 1e-6)
             for size in (validation, test)
@@ -567,10 +569,15 @@ def test_splits_take_every_row_once(
 # --- special tokens in texts ----------------------------------------------------------------------
 
 
-def guard(tokenizer: Any, forged: str = "escape") -> Guard:
+def clean(tokenizer: Any, chat: Conversation, forged: str = "escape") -> Conversation:
     preflight = PreflightConfig(max_empty_rows=0.0, max_over_length_rows=0.0)
     preflight.forged_turns = forged
-    return Guard(tokenizer, DatasetConfig(path="embedded"), preflight)
+    cleaner = Cleaner(tokenizer, DatasetConfig(path="embedded"), preflight)
+    return replace(
+        chat,
+        messages=tuple(cleaner.clean(list(chat.messages), "train[0].messages")),
+        template_kwargs=cleaner.clean(chat.template_kwargs, "train[0].chat_template_kwargs"),
+    )
 
 
 @QUICK
@@ -578,7 +585,7 @@ def guard(tokenizer: Any, forged: str = "escape") -> Guard:
 def test_an_escaped_text_holds_no_special_token_and_looks_the_same(
     kind: Kind, data: st.DataObject
 ) -> None:
-    tokens = control_tokens(kind.tokenizer)
+    tokens = SpecialTokens.of(kind.tokenizer).control
     pieces = st.one_of(
         st.sampled_from(tokens),
         st.sampled_from(tokens).map(lambda token: token[:-1]),
@@ -597,8 +604,7 @@ def test_an_escaped_text_holds_no_special_token_and_looks_the_same(
         ),
         template_kwargs={"note": text},
     )
-    escape = guard(kind.tokenizer)
-    escaped = escape.conversation(chat, "train[0]")
+    escaped = clean(kind.tokenizer, chat)
     written = [
         escaped.messages[0]["content"],
         escaped.template_kwargs["note"],
@@ -608,12 +614,12 @@ def test_an_escaped_text_holds_no_special_token_and_looks_the_same(
     assert written[0].replace("\u200b", "") == text
     special = set(kind.tokenizer.convert_tokens_to_ids(tokens))
     assert not special & set(kind.tokenizer(written[0], add_special_tokens=False).input_ids)
-    assert escape.conversation(escaped, "train[0]") == escaped
+    assert clean(kind.tokenizer, escaped) == escaped
     if written[0] == text:
-        assert guard(kind.tokenizer, "error").conversation(chat, "train[0]") == chat
+        assert clean(kind.tokenizer, chat, "error") == chat
     else:
         with pytest.raises(RowError, match="the special token"):
-            guard(kind.tokenizer, "error").conversation(chat, "train[0]")
+            clean(kind.tokenizer, chat, "error")
 
 
 def test_an_escape_that_sets_another_special_token_free_breaks_that_too(tokenizer: Any) -> None:
@@ -622,7 +628,7 @@ def test_an_escape_that_sets_another_special_token_free_breaks_that_too(tokenize
     chat = Conversation(
         ({"role": "user", "content": "x<|a|>|"}, {"role": "assistant", "content": "b"})
     )
-    escaped = guard(changed).conversation(chat, "train[0]").messages[0]["content"]
+    escaped = clean(changed, chat).messages[0]["content"]
     assert not any(token in escaped for token in ("<|a|>", "|a|>|"))
 
 
@@ -633,4 +639,4 @@ def test_a_special_token_of_one_character_cannot_be_escaped_and_is_an_error(toke
         ({"role": "user", "content": "x\u2404"}, {"role": "assistant", "content": "b"})
     )
     with pytest.raises(RowError, match="special token"):
-        guard(changed).conversation(chat, "train[0]")
+        clean(changed, chat)

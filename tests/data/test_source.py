@@ -5,15 +5,18 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import hashlib
 import importlib
 import json
 import lzma
 import os
 import re
+import shlex
+import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +24,14 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict
 
+from sftpipe import storage
 from sftpipe.config.hydra import compose
 from sftpipe.config.schema import DatasetConfig, FormatConfig, MixtureSource
-from sftpipe.data.source import SPLITS, Rows, fingerprint, load_sources, load_splits
+from sftpipe.data import readers
+from sftpipe.data.rows import Rows
+from sftpipe.data.source import SPLITS, fingerprint, load_sources, sources_sha256
 from sftpipe.errors import DataError
+from support.sources import load_splits
 
 Write = Callable[..., str]
 YODA = DatasetConfig(path="embedded", name="yoda")
@@ -357,7 +364,7 @@ def test_a_function_needs_a_permission(module: Callable[[str], str]) -> None:
         (
             "def rows(): return [][0]",
             "rows",
-            "{name}.rows raised IndexError: list index out of range\n    mend the function",
+            "{name}.rows raised IndexError: list index out of range\n    fix the function",
         ),
     ],
 )
@@ -379,7 +386,7 @@ def test_a_generator_that_raises_on_its_way_is_an_error_of_the_function(
     with pytest.raises(
         DataError,
         match=rf"^dataset\.function: {name}\.rows raised OSError "
-        r"at row 1: gone\n    mend the function$",
+        r"at row 1: gone\n    fix the function$",
     ):
         call(name)
 
@@ -544,7 +551,7 @@ def test_a_share_is_rounded_down_and_not_by_the_error_of_floats(
 @pytest.mark.parametrize(
     "order", [["train"], ["train", "test", "test"], ["train", "tset"], ["test", "train", "dev"]]
 )
-def test_an_order_that_does_not_name_each_split_once_is_refused(
+def test_an_order_that_does_not_name_each_split_once_is_an_error(
     file: str, order: list[str]
 ) -> None:
     with pytest.raises(DataError) as error:
@@ -658,7 +665,7 @@ def test_several_splits_without_a_train_split_ask_which_one_to_take(rows_file: W
 
 
 @pytest.mark.parametrize("name", ["validation", "test"])
-def test_a_size_for_a_split_that_the_source_already_has_is_refused(name: str) -> None:
+def test_a_size_for_a_split_that_the_source_already_has_is_an_error(name: str) -> None:
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path="embedded", name="yoda", **{f"{name}_size": 0.1}))
     assert str(error.value) == (
@@ -668,7 +675,7 @@ def test_a_size_for_a_split_that_the_source_already_has_is_refused(name: str) ->
 
 
 @pytest.mark.parametrize(("validation", "test"), [(10, 10), (0.5, 0.5), (30, 0)])
-def test_sizes_that_leave_nothing_to_train_on_are_refused(
+def test_sizes_that_leave_nothing_to_train_on_are_an_error(
     file: str, validation: float, test: float
 ) -> None:
     with pytest.raises(DataError, match="of 20 rows: nothing is left to train on") as error:
@@ -729,31 +736,31 @@ def test_an_unknown_embedded_set_names_the_ones_there_are() -> None:
             "json",
             b'{"prompt": "a"}\n{"prompt": "b"}\nnot json',
             ", line 3: no JSON: Expecting value at character 1: 'not json'",
-            "mend the line",
+            "fix the line",
             id="json",
         ),
         pytest.param(
             "json",
             b'{"prompt": "a"}\n["b"]',
             ", line 2: list \"['b']\"",
-            "mend the line",
+            "fix the line",
             id="json-list-among-objects",
         ),
         pytest.param(
-            "json", b'{"prompt": "a"}\n"b"', ", line 2: str 'b'", "mend the line", id="json-text"
+            "json", b'{"prompt": "a"}\n"b"', ", line 2: str 'b'", "fix the line", id="json-text"
         ),
         pytest.param(
             "json",
             b'[{"prompt": "a"},\n "b"]',
             ", row 1: str 'b'",
-            "mend the file",
+            "fix the file",
             id="json-list-of-texts",
         ),
         pytest.param(
             "json",
             b'[{"prompt": "a"},\n {"prompt": }]',
             ", line 2: no JSON: Expecting value at character 13: ",
-            "mend the line",
+            "fix the line",
             id="json-list",
         ),
         pytest.param(
@@ -766,7 +773,7 @@ def test_an_unknown_embedded_set_names_the_ones_there_are() -> None:
         pytest.param(
             "csv",
             b"prompt,prompt\na,b\n",
-            ", line 1: the column 'prompt' stands twice in the header",
+            ", line 1: the column 'prompt' is in the header twice",
             "give each column a name of its own",
             id="csv-header",
         ),
@@ -781,7 +788,7 @@ def test_an_unknown_embedded_set_names_the_ones_there_are() -> None:
             "parquet",
             b"not parquet",
             " cannot be read as parquet: ",
-            "mend the file, or choose the right one of dataset=json|csv|parquet|text|arrow",
+            "fix the file, or choose the right one of dataset=json|csv|parquet|text|arrow",
             id="parquet",
         ),
     ],
@@ -825,7 +832,8 @@ def test_a_compressed_file_is_read_and_a_cut_one_is_named(
     file.write_bytes(content[:-20])
     with pytest.raises(
         DataError,
-        match=r"the compressed file is damaged or cut off \(.*\)\n    fetch or make the file again$",
+        match=r"the compressed file is damaged or cut off \(.*\)\n"
+        r"    fetch or make the file again$",
     ):
         load_splits(DatasetConfig(path="json", data_files=str(file)))
 
@@ -933,7 +941,29 @@ def test_a_file_as_path_is_shown_its_place(rows_file: Write) -> None:
     file = rows_file(ROWS)
     with pytest.raises(DataError) as error:
         load_splits(DatasetConfig(path=file))
-    assert f"dataset=json dataset.data_files={file}" in str(error.value)
+    assert error.value.problems[0].commands == ("dataset=json", f"dataset.data_files={file}")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("rows.jsonl.gz", "json"),
+        ("json rows.tsv", "csv"),
+        ("a.txt", "text"),
+        ("a.PARQUET", "parquet"),
+        ("a", "json"),
+    ],
+)
+def test_the_ending_of_a_file_as_path_tells_what_reads_it(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(DataError) as error:
+        load_splits(DatasetConfig(path=str(tmp_path / name)))
+    option, files = error.value.problems[0].commands
+    assert option == f"dataset={kind}"
+    (typed,) = shlex.split(files)
+    assert typed.removeprefix("dataset.data_files=").strip("'") == str(tmp_path / name)
 
 
 # --- the hub --------------------------------------------------------------------------------------
@@ -969,6 +999,127 @@ def test_the_fingerprint_tells_which_file_is_which_split(rows_file: Write) -> No
         for x, y in ((a, b), (b, a))
     )
     assert one != swapped
+
+
+def sha256_of(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def test_the_fingerprint_is_written_into_run_folders_and_keeps_its_formula(
+    rows_file: Write, tmp_path: Path
+) -> None:
+    file = rows_file(ROWS)
+    content = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    cfg = DatasetConfig(path="json", data_files={"train": [file, file], "test": file})
+    assert fingerprint(cfg) == sha256_of([["train", [content] * 2], ["test", [content]]])
+
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    names = ("data-00000-of-00001.arrow", "dataset_info.json", "state.json")
+    files = [(tmp_path / "saved" / name).read_bytes() for name in names]
+    hashes = [hashlib.sha256(file).hexdigest() for file in files]
+    cfg = DatasetConfig(path="arrow", data_files=str(tmp_path / "saved"))
+    assert fingerprint(cfg) == sha256_of([["train", [hashes]]])
+
+
+def test_the_digest_travels_with_the_sources(
+    rows_file: Write, module: Callable[[str], str]
+) -> None:
+    name = module("def rows():\n    yield {'text': 'a'}\n")
+    file = DatasetConfig(path="json", data_files=rows_file(ROWS))
+    function = DatasetConfig(path="function", function=f"{name}.rows")
+    mixed = [
+        MixtureSource(path="json", data_files=file.data_files, limit=3),
+        MixtureSource(path="embedded", name="yoda"),
+        MixtureSource(path="function", function=function.function),
+    ]
+    found = []
+    for sources in (mixed, mixed[:1]):
+        mixture = DatasetConfig(path="mixture", sources=sources, limit=5)
+        for cfg in (file, YODA, function, mixture):
+            loaded = load_sources(cfg, FormatConfig(), [name])
+            found.append(sources_sha256(loaded, cfg))
+            assert found[-1] == fingerprint(cfg, [name])
+    assert len(set(found)) == 5  # a mixture of one file is not that file
+
+
+def test_a_process_hashes_a_file_once(rows_file: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = DatasetConfig(path="json", data_files=rows_file(ROWS))
+    hashed = []
+    monkeypatch.setattr(storage, "RECENT_S", 0)  # the file is as old as any other
+    monkeypatch.setattr(
+        storage, "sha256_file", lambda path: hashed.append(path) or f"hash {len(hashed)}"
+    )
+    before = fingerprint(cfg)
+    (source,) = load_sources(cfg, FormatConfig())
+    assert source.sha256 == before == fingerprint(cfg)
+    assert [file for file in hashed if file.name == "rows.jsonl"] == [Path(cfg.data_files)]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.txt", "rows.parquet", "saved"])
+def test_a_file_that_changes_after_it_was_hashed_is_an_error_and_no_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    file = tmp_path / name
+    if name == "saved":
+        Dataset.from_list(ROWS).save_to_disk(file)
+    else:
+        write_rows(file)
+    kind = {"jsonl": "json", "txt": "text", "saved": "arrow"}.get(name.rpartition(".")[2], "")
+    cfg = DatasetConfig(path=kind or name.rpartition(".")[2], data_files=str(file))
+    changed = file / "state.json" if name == "saved" else file
+
+    def hash_and_write(path: Path) -> str:
+        hashed = storage.sha256_file(path)
+        if path == changed:
+            with path.open("ab") as out:  # as a program that is still writing leaves it
+                out.write(b'{"half": ')
+        return hashed
+
+    with monkeypatch.context() as patch:
+        patch.setenv("SFTPIPE_CACHE", str(tmp_path / "cache"))
+        patch.setattr(readers, "sha256_cached", hash_and_write)
+        with pytest.raises(DataError) as error:
+            load_splits(cfg)
+    assert str(error.value) == (
+        f"dataset.data_files: {changed}: changed while it was read\n"
+        "    start again when no other program writes to it"
+    )
+    assert not [path for path in tmp_path.glob("cache/rows/*") if path.is_dir()]
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_an_error(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = readers._json_rows
+
+    def replaced(path: Path) -> Iterator[tuple[str, str]]:
+        for at, row in enumerate(lines(path)):
+            if at == 10:
+                other = tmp_path / "other"
+                other.write_bytes(path.read_bytes())
+                shutil.copystat(path, other)
+                other.replace(path)
+            yield row
+
+    monkeypatch.setattr(readers, "_json_rows", replaced)
+    with pytest.raises(DataError, match=r"rows\.jsonl: changed while it was read\n"):
+        load_splits(DatasetConfig(path="json", data_files=file, sample_by="paragraph"))
+
+
+def test_a_function_that_is_not_allowed_does_not_run_for_its_fingerprint(
+    module: Callable[[str], str],
+) -> None:
+    name = module("raise SystemError('it ran')")
+    with pytest.raises(DataError, match=f"would run code of '{name}'"):
+        fingerprint(DatasetConfig(path="function", function=f"{name}.rows"))
+
+
+def test_a_shuffled_data_set_leaves_its_folder_as_it_is(tmp_path: Path) -> None:
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    cfg = DatasetConfig(path="arrow", data_files=str(tmp_path / "saved"), shuffle_seed=1)
+    before = fingerprint(cfg)
+    assert prompts(load_splits(cfg)["train"]) != QUESTIONS
+    assert fingerprint(cfg) == before
 
 
 @pytest.mark.parametrize(

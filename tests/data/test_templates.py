@@ -22,9 +22,10 @@ from trl import SFTTrainer
 from sftpipe.config.schema import FormatConfig, LossConfig
 from sftpipe.data.chat_template import ChatTemplate, trained_turns, unrolled
 from sftpipe.data.encode import Encoded, Encoder
-from sftpipe.data.formats import Conversation, Sample, to_sample
 from sftpipe.data.labels import IGNORED
+from sftpipe.data.samples import Conversation, Sample
 from sftpipe.errors import DataError, RowError
+from support.samples import to_sample
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 SOURCES = {file.stem: file.read_text(encoding="utf-8") for file in sorted(FOLDER.glob("*.jinja"))}
@@ -85,8 +86,8 @@ IN_PROMPT = {  # blocks that begin inside of the prompt of generation: what stan
     "muse_glimmer_training": "<|start|>assistant",
 }
 MERGES = {
-    "llama3_training": "the line break in front of an answer is another token where TRL tokenises prompt and "
-    "answer together"
+    "llama3_training": "the line break before an answer is another token where TRL tokenises "
+    "prompt and answer together"
 }
 GOOD = [name for name in PLAIN if name not in REFUSED and name not in NO_END]
 GOOD_BLOCKS = [name for name in BLOCKS if name.removesuffix("_training") not in REFUSED]

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sftpipe
 from e2e.char_gpt_quality import best_bigram
-from sftpipe.training.trainer import Trainer, WindowSampler
+from sftpipe.training.trainer import SFTPipeTrainer, WindowSampler
 from support.trainers import CPU
 
 FILES = {
@@ -109,8 +109,13 @@ def test_the_trainer_draws_its_windows_anew_each_epoch(tmp_path: Path) -> None:
     cfg = sftpipe.compose(["recipe=char_gpt_ko", "dataset.limit=3"])
     data = sftpipe.prepare(cfg)
     model = random_base(cfg.model, find_weights(cfg.model, cfg.seed), data.tokenizer, cfg.seed, CPU)
-    trainer: Trainer = build_trainer(
-        build_arguments(cfg.sft, seed=7, folder=tmp_path, precision=CPU), model, None, data, CPU
+    trainer: SFTPipeTrainer = build_trainer(
+        build_arguments(cfg.sft, seed=7, folder=tmp_path, precision=CPU),
+        model,
+        None,
+        data,
+        CPU,
+        tmp_path / "log.jsonl",
     )
     loader = trainer.get_train_dataloader()
     epochs = []

@@ -39,7 +39,8 @@ SMALL: dict[str, dict[str, int]] = {
 YODA_CSV = ("dataset.path=csv", "dataset.data_files=sentences.csv")
 FUNCTIONS = """
 def one(row):
-    return "<s><|user|>\\n" + row["instruction"] + "<|end|>\\n<|assistant|>\\n" + row["output"] + "<|end|>\\n<|endoftext|>"
+    question = "<s><|user|>\\n" + row["instruction"] + "<|end|>\\n<|assistant|>\\n"
+    return question + row["output"] + "<|end|>\\n<|endoftext|>"
 
 def many(rows):
     return [one(dict(zip(rows, values))) for values in zip(*rows.values())]
@@ -63,7 +64,7 @@ OWN_TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def bases(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A folder with a small random model of the architecture of `name`, and that model's tokenizer."""
+    """A folder with a small random model of an architecture, and the tokenizer of its model."""
     made = tmp_path_factory.mktemp("bases")
 
     def base(name: str) -> Path:

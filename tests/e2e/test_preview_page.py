@@ -101,7 +101,8 @@ def focused(page: Any) -> str:
     return str(
         page.evaluate("""() => {
             const row = document.activeElement.closest('[role=listbox]');
-            return row.ariaLabel.split(',')[0] + ' ' + [...row.querySelectorAll('.token')].indexOf(document.activeElement);
+            const tokens = [...row.querySelectorAll('.token')];
+            return row.ariaLabel.split(',')[0] + ' ' + tokens.indexOf(document.activeElement);
         }""")
     )
 
@@ -206,7 +207,9 @@ def test_tokens_wrap_and_the_page_never_scrolls_sideways(opened: Any, width: int
     token(opened, "train[2]", 0).focus()
     overflow = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert opened.evaluate(overflow) == 0
-    inside = """() => [...document.querySelectorAll('.token')].every(token => token.getBoundingClientRect().right <= innerWidth)"""
+    inside = """() => [...document.querySelectorAll('.token')].every(
+        token => token.getBoundingClientRect().right <= innerWidth
+    )"""
     assert opened.evaluate(inside)
 
 
@@ -221,9 +224,11 @@ CONTRASTS = """() => {
         return (high + 0.05) / (low + 0.05);
     };
     const page = getComputedStyle(document.body);
-    return Object.fromEntries(['.token.trained', '.token:not(.trained)', '.quiet', 'nav a', 'body'].map(name => {
+    const names = ['.token.trained', '.token:not(.trained)', '.quiet', 'nav a', 'body'];
+    return Object.fromEntries(names.map(name => {
         const style = getComputedStyle(document.querySelector(name));
-        const back = style.backgroundColor === 'rgba(0, 0, 0, 0)' ? page.backgroundColor : style.backgroundColor;
+        const clear = style.backgroundColor === 'rgba(0, 0, 0, 0)';
+        const back = clear ? page.backgroundColor : style.backgroundColor;
         return [name, [style.color, back, ratio(style.color, back)]];
     }));
 }"""

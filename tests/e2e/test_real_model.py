@@ -11,16 +11,18 @@ from bitsandbytes.nn import Linear4bit
 
 from sftpipe.config.hydra import compose
 from sftpipe.data.prepare import PreparedData
-from sftpipe.model import load as models
+from sftpipe.model.adapters import count_parameters, lora_config
+from sftpipe.model.embedding import fit_to_tokenizer
+from sftpipe.model.load import load_base, quantization_config
 from sftpipe.model.weights import Weights, find_weights
-from sftpipe.training.trainer import Trainer
+from sftpipe.training.trainer import SFTPipeTrainer
 from support.trainers import CPU, NO_DROPOUT, batch_of, trainer_of, wake_adapter
 
 
 @pytest.fixture(scope="module")
 def nf4(smollm2: Weights) -> Any:
     cfg = compose(["recipe=yoda"])
-    return models.load_base(cfg.model, cfg.quantization, smollm2, CPU, frozen=True)
+    return load_base(cfg.model, cfg.quantization, smollm2, CPU, frozen=True)
 
 
 def test_nf4_parameters_are_packed_four_bit_integers(nf4: Any) -> None:
@@ -38,7 +40,7 @@ def test_nf4_parameters_are_packed_four_bit_integers(nf4: Any) -> None:
 
 
 def test_nf4_footprint_is_less_than_a_third(nf4: Any) -> None:
-    full = 4 * models.count_parameters(nf4)[1]
+    full = 4 * count_parameters(nf4)[1]
     assert nf4.get_memory_footprint() < full / 3
 
 
@@ -64,7 +66,7 @@ def test_the_base_is_named_by_identity(nf4: Any, smollm2: Weights) -> None:
 
 
 def test_generation_stops_and_pads_as_the_tokenizer_says(nf4: Any, tokenizer: Any) -> None:
-    models.fit_to_tokenizer(nf4, tokenizer)
+    fit_to_tokenizer(nf4, tokenizer)
     assert (
         nf4.config.pad_token_id == nf4.generation_config.pad_token_id == tokenizer.pad_token_id == 0
     )
@@ -72,7 +74,7 @@ def test_generation_stops_and_pads_as_the_tokenizer_says(nf4: Any, tokenizer: An
 
 
 @pytest.fixture(scope="module")
-def real(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+def real(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> SFTPipeTrainer:
     cfg = compose(["recipe=yoda", NO_DROPOUT, "model.source=package"])
     trainer = trainer_of(cfg, data, tmp_path_factory.mktemp("real"))
     wake_adapter(trainer.model)
@@ -91,7 +93,7 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_nf4_adapter_weights_are_float32_and_alone_trained(real: Trainer) -> None:
+def test_nf4_adapter_weights_are_float32_and_alone_trained(real: SFTPipeTrainer) -> None:
     trained = {name: p.dtype for name, p in real.model.named_parameters() if p.requires_grad}
     assert set(trained.values()) == {torch.float32}
     assert all("lora_" in name for name in trained)
@@ -100,18 +102,18 @@ def test_nf4_adapter_weights_are_float32_and_alone_trained(real: Trainer) -> Non
 
 @pytest.mark.slow
 def test_loss_and_gradients_equal_plain_peft_with_full_logits(
-    real: Trainer, data: PreparedData
+    real: SFTPipeTrainer, data: PreparedData
 ) -> None:
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
     cfg = compose(["recipe=yoda", NO_DROPOUT, "model.source=package"])
     weights = find_weights(cfg.model)
-    quantization = models.quantization_config(cfg.quantization, CPU)
+    quantization = quantization_config(cfg.quantization, CPU)
     base = AutoModelForCausalLM.from_pretrained(
         weights.path, quantization_config=quantization, dtype=torch.float32
     )
-    plain = get_peft_model(base, models.lora_config(cfg.lora, weights))
+    plain = get_peft_model(base, lora_config(cfg.lora, weights))
     wake_adapter(plain)
     lora_a = {n: p.data for n, p in real.model.named_parameters() if "lora_A" in n}
     for name, parameter in plain.named_parameters():
@@ -136,7 +138,9 @@ def test_loss_and_gradients_equal_plain_peft_with_full_logits(
 
 
 @pytest.mark.slow
-def test_an_evaluation_leaves_the_gradients_as_they_were(real: Trainer, data: PreparedData) -> None:
+def test_an_evaluation_leaves_the_gradients_as_they_were(
+    real: SFTPipeTrainer, data: PreparedData
+) -> None:
     """bitsandbytes repacks 4-bit weights in eval mode on some CPUs, for a kernel without a
     backward.
     """

@@ -212,16 +212,28 @@ LONG = (
     "sft.eval_strategy=steps",
     "+sft.eval_steps=5",
 )
-# fmt: off
 WAYS: dict[str, tuple[str, ...]] = {
     "random": ("sft.train_sampling_strategy=random",),
-    "by length": ("sft.train_sampling_strategy=group_by_length", "evaluation.sample_strategy=epoch", "evaluation.do_sample=true"),
-    "new tokens": ("sft.train_sampling_strategy=random", "tokenizer.special_tokens=['<|turn|>']", "format=template",
-                   "format.prompt='<|turn|>{instruction}'", "format.completion=' {output}'"),
-    "packed": ("packing=bfd", "sft.max_length=160", "sft.train_sampling_strategy=random", "dataset.limit=120"),
+    "by length": (
+        "sft.train_sampling_strategy=group_by_length",
+        "evaluation.sample_strategy=epoch",
+        "evaluation.do_sample=true",
+    ),
+    "new tokens": (
+        "sft.train_sampling_strategy=random",
+        "tokenizer.special_tokens=['<|turn|>']",
+        "format=template",
+        "format.prompt='<|turn|>{instruction}'",
+        "format.completion=' {output}'",
+    ),
+    "packed": (
+        "packing=bfd",
+        "sft.max_length=160",
+        "sft.train_sampling_strategy=random",
+        "dataset.limit=120",
+    ),
     "blocks": ("dataset.limit=4",),  # 52 windows, 7 steps an epoch
 }
-# fmt: on
 
 
 def long_run(way: str, tiny_model: Path) -> list[str]:

@@ -15,7 +15,7 @@ from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import ConfigError
 from sftpipe.evaluation.losses import split_loss
 from sftpipe.storage import is_whole
-from sftpipe.training.trainer import Trainer, build_arguments
+from sftpipe.training.trainer import SFTPipeTrainer, build_arguments
 from support.trainers import CPU, batch_of, tiny, trainer_of, wake_adapter
 
 # --- a tiny model ---------------------------------------------------------------------------------
@@ -282,4 +282,4 @@ def test_the_collator_pads_right_with_pad_and_ignores_padding(data: PreparedData
 def test_no_telemetry_leaves_the_trainer() -> None:
     from trl import SFTTrainer
 
-    assert Trainer._send_telemetry is not SFTTrainer._send_telemetry
+    assert SFTPipeTrainer._send_telemetry is not SFTTrainer._send_telemetry

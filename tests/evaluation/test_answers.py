@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from sftpipe.config.schema import EvaluationConfig
 from sftpipe.data.prepare import PreparedData
 from sftpipe.evaluation.answers import Sampling, generate
-from sftpipe.runs.load import samples_until
+from sftpipe.runs.record import samples_until
 from sftpipe.training.callbacks import EpochSamples
 from support.trainers import tiny, trainer_of
 

@@ -1,4 +1,4 @@
-"""Models from scratch: their configs, their weights, and what they refuse."""
+"""Models from scratch: their configs, their weights, and what is an error."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 import sftpipe
 from sftpipe.config.schema import ModelConfig, TokenizerConfig
 from sftpipe.errors import ConfigError, ModelError
-from sftpipe.model import load as models
-from sftpipe.model.architecture import check_room, model_config
+from sftpipe.model.architecture import check_room, check_windows, model_config
+from sftpipe.model.embedding import fit_to_tokenizer
 from sftpipe.model.isolation import small_isolation
+from sftpipe.model.load import load_base, random_base
 from sftpipe.model.weights import Weights, find_weights
 from sftpipe.tokenizer.train import train_tokenizer
-from support.trainers import CPU
+from support.models import CPU
 
 GPT: dict[str, Any] = {
     "model_type": "gpt2",
@@ -38,7 +39,7 @@ def letters() -> Any:
 
 
 def made(cfg: ModelConfig, tokenizer: Any, seed: int = 42) -> Any:
-    return models.random_base(cfg, find_weights(cfg, seed), tokenizer, seed, CPU)
+    return random_base(cfg, find_weights(cfg, seed), tokenizer, seed, CPU)
 
 
 # --- weights --------------------------------------------------------------------------------------
@@ -54,7 +55,7 @@ def test_the_tokenizer_gives_the_vocabulary_and_the_special_ids(letters: Any) ->
         8,
         None,
     )
-    models.fit_to_tokenizer(model, letters)
+    fit_to_tokenizer(model, letters)
     assert model.generation_config.eos_token_id == [8]
     assert model.dtype is torch.float32
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -76,7 +77,8 @@ def test_weights_follow_the_seed_and_nothing_else(letters: Any) -> None:
 
 
 def test_the_identity_names_the_kind_and_the_seed(letters: Any) -> None:
-    assert find_weights(scratch(), 7) == Weights("", None, "random gpt2 (seed 7)")
+    assert find_weights(scratch(), 7) == Weights("", None, "gpt2", seed=7)
+    assert find_weights(scratch(), 7).identity == "random gpt2 (seed 7)"
     assert made(scratch(), letters, 7).name_or_path == "random gpt2 (seed 7)"
 
 
@@ -92,7 +94,7 @@ def test_a_named_model_lends_its_config_and_its_tokenizer(tiny_model: Path, toke
         64,
         1,
     )
-    loaded = models.load_base(
+    loaded = load_base(
         ModelConfig(str(tiny_model)),
         {},
         find_weights(ModelConfig(str(tiny_model))),
@@ -117,7 +119,7 @@ def test_a_model_from_scratch_takes_the_named_models_tokenizer(tiny_model: Path)
     assert data.tokenizer.eos_token == "<|im_end|>"
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- what is an error -----------------------------------------------------------------------------
 
 
 def refusal(cfg: ModelConfig) -> str:
@@ -228,12 +230,12 @@ def test_a_model_without_a_name_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("option", ["char_gpt", "tiny_random"])
-def test_packed_rows_are_kept_apart_on_models_from_scratch(option: str) -> None:
+def test_packed_rows_are_isolated_on_models_from_scratch(option: str) -> None:
     cfg = sftpipe.compose([f"model={option}", *TEXT]).model
     found = small_isolation(cfg, find_weights(cfg, 42))
-    assert found.apart == "positions"
-    assert found.figure is not None
-    assert found.figure < 1e-4
+    assert found.method == "positions"
+    assert found.leak is not None
+    assert found.leak < 1e-4
 
 
 def test_windows_longer_than_the_models_positions_are_an_error_that_names_both() -> None:
@@ -243,24 +245,24 @@ def test_windows_longer_than_the_models_positions_are_an_error_that_names_both()
         "packing=blocks",
         "model.config.max_position_embeddings=65",
     ]
+    cfg = sftpipe.compose([*words, "packing.block_size=65"])
     with pytest.raises(ModelError) as error:
-        sftpipe.prepare(sftpipe.compose([*words, "packing.block_size=65"]))
+        check_windows(cfg, find_weights(cfg.model, cfg.seed))
     assert str(error.value) == (
         "packing.block_size: 65 makes windows of 66 tokens, and the model (llama) has 65 "
         "positions\n    packing.block_size=64 or less"
     )
-    assert (
-        len(
-            sftpipe.prepare(sftpipe.compose([*words, "packing.block_size=64"])).train[0][
-                "input_ids"
-            ]
-        )
-        == 65
-    )
+    fitting = sftpipe.compose([*words, "packing.block_size=64"])
+    assert len(sftpipe.prepare(fitting).train[0]["input_ids"]) == 65
+
+
+def test_a_run_without_windows_needs_no_positions() -> None:
+    cfg = sftpipe.compose(["model=tiny_random", *TEXT, "packing=none"])
+    check_windows(cfg, find_weights(cfg.model, cfg.seed))
 
 
 @pytest.mark.parametrize(("tokens", "fix"), [(70, "key=44 or less"), (200, "shorter ones")])
-def test_room_is_told_as_the_largest_value_that_fits(tokens: int, fix: str) -> None:
+def test_the_error_names_the_largest_value_that_fits(tokens: int, fix: str) -> None:
     with pytest.raises(ModelError) as error:
         check_room(
             model_config(scratch(), Weights("", None, "")),

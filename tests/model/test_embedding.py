@@ -13,32 +13,16 @@ import torch
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
 )
 
 from sftpipe.config.schema import TokenizerConfig
-from sftpipe.errors import ModelError
-from sftpipe.model import load as models
+from sftpipe.model.embedding import fit_to_tokenizer, is_tied
+from support.models import llama
 from support.tokenizers import settled
 
 YODA = "##[YODA]##>"
-
-
-def llama(rows: int, *, tied: bool) -> Any:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=rows,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        tie_word_embeddings=tied,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config)
 
 
 def opt() -> Any:
@@ -69,7 +53,7 @@ def test_golden_opt_keeps_its_rows_for_two_new_tokens(published: Any) -> None:
     )
     model = opt()
     before = model.get_input_embeddings().weight.detach().clone()
-    assert models.fit_to_tokenizer(model, tokenizer, new_tokens=(50265, 50266)) == (50272, 50272)
+    assert fit_to_tokenizer(model, tokenizer, new_tokens=(50265, 50266)) == (50272, 50272)
     after = model.get_input_embeddings().weight
     torch.testing.assert_close(after[50265:50267], before.mean(dim=0).expand(2, -1))
     others = [*range(50265), *range(50267, 50272)]
@@ -87,19 +71,19 @@ def test_golden_ten_more_tokens_grow_opt_to_a_multiple_of_32(published: Any) -> 
         tokens=[YODA, *(f"<new {number}>" for number in range(10))],
     )
     model = opt()
-    assert models.fit_to_tokenizer(model, tokenizer) == (50272, 50304)
+    assert fit_to_tokenizer(model, tokenizer) == (50272, 50304)
     assert model.config.vocab_size == 50304
 
 
 def test_golden_phi3_never_shrinks(published: Any) -> None:
     tokenizer = published("phi-3-mini-4k-instruct")
     assert len(tokenizer) == 32011
-    assert models.fit_to_tokenizer(llama(32064, tied=False), tokenizer) == (32064, 32064)
+    assert fit_to_tokenizer(llama(32064, tied=False), tokenizer) == (32064, 32064)
 
 
 def test_golden_one_new_token_grows_smollm2_by_64_rows(tokenizer: Any, smollm2: Any) -> None:
     assert len(tokenizer) == 49152
-    assert models.fit_to_tokenizer(
+    assert fit_to_tokenizer(
         llama(49152, tied=True), settled(TokenizerConfig(tokens=[YODA]), smollm2)
     ) == (49152, 49216)
 
@@ -111,14 +95,15 @@ def test_golden_growth_is_as_even_as_the_rows_were(
     rows: int, multiple: int, tokenizer: Any
 ) -> None:
     model = llama(rows, tied=True)
-    _, grown = models.fit_to_tokenizer(model, _Sized(tokenizer, rows + 1))
+    _, grown = fit_to_tokenizer(model, _Sized(tokenizer, rows + 1))
     assert grown == -(-(rows + 1) // multiple) * multiple
 
 
 def test_a_wanted_multiple_is_taken(tokenizer: Any) -> None:
-    assert models.fit_to_tokenizer(
-        llama(50257, tied=True), _Sized(tokenizer, 50258), multiple=128
-    ) == (50257, 50304)
+    assert fit_to_tokenizer(llama(50257, tied=True), _Sized(tokenizer, 50258), multiple=128) == (
+        50257,
+        50304,
+    )
 
 
 class _Sized:
@@ -150,9 +135,9 @@ def test_golden_a_new_row_is_the_mean_and_tied_tables_stay_one(
     )
     model.get_input_embeddings().weight.data = old.clone()
     model.tie_weights()
-    assert models.fit_to_tokenizer(model, _Sized(tokenizer, len(old) + 1)) == (5, 6)
+    assert fit_to_tokenizer(model, _Sized(tokenizer, len(old) + 1)) == (5, 6)
     assert model.get_input_embeddings().weight[-1].tolist() == case["expected"]["new_row"]
-    assert models.is_tied(model) is case["expected"]["still_tied"]
+    assert is_tied(model) is case["expected"]["still_tied"]
 
 
 def test_untied_tables_get_a_mean_each_and_spare_rows_too(tokenizer: Any) -> None:
@@ -161,7 +146,7 @@ def test_untied_tables_get_a_mean_each_and_spare_rows_too(tokenizer: Any) -> Non
         layer.weight.detach().clone()
         for layer in (model.get_input_embeddings(), model.get_output_embeddings())
     ]
-    assert models.fit_to_tokenizer(model, _Sized(tokenizer, 65)) == (64, 128)
+    assert fit_to_tokenizer(model, _Sized(tokenizer, 65)) == (64, 128)
     for old, layer in zip(
         before, (model.get_input_embeddings(), model.get_output_embeddings()), strict=True
     ):
@@ -169,37 +154,26 @@ def test_untied_tables_get_a_mean_each_and_spare_rows_too(tokenizer: Any) -> Non
         torch.testing.assert_close(layer.weight[64:], old.mean(dim=0).expand(64, -1))
 
 
-def test_the_rows_of_new_tokens_are_named_for_peft() -> None:
-    assert models.token_rows(llama(64, tied=True), [60, 61]) == {"embed_tokens": [60, 61]}
-    assert models.token_rows(llama(64, tied=False), [60]) == {"embed_tokens": [60], "lm_head": [60]}
-    assert models.token_rows(llama(64, tied=True), []) == {}
+@pytest.mark.parametrize(("pad", "kept"), [(60, True), (64, False)])
+def test_a_new_pad_keeps_a_free_row_and_starts_as_the_mean_in_a_new_one(
+    pad: int, kept: bool, tokenizer: Any
+) -> None:
+    model, sized = llama(64, tied=True), _Sized(tokenizer, pad + 1)
+    before = model.get_input_embeddings().weight.detach().clone()
+    fit_to_tokenizer(model, sized, new_tokens=(58, pad))
+    after = model.get_input_embeddings().weight
+    torch.testing.assert_close(after[58], before.mean(dim=0))
+    if kept:
+        assert torch.equal(after[pad], before[pad])
+    else:
+        torch.testing.assert_close(after[pad], before.mean(dim=0))
 
 
-def test_an_output_bias_that_peft_would_leave_out_is_refused() -> None:
-    model = llama(64, tied=False)
-    model.lm_head = torch.nn.Linear(8, 64, bias=True)
-    with pytest.raises(ModelError) as error:
-        models.token_rows(model, [60])
-    assert str(error.value) == (
-        "lora: 1 new tokens are to be trained beside the adapter, and the output embedding of "
-        "this model has a bias\n"
-        "    allowed: an output embedding without one\n    lora=none trains all weights"
-    )
-
-
-def test_an_adapter_on_a_base_without_its_rows_is_refused(tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    grown = llama(128, tied=True)
-    get_peft_model(
-        grown,
-        LoraConfig(
-            task_type="CAUSAL_LM", target_modules="all-linear", trainable_token_indices=[100]
-        ),
-    ).save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    with pytest.raises(ModelError) as error:
-        models.load_adapter(llama(64, tied=True), str(tmp_path / "adapter"))
-    assert "the adapter has a row for token 100, and the embedding of its base has 64 rows" in str(
-        error.value
-    )
-    assert "the lines of its README.md do that" in str(error.value)
+def test_generation_stops_at_eos_at_the_ends_of_answers_and_where_it_stopped_before(
+    tokenizer: Any,
+) -> None:
+    model = llama(64, tied=True)
+    for stops, expected in ((None, [2, 7]), (5, [2, 5, 7]), ([5, 2], [2, 5, 7])):
+        model.generation_config.eos_token_id = stops
+        fit_to_tokenizer(model, _Sized(tokenizer, 64), end_ids=[7, 2])
+        assert model.generation_config.eos_token_id == expected

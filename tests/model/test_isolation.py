@@ -12,11 +12,19 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from sftpipe.config.hydra import compose
 from sftpipe.config.schema import ModelConfig
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import Collator
 from sftpipe.errors import ModelError
-from sftpipe.model.isolation import EXACT, leak, measure, small_isolation, verify
+from sftpipe.model.isolation import (
+    EXACT,
+    find_isolation,
+    measure,
+    measure_leak,
+    small_isolation,
+    verify,
+)
 from sftpipe.model.weights import Weights
 
 SMALL: dict[str, Any] = {
@@ -85,7 +93,7 @@ EXACT_BY_POSITIONS = (
     "gpt_bigcode",
 )
 BY_MASK = ("opt", "falcon", "mpt")
-REFUSED = ("bloom", "mamba")
+LEAKING = ("bloom", "mamba")
 EAGER_ONLY = ("bloom", "mpt", "mamba")
 ROWS = [[7, 8, 9, 10, 11], [12, 13, 14], [15, 16, 17, 18, 19, 20, 21], [22, 23, 24, 25]]
 
@@ -147,12 +155,12 @@ def test_padded_flattened_and_packed_batches_have_the_same_losses_and_gradients(
     family: str, attention: str
 ) -> None:
     model = tiny(family, attention)
-    apart = measure(model).apart
-    assert apart == ("mask" if family in BY_MASK else "positions")
+    method = measure(model).method
+    assert method == ("mask" if family in BY_MASK else "positions")
     expected, gradients = loss_and_gradients(model, Collator(0)(rows()))
     assert len(expected) == sum(len(ids) - 2 for ids in ROWS)
-    batches = [Collator(0, apart=apart)(packed()), Collator(0, apart=apart)(rows())]
-    if apart == "positions":
+    batches = [Collator(0, None, method)(packed()), Collator(0, None, method)(rows())]
+    if method == "positions":
         batches.append(Collator(0)(rows(), padding_free=True))
     for batch in batches:
         losses, other = loss_and_gradients(model, batch)
@@ -168,17 +176,17 @@ def test_padded_flattened_and_packed_batches_have_the_same_losses_and_gradients(
 
 
 @pytest.mark.parametrize("family", BY_MASK)
-def test_where_positions_leak_a_mask_is_found_and_the_leak_is_told(family: str) -> None:
+def test_where_positions_leak_a_mask_is_found_and_the_leak_is_reported(family: str) -> None:
     found = measure(tiny(family))
-    assert found.apart == "mask"
-    assert found.figure is not None
-    assert found.figure < 1e-4
-    assert found.positions_figure is not None
-    assert found.positions_figure > 0.05
+    assert found.method == "mask"
+    assert found.leak is not None
+    assert found.leak < 1e-4
+    assert found.leak_of_positions is not None
+    assert found.leak_of_positions > 0.05
 
 
-@pytest.mark.parametrize("family", REFUSED)
-def test_a_model_that_leaks_whatever_it_is_given_is_refused_with_the_figures(family: str) -> None:
+@pytest.mark.parametrize("family", LEAKING)
+def test_a_model_that_leaks_whatever_it_is_given_is_an_error_with_the_leaks(family: str) -> None:
     with pytest.raises(ModelError) as error:
         measure(tiny(family))
     text = str(error.value)
@@ -189,16 +197,16 @@ def test_a_model_that_leaks_whatever_it_is_given_is_refused_with_the_figures(fam
 
 
 @pytest.mark.parametrize(
-    ("family", "apart"), [("opt", "positions"), ("falcon", "positions"), ("mamba", "positions")]
+    ("family", "method"), [("opt", "positions"), ("falcon", "positions"), ("mamba", "positions")]
 )
-def test_a_leak_is_far_above_what_counts_as_rounding(family: str, apart: str) -> None:
-    assert leak(tiny(family), apart) > 10 * max(EXACT.values())
+def test_a_leak_is_far_above_what_counts_as_rounding(family: str, method: str) -> None:
+    assert measure_leak(tiny(family), method) > 10 * max(EXACT.values())
 
 
 def test_half_precision_is_judged_by_neighbours_alone() -> None:
-    assert leak(tiny("llama").to(torch.bfloat16), "positions") < EXACT[torch.bfloat16]
-    assert leak(tiny("opt").to(torch.bfloat16), "positions") > EXACT[torch.bfloat16]
-    assert leak(tiny("opt").to(torch.bfloat16), "mask") < EXACT[torch.bfloat16]
+    assert measure_leak(tiny("llama").to(torch.bfloat16), "positions") < EXACT[torch.bfloat16]
+    assert measure_leak(tiny("opt").to(torch.bfloat16), "positions") > EXACT[torch.bfloat16]
+    assert measure_leak(tiny("opt").to(torch.bfloat16), "mask") < EXACT[torch.bfloat16]
 
 
 def test_the_trained_model_is_measured_too() -> None:
@@ -207,8 +215,8 @@ def test_the_trained_model_is_measured_too() -> None:
     verify(whole, found)
     with pytest.raises(
         ModelError,
-        match=r"packing \(OPTForCausalLM, sdpa\): packed sequences see each other: .* on a small model "
-        r"of the class",
+        match=r"packing \(OPTForCausalLM, sdpa\): packed sequences see each other: .* on a small "
+        r"model of the class",
     ):
         verify(leaking, found)
 
@@ -238,8 +246,26 @@ def test_a_small_model_stands_for_a_whole_one_and_is_measured_once(
     before = torch.get_rng_state()
     found = small_isolation(ModelConfig(name_or_path="x"), weights)
     assert torch.equal(torch.get_rng_state(), before)
-    assert found.apart == ("mask" if family == "opt" else "positions")
-    (file,) = (tmp_path / "cache" / "isolation").glob("*.json")
+    assert found.method == ("mask" if family == "opt" else "positions")
+    (file,) = (tmp_path / "cache" / "isolation").glob("*/isolation.json")
     written = file.stat().st_mtime_ns
     assert small_isolation(ModelConfig(name_or_path="x"), weights) == found
     assert file.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "measured"),
+    [
+        (["packing=none"], None, False),
+        (["packing=wrapped"], None, False),
+        (["packing=bfd", "packing.isolation=trust"], "positions", False),
+        (["packing=bfd"], "positions", True),
+        (["packing=padding_free"], "positions", True),
+    ],
+)
+def test_a_run_isolates_the_rows_that_share_a_sequence(
+    words: list[str], method: str | None, measured: bool, smollm2: Weights
+) -> None:
+    found = find_isolation(compose(["recipe=yoda", *words]), smollm2)
+    assert (found and found.method) == method
+    assert (found is not None and found.leak is not None) == measured

@@ -16,7 +16,7 @@ import pytest
 
 from sftpipe.config.schema import ModelConfig
 from sftpipe.errors import ModelError
-from sftpipe.model.load import weights
+from sftpipe.model import weights
 from sftpipe.model.weights import Weights, find_weights
 from sftpipe.storage import HASHES, is_whole
 
@@ -80,7 +80,7 @@ def test_the_cached_model_reads_text_better_than_chance(smollm2: Weights) -> Non
     assert output.loss < 4  # chance is ln 49,152 = 10.8
 
 
-# --- damage: a copy of the cache that is made of links, so that only what a test breaks is written ---
+# --- damage: a copy of the cache made of links, so that only what a test breaks is written --------
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def copy(smollm2: Weights, tmp_path: Path) -> Path:
 
 def _rewrite(file: Path, change: Callable[[bytes], bytes]) -> None:
     data = file.read_bytes()
-    file.unlink()  # the link, not the file behind it
+    file.unlink()  # the link, not the file that it points to
     file.write_bytes(change(data))
 
 
@@ -128,7 +128,8 @@ from sftpipe.config.schema import ModelConfig
 from sftpipe.terminal import quiet, quiet_libraries
 from sftpipe.model.weights import find_weights
 with quiet(), quiet_libraries():  # as `sftpipe check` does
-    found = find_weights(ModelConfig(name_or_path="HuggingFaceTB/SmolLM2-135M-Instruct", source="package"))
+    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    found = find_weights(ModelConfig(name_or_path=name, source="package"))
 print(found.path, found.identity, sep="|")
 """
 
@@ -200,7 +201,7 @@ def test_a_damaged_cache_is_made_anew_with_the_same_bytes(
 
     found = find_weights(ModelConfig(name_or_path=SMOLLM2))
 
-    assert found == Weights(str(folder), None, smollm2.identity)
+    assert found == Weights(str(folder), None, smollm2.name)
     assert is_whole(folder)
     assert (folder / HASHES).read_bytes() == before
 
@@ -302,6 +303,29 @@ def test_the_identity_of_a_folder_follows_its_bytes_and_not_its_place(
 
     (moved / "model.safetensors").write_bytes(b"Weights")
     assert find_weights(ModelConfig(name_or_path=str(moved))).identity != before
+
+
+def test_a_folder_is_hashed_once_and_only_for_its_identity(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def sha256_file(path: Path) -> str:
+        hashed.append(path.name)
+        return ""
+
+    monkeypatch.setattr(weights, "sha256_file", sha256_file)
+    found = find_weights(ModelConfig(name_or_path=str(folder)))
+    random = find_weights(ModelConfig(name_or_path=str(folder), init="random"), 3)
+
+    assert (repr(found), found == random) == (
+        f"Weights(path={str(folder)!r}, revision=None, name='my-model', hashed=True, seed=None)",
+        False,
+    )
+    assert hashed == []
+    assert found.identity == found.identity
+    assert hashed == ["config.json", "model.safetensors"]
+    assert random.identity.startswith("random my-model sha256:")
 
 
 def test_the_identity_of_a_folder_covers_its_chat_template(folder: Path) -> None:

@@ -15,15 +15,9 @@ import yaml
 from sftpipe.config.hydra import compose
 from sftpipe.config.schema import TrainConfig, to_plain
 from sftpipe.errors import DataError, RunError
-from sftpipe.runs.folder import (
-    COMPLETE,
-    RunPlan,
-    close_run,
-    newest_checkpoint,
-    open_run,
-    plan_run,
-    run_key,
-)
+from sftpipe.runs.folder import RunFolder
+from sftpipe.runs.plan import RunPlan, newest_checkpoint, plan_run, run_key
+from sftpipe.runs.write import open_run
 from sftpipe.storage import is_whole, publish_folder
 
 AUTO = "sft.resume_from_checkpoint=auto"
@@ -62,7 +56,7 @@ def begin(
             (partial / "trainer_state.json").write_text(json.dumps({"global_step": step}))
             (partial / "model.safetensors").write_bytes(bytes(step))
     if complete:
-        close_run(folder)
+        RunFolder(folder).close()
     return folder
 
 
@@ -416,9 +410,9 @@ def test_a_folder_without_checkpoints_has_no_newest(tmp_path: Path) -> None:
 
 
 def test_closing_a_run_marks_it(tmp_path: Path) -> None:
-    close_run(tmp_path)
+    RunFolder(tmp_path).close()
 
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\n", (tmp_path / COMPLETE).read_text())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\n", (tmp_path / "COMPLETE").read_text())
 
 
 # --- the run key ----------------------------------------------------------------------------------

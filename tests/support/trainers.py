@@ -10,12 +10,13 @@ import torch
 from sftpipe.config.hydra import compose
 from sftpipe.config.schema import TrainConfig
 from sftpipe.data.prepare import PreparedData
-from sftpipe.model import load as models
-from sftpipe.model.load import Precision
+from sftpipe.model.adapters import lora_config
+from sftpipe.model.embedding import fit_to_tokenizer
+from sftpipe.model.load import load_base
 from sftpipe.model.weights import find_weights
-from sftpipe.training.trainer import Trainer, build_arguments, build_trainer
+from sftpipe.training.trainer import SFTPipeTrainer, build_arguments, build_trainer
+from support.models import CPU
 
-CPU = Precision("cpu", torch.float32, torch.float32, "")
 NO_DROPOUT = "lora.lora_dropout=0"
 
 
@@ -33,13 +34,18 @@ def tiny(folder: Path, *overrides: str) -> TrainConfig:
     )
 
 
-def trainer_of(cfg: TrainConfig, data: PreparedData, folder: Path) -> Trainer:
+def trainer_of(cfg: TrainConfig, data: PreparedData, folder: Path) -> SFTPipeTrainer:
     weights = find_weights(cfg.model)
-    model = models.load_base(cfg.model, cfg.quantization, weights, CPU, frozen=bool(cfg.lora))
-    models.fit_to_tokenizer(model, data.tokenizer)
+    model = load_base(cfg.model, cfg.quantization, weights, CPU, frozen=bool(cfg.lora))
+    fit_to_tokenizer(model, data.tokenizer)
     arguments = build_arguments(cfg.sft, seed=cfg.seed, folder=folder, precision=CPU)
     return build_trainer(
-        arguments, model, models.lora_config(cfg.lora, weights) if cfg.lora else None, data, CPU
+        arguments,
+        model,
+        lora_config(cfg.lora, weights) if cfg.lora else None,
+        data,
+        CPU,
+        folder / "log.jsonl",
     )
 
 

@@ -18,6 +18,7 @@ from sftpipe.config.schema import LossConfig, TokenizerConfig
 from sftpipe.data.encode import Encoder
 from sftpipe.errors import ConfigError, DataError, RowError
 from sftpipe.tokenizer.train import blank_tokenizer, train_tokenizer
+from support.rows import split_of
 
 CHAR = TokenizerConfig(type="char")
 TEXTS = ["너는 누구니?", '나는  나다.\n\n"끝"']
@@ -33,7 +34,7 @@ def read_back(tokenizer: Any, text: str) -> str:
 # --- characters -----------------------------------------------------------------------------------
 
 
-def test_ids_are_code_points_in_order_with_the_special_tokens_behind() -> None:
+def test_ids_are_code_points_in_order_with_the_special_tokens_after() -> None:
     tokenizer = train_tokenizer(CHAR, ["ba", "c\n"])
     assert tokenizer.get_vocab() == {
         "\n": 0,
@@ -172,7 +173,7 @@ def test_too_little_text_for_the_vocabulary_is_an_error() -> None:
         train_tokenizer(TokenizerConfig(type="bpe", vocab_size=5000), ["ababab", "\ud800"])
     assert str(error.value) == (
         "tokenizer.vocab_size: 5000, and the texts of the train split make 260 tokens: no other "
-        "pair stands in them twice\n"
+        "pair occurs in them twice\n"
         "    tokenizer.vocab_size=260 or less, or more text"
     )
 
@@ -261,7 +262,7 @@ def test_such_a_character_becomes_unk_where_the_config_says_so(
         prepare(file, name)
     data = prepare(file, name, "tokenizer.unk_token='[UNK]'")
     assert data.train[1]["input_ids"] == [0, data.tokenizer.unk_token_id, 1, 2]
-    assert data.preflight.split("train").unk_rows == 1
+    assert split_of(data.preflight, "train").unk_rows == 1
     assert any("hold '[UNK]'" in warning.found for warning in data.preflight.warnings)
 
 

@@ -1,487 +1,366 @@
-"""Choices of a config that do not go together, and keys that nothing reads next to them."""
+"""Choices of a config that do not go together, and keys that the chosen options do not read.
+
+Each check takes a block of a config whose keys and types are right, and returns its problems, each
+with what to type instead. To add a rule, add it to the check of its group. What is true of a single
+choice (the keys that a format reads, say) is a fact in the tables of schema.py.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sftpipe.config.options import how_to_write
+from sftpipe.config.patterns import pattern_fields
 from sftpipe.config.schema import (
+    DATASETS,
+    FORMATS,
+    HUB_DATASET,
+    LOSSES,
+    PACKING,
     DatasetConfig,
     EvaluationConfig,
     FormatConfig,
+    LossConfig,
     MixtureSource,
+    ModelConfig,
+    PreflightConfig,
+    TokenizerConfig,
     TrainConfig,
 )
-from sftpipe.errors import Problem, show_value, wrong_choice
+from sftpipe.errors import Problem, override, show_value, wrong_choice
 
 
-def clashes(cfg: TrainConfig) -> list[Problem]:
-    """All of them, each with what to type instead."""
-    problems = []
-    quantization = cfg.quantization
+def find_conflicts(cfg: TrainConfig) -> list[Problem]:
+    """All conflicts of a config, each with what to type instead."""
+    return [
+        *_check_quantization(cfg),
+        *_check_dataset(cfg.dataset, "dataset"),
+        *_check_format(cfg.format, "format"),
+        *_check_templates(cfg.loss),
+        *_check_loss(cfg),
+        *_check_mixture(cfg.dataset),
+        *_check_sources(cfg.dataset),
+        *_check_model(cfg),
+        *_check_tokenizer(cfg),
+        *_check_windows(cfg),
+        *_check_length(cfg),
+        *_check_sampling(cfg.evaluation),
+        *_check_shares(cfg.preflight),
+    ]
+
+
+def only_with(
+    key: str,
+    is_set: bool,
+    readers: Sequence[str],
+    chosen: str,
+    *,
+    kind: str = "type: ",
+    why: str = "",
+    allowed: str = "",
+    fix: str = "leave it out",
+) -> list[Problem]:
+    """The problem of a key that is set although the chosen option does not read it.
+
+    Args:
+        key: the key, such as `format.system`.
+        is_set: the key has another value than its default.
+        readers: the options that read the key.
+        chosen: the option of this config.
+        kind: how a config chooses one, such as `type: `.
+        why: the reason, where the option's name does not say it.
+        allowed: as in `Problem`.
+        fix: as in `Problem`.
+    """
+    if not is_set or chosen in readers:
+        return []
+    return [Problem(key, f"nothing reads it with {kind}{chosen}{why}", allowed=allowed, fix=fix)]
+
+
+def _is_set(block: Any, name: str) -> bool:
+    """True if a field of a dataclass has another value than its default."""
+    field = next(one for one in dataclasses.fields(block) if one.name == name)
+    made = field.default_factory
+    default = field.default if made is dataclasses.MISSING else made()
+    return bool(getattr(block, name) != default)
+
+
+# --- model, quantization, LoRA --------------------------------------------------------------------
+
+
+def _check_quantization(cfg: TrainConfig) -> list[Problem]:
+    quantization, problems = cfg.quantization, []
     if quantization and not cfg.lora:
-        problems.append(
-            Problem(
-                "quantization + lora",
-                "quantized weights cannot be trained, and lora=none adds nothing that can",
-                fix="lora=default, or quantization=none",
-            )
-        )
+        found = "quantized weights cannot be trained, and lora=none adds nothing that can"
+        fix = "`lora=default`, or `quantization=none`"
+        problems.append(Problem("quantization + lora", found, fix=fix))
     if quantization.get("load_in_4bit") and quantization.get("load_in_8bit"):
-        problems.append(
-            Problem(
-                "quantization",
-                "load_in_4bit and load_in_8bit are both true",
-                fix="quantization=nf4",
-            )
-        )
+        found = "load_in_4bit and load_in_8bit are both true"
+        fix = "`quantization.load_in_8bit=false`, or `quantization.load_in_4bit=false`"
+        problems.append(Problem("quantization", found, fix=fix))
     for name, allowed in (
         ("bnb_4bit_quant_type", ("nf4", "fp4")),
         ("bnb_4bit_compute_dtype", ("auto", "float32", "bfloat16", "float16")),
     ):
         if name in quantization and quantization[name] not in allowed:
-            problems.append(
-                wrong_choice(
-                    f"quantization.{name}", quantization[name], allowed, f"quantization.{name}"
-                )
-            )
-    problems += (
-        _check_dataset(cfg.dataset, "dataset")
-        + _check_format(cfg.format, "format")
-        + _check_loss(cfg)
-    )
-    if cfg.dataset.path == "mixture":
-        problems += _check_mixture(cfg.dataset)
-    for index, source in enumerate(cfg.dataset.sources):
-        problems += _check_dataset(source, f"dataset.sources[{index}]")
-        if source.format is not None:
-            problems += _check_format(source.format, f"dataset.sources[{index}].format")
-    problems += _check_model(cfg) + _check_tokenizer(cfg) + _check_blocks(cfg)
-    if (
-        cfg.packing
-        and cfg.packing.strategy not in ("padding_free", "blocks")
-        and cfg.sft.get("max_length") is None
-    ):
-        found = f"null, and packing={cfg.packing.strategy} fills sequences of that length"
-        problems.append(Problem("sft.max_length", found, fix="sft.max_length=1024"))
-    if (
-        cfg.packing
-        and cfg.packing.strategy in ("bfd_split", "wrapped", "blocks")
-        and cfg.over_length == "truncate"
-    ):
-        found = f"'truncate', and packing={cfg.packing.strategy} splits long rows"
-        problems.append(Problem("over_length", found, fix="over_length=error, or packing=bfd"))
-    if cfg.over_length == "truncate" and cfg.sft.get("max_length") is None:
-        problems.append(
-            Problem(
-                "over_length",
-                "'truncate', and sft.max_length sets no length",
-                fix="sft.max_length=1024",
-            )
-        )
-    problems += _check_sampling(cfg.evaluation)
-    for name in ("max_empty_rows", "max_over_length_rows"):
-        share = getattr(cfg.preflight, name)
-        if not 0 <= share <= 1:
-            problems.append(Problem(f"preflight.{name}", repr(share), allowed="0 to 1"))
+            key = f"quantization.{name}"
+            problems.append(wrong_choice(key, quantization[name], allowed, key))
     return problems
-
-
-def _check_sampling(evaluation: EvaluationConfig | None) -> list[Problem]:
-    problems: list[Problem] = []
-    if evaluation is None:
-        return problems
-    if evaluation.do_sample and not evaluation.temperature > 0:
-        fix = "evaluation.do_sample=false takes the most likely token"
-        problems.append(
-            Problem(
-                "evaluation.temperature", repr(evaluation.temperature), allowed="above 0", fix=fix
-            )
-        )
-    for name in ("temperature", "top_k"):
-        if not evaluation.do_sample and getattr(evaluation, name) != getattr(
-            EvaluationConfig, name
-        ):
-            found = (
-                f"{getattr(evaluation, name)!r}, and nothing "
-                "reads it with evaluation.do_sample=false"
-            )
-            problems.append(
-                Problem(
-                    f"evaluation.{name}", found, fix="evaluation.do_sample=true, or leave it out"
-                )
-            )
-    return problems
-
-
-_OF_THE_TOKENIZER = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def _check_model(cfg: TrainConfig) -> list[Problem]:
-    """Weights that are loaded, or a model from scratch; what only one of them reads."""
+    """Weights that are loaded, or a model from scratch; each with keys of its own."""
     model, problems = cfg.model, []
-    if model.init == "pretrained":
-        if model.name_or_path is None:
-            problems.append(
-                Problem(
-                    "model.name_or_path",
-                    "not set, and model.init=pretrained loads weights",
-                    fix="model.name_or_path=...",
-                )
-            )
-        if model.config:
-            found = "nothing reads it with init: pretrained: weights bring their own config"
-            problems.append(
-                Problem("model.config", found, fix="model.init=random, or leave it out")
-            )
-        return problems
-    named = model.name_or_path is not None
-    if not named and not model.config.get("model_type"):
+    if model.init == "random":
+        return [*_check_scratch(model), *_check_base(cfg)]
+    if model.name_or_path is None:
+        found = "not set, and model.init=pretrained loads weights"
+        problems.append(Problem("model.name_or_path", found, fix="model.name_or_path=..."))
+    problems += only_with(
+        "model.config",
+        bool(model.config),
+        ("random",),
+        model.init,
+        kind="init: ",
+        why=": weights bring their own config",
+        fix="`model.init=random`, or leave it out",
+    )
+    return problems
+
+
+_OWNERS = {  # fields of a model's config that other keys own
+    **dict.fromkeys(("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"), "tokenizer"),
+    "dtype": "model.dtype",
+}
+
+
+def _check_scratch(model: ModelConfig) -> list[Problem]:
+    """The keys that describe a model from scratch."""
+    problems = []
+    key, is_named = "model.config.model_type", model.name_or_path is not None
+    if not is_named and not model.config.get("model_type"):
         found = "not set, and model.init=random makes a model of that kind"
-        problems.append(
-            Problem(
-                "model.config.model_type",
-                found,
-                fix="model.config.model_type=gpt2, or model.name_or_path=...",
-            )
-        )
-    if named and "model_type" in model.config:
-        problems.append(
-            Problem("model.config.model_type", "model.name_or_path brings it", fix="leave one out")
-        )
+        fix = f"`{key}=gpt2`, or model.name_or_path=..."
+        problems.append(Problem(key, found, fix=fix))
+    if is_named and "model_type" in model.config:
+        problems.append(Problem(key, "model.name_or_path brings it", fix="leave one out"))
     for name in ("revision", "source"):
-        value = getattr(model, name)
-        if not named and value not in (None, "auto"):
-            problems.append(
-                Problem(
-                    f"model.{name}",
-                    f"{value!r}, and no model.name_or_path is named",
-                    fix="leave it out",
-                )
-            )
+        if not is_named and _is_set(model, name):
+            found = f"{getattr(model, name)!r}, and no model.name_or_path is named"
+            problems.append(Problem(f"model.{name}", found, fix="leave it out"))
     for name in model.config:
-        owner = (
-            "tokenizer" if name in _OF_THE_TOKENIZER else "model.dtype" if name == "dtype" else ""
-        )
-        if owner:
-            problems.append(
-                Problem(f"model.config.{name}", "another key owns this", fix=how_to_write(owner))
-            )
+        if name in _OWNERS:
+            fix = how_to_write(_OWNERS[name])
+            problems.append(Problem(f"model.config.{name}", "another key owns this", fix=fix))
+    return problems
+
+
+def _check_base(cfg: TrainConfig) -> list[Problem]:
+    """The keys that need trained weights, or a tokenizer that comes with a model."""
+    problems = []
     for group in ("lora", "quantization"):
         if getattr(cfg, group):
             found = (
                 f"{group} keeps the weights of a base as they are, and model.init=random has none "
                 "that are worth keeping"
             )
-            problems.append(
-                Problem(
-                    f"{group} + model.init", found, fix=f"{group}=none, or model.init=pretrained"
-                )
-            )
-    if not named and cfg.tokenizer.type == "pretrained" and cfg.tokenizer.name_or_path is None:
+            fix = f"`{group}=none`, or `model.init=pretrained`"
+            problems.append(Problem(f"{group} + model.init", found, fix=fix))
+    named = cfg.model.name_or_path or cfg.tokenizer.name_or_path
+    if named is None and cfg.tokenizer.type == "pretrained":
         found = "not set, and a model from scratch has no tokenizer of its own"
-        problems.append(
-            Problem(
-                "tokenizer.name_or_path",
-                found,
-                fix="tokenizer=char, tokenizer=bpe, or tokenizer.name_or_path=...",
-            )
-        )
+        fix = "`tokenizer=char`, `tokenizer=bpe`, or tokenizer.name_or_path=..."
+        problems.append(Problem("tokenizer.name_or_path", found, fix=fix))
     return problems
 
 
 def _check_tokenizer(cfg: TrainConfig) -> list[Problem]:
     """A tokenizer that is loaded, or one that the run trains."""
-    tokenizer, problems = cfg.tokenizer, []
-    if tokenizer.type != "pretrained":
-        where = f"tokenizer.type={tokenizer.type}"
-        if cfg.model.init == "pretrained":
-            found = (
-                "the model was trained on other tokens, and would have to learn these from nothing"
-            )
-            problems.append(Problem(where, found, fix="tokenizer=default, or model.init=random"))
-        if tokenizer.name_or_path is not None:
-            found = f"nothing reads it with type: {tokenizer.type}, which is trained on the data"
-            problems.append(
-                Problem("tokenizer.name_or_path", found, fix="tokenizer=default, or leave it out")
-            )
-    if tokenizer.type == "bpe" and tokenizer.vocab_size is None:
-        problems.append(
-            Problem(
-                "tokenizer.vocab_size",
-                "not set, and type: bpe makes so many tokens",
-                fix="tokenizer.vocab_size=4096",
-            )
-        )
-    if tokenizer.type != "bpe" and tokenizer.vocab_size is not None:
-        problems.append(
-            Problem(
-                "tokenizer.vocab_size",
-                f"nothing reads it with type: {tokenizer.type}",
-                allowed="bpe",
-                fix="leave it out",
-            )
-        )
-    if tokenizer.type == "bpe" and tokenizer.unk_token != "keep":
-        problems.append(
-            Problem(
-                "tokenizer.unk_token",
-                "nothing reads it with type: bpe, which knows every byte",
-                fix="leave it out",
-            )
-        )
-    return problems
-
-
-def _check_blocks(cfg: TrainConfig) -> list[Problem]:
-    """packing=blocks makes one stream of all tokens; keys about rows have nothing to act on."""
-    packing = cfg.packing
-    problems: list[Problem] = []
-    if packing is None:
-        return problems
-    if packing.strategy != "blocks":
-        if packing.block_size is not None:
-            found = f"nothing reads it with strategy: {packing.strategy}"
-            problems.append(
-                Problem(
-                    "packing.block_size",
-                    found,
-                    allowed="blocks",
-                    fix="packing=blocks, or leave it out",
-                )
-            )
-        return problems
-    if packing.block_size is None:
-        found = "not set, and packing=blocks cuts windows of that length"
-        problems.append(Problem("packing.block_size", found, fix="packing.block_size=256"))
-    if cfg.loss.type != "full":
-        found = "packing=blocks trains every token of its windows"
-        problems.append(Problem(f"loss={cfg.loss.type}", found, fix="loss=full, or packing=bfd"))
-    unread = (
-        ("packing.pack_eval", packing.pack_eval, "validation and test are always cut into windows"),
-        (
-            "packing.isolation",
-            packing.isolation == "trust",
-            "documents see each other in blocks, by design",
-        ),
-        (
-            "sft.train_sampling_strategy",
-            cfg.sft.get("train_sampling_strategy", "random") != "random",
-            "windows are drawn at random",
-        ),
+    tokenizer: TokenizerConfig = cfg.tokenizer
+    kind, problems = tokenizer.type, []
+    if kind != "pretrained" and cfg.model.init == "pretrained":
+        found = "the model was trained on other tokens, and would have to learn these from nothing"
+        fix = "`tokenizer=default`, or `model.init=random`"
+        problems.append(Problem(f"tokenizer.type={kind}", found, fix=fix))
+    problems += only_with(
+        "tokenizer.name_or_path",
+        tokenizer.name_or_path is not None,
+        ("pretrained",),
+        kind,
+        why=", which is trained on the data",
+        fix="`tokenizer=default`, or leave it out",
     )
-    problems += [
-        Problem(key, f"nothing reads it with packing=blocks: {why}", fix="leave it out")
-        for key, wrong, why in unread
-        if wrong
-    ]
+    key = "tokenizer.vocab_size"
+    if kind == "bpe" and tokenizer.vocab_size is None:
+        found = "not set, and type: bpe makes so many tokens"
+        problems.append(Problem(key, found, fix=f"`{key}=4096`"))
+    problems += only_with(key, tokenizer.vocab_size is not None, ("bpe",), kind, allowed="bpe")
+    problems += only_with(
+        "tokenizer.unk_token",
+        tokenizer.unk_token != "keep",
+        ("pretrained", "char"),
+        kind,
+        why=", which knows every byte",
+    )
     return problems
 
 
-_LOCAL = ("embedded", "json", "csv", "parquet", "text", "arrow", "function", "mixture")
-_DATASET_READERS = {  # dataset keys, and the paths that read them; any other path is one of the hub
-    "name": ("embedded", "a set of the hub"),
-    "revision": ("a set of the hub",),
-    "data_files": ("json", "csv", "parquet", "text", "arrow", "a set of the hub"),
-    "sample_by": ("text",),
-}
-_FILE_ENDINGS = {
-    "json": "my_rows.jsonl",
-    "csv": "my_rows.csv",
-    "parquet": "my_rows.parquet",
-    "text": "my_text.txt",
-    "arrow": "my_folder",
-}
+# --- data set and format --------------------------------------------------------------------------
 
 
 def _check_dataset(dataset: DatasetConfig, key: str) -> list[Problem]:
-    problems = []
-    if dataset.path in _FILE_ENDINGS and not dataset.data_files:
-        file = _FILE_ENDINGS[dataset.path]
-        problems.append(
-            Problem(
-                f"{key}.data_files",
-                f"not set, and dataset={dataset.path} reads files",
-                fix=f"{key}.data_files={file}",
-            )
-        )
-    needed = (
-        ("function", "function", "my_module.my_function"),
-        ("mixture", "sources", "[{path: json, data_files: a.jsonl}]"),
-    )
-    for path, name, fix in needed:
-        value = getattr(dataset, name)
-        if dataset.path == path and not value:
-            problems.append(
-                Problem(
-                    f"{key}.{name}",
-                    f"not set, and dataset={path} needs it",
-                    fix=f"{key}.{name}={fix}",
-                )
-            )
-        elif dataset.path != path and value:
-            problems.append(
-                Problem(
-                    f"{key}.{name}",
-                    f"nothing reads it with path: {dataset.path}",
-                    fix=f"dataset={path}, or leave it out",
-                )
-            )
-    plain = DatasetConfig(path=dataset.path)
-    for name, paths in _DATASET_READERS.items():
-        labels = name == "name" and isinstance(
-            dataset, MixtureSource
-        )  # the name of a source stands in reports
-        if (
-            dataset.path in _LOCAL
-            and dataset.path not in ("mixture", *paths)
-            and getattr(dataset, name) != getattr(plain, name)
-            and not labels
-        ):
-            found = f"nothing reads it with path: {dataset.path}"
-            problems.append(
-                Problem(
-                    f"{key}.{name}",
-                    found,
-                    allowed=", ".join(paths),
-                    fix="another dataset=OPTION, or leave it out",
-                )
-            )
+    problems = _check_keys_of_path(dataset, key)
     for name in ("validation_size", "test_size"):
         size = getattr(dataset, name)
         if size > 1 and not size.is_integer():
-            problems.append(
-                Problem(
-                    f"{key}.{name}",
-                    repr(size),
-                    allowed="below 1 a share of the rows, else a number of rows",
-                )
-            )
-    if dataset.split is not None and not isinstance(dataset.split, str):
-        splits = dataset.split if isinstance(dataset.split, Mapping) else {}
-        if (
-            not splits
-            or not splits.keys() <= {"train", "validation", "test"}
-            or not all(isinstance(v, str) for v in splits.values())
-        ):
-            allowed = (
-                "the name of a split of the source, or {train: "
-                "its name, validation: ..., test: ...}"
-            )
-            problems.append(Problem(f"{key}.split", show_value(dataset.split), allowed=allowed))
+            allowed = "below 1 a share of the rows, else a number of rows"
+            problems.append(Problem(f"{key}.{name}", repr(size), allowed=allowed))
+    if dataset.split is not None and not _is_split(dataset.split):
+        allowed = (
+            "the name of a split of the source, or {train: its name, validation: ..., test: ...}"
+        )
+        problems.append(Problem(f"{key}.split", show_value(dataset.split), allowed=allowed))
     if dataset.markers != "keep" and not dataset.marker_tokens:
         found = f"{dataset.markers!r}, and there are no {key}.marker_tokens"
-        problems.append(Problem(f"{key}.markers", found, fix=f"{key}.marker_tokens=['|SOUND|>']"))
+        fix = override(f"{key}.marker_tokens", "['|SOUND|>']")
+        problems.append(Problem(f"{key}.markers", found, fix=fix))
+    return problems
+
+
+def _is_split(split: object) -> bool:
+    if not isinstance(split, Mapping):
+        return isinstance(split, str)
+    ours = {"train", "validation", "test"}
+    return bool(split) and split.keys() <= ours and all(isinstance(v, str) for v in split.values())
+
+
+_ONE_KIND = ("function", "sources")  # keys whose presence shows which kind of data set was meant
+
+
+def _check_keys_of_path(dataset: DatasetConfig, key: str) -> list[Problem]:
+    """The keys that only some kinds of data set read, and those that this kind needs."""
+    path, problems = dataset.path, []
+    facts = DATASETS.get(path, HUB_DATASET)
+    needed = facts.needs
+    if needed and not getattr(dataset, needed):
+        reason = "reads files" if needed == "data_files" else "needs it"
+        found = f"not set, and dataset={path} {reason}"
+        fix = override(f"{key}.{needed}", facts.example)
+        problems.append(Problem(f"{key}.{needed}", found, fix=fix))
+    # a source of a mixture has a name, under which the reports list it
+    read = (*facts.reads, "name") if isinstance(dataset, MixtureSource) else facts.reads
+    for name in _ONE_KIND:
+        (reader,) = (kind for kind, other in DATASETS.items() if name in other.reads)
+        way_out = override(key if key == "dataset" else f"{key}.path", reader)
+        is_unread = _is_set(dataset, name) and name not in read
+        problems += only_with(
+            f"{key}.{name}",
+            is_unread,
+            (reader,),
+            path,
+            kind="path: ",
+            fix=f"{way_out}, or leave it out",
+        )
+    # _check_mixture says which keys belong to the sources of a mixture
+    for name in () if path == "mixture" else ("name", "revision", "data_files", "sample_by"):
+        readers = [kind for kind, other in DATASETS.items() if name in other.reads]
+        readers += ["a set of the hub"] if name in HUB_DATASET.reads else []
+        is_unread = _is_set(dataset, name) and name not in read
+        problems += only_with(
+            f"{key}.{name}",
+            is_unread,
+            readers,
+            path,
+            kind="path: ",
+            allowed=", ".join(readers),
+            fix="another dataset=OPTION, or leave it out",
+        )
     return problems
 
 
 def _check_mixture(mixture: DatasetConfig) -> list[Problem]:
-    """What belongs to the sources, and what to the mixture."""
-    problems = []
-    plain = DatasetConfig(path="mixture")
+    """The keys that belong to the sources of a mixture and not to the mixture."""
+    if mixture.path != "mixture":
+        return []
     of_the_mixture = ("path", "sources", "limit", "num_proc", "markers", "marker_tokens")
+    found = "a mixture reads it from its sources"
+    problems = []
     for field in dataclasses.fields(DatasetConfig):
-        if field.name not in of_the_mixture and getattr(mixture, field.name) != getattr(
-            plain, field.name
-        ):
-            found = "a mixture reads it from its sources"
-            problems.append(
-                Problem(
-                    f"dataset.{field.name}",
-                    found,
-                    fix=f"dataset.sources=[{{..., {field.name}: ...}}, ...]",
-                )
-            )
+        if field.name not in of_the_mixture and _is_set(mixture, field.name):
+            fix = f"dataset.sources=[{{..., {field.name}: ...}}, ...]"
+            problems.append(Problem(f"dataset.{field.name}", found, fix=fix))
     for index, source in enumerate(mixture.sources):
-        key = f"dataset.sources[{index}]"
-        if source.path == "mixture":
-            problems.append(Problem(f"{key}.path", "a mixture in a mixture", allowed="a data set"))
-        if source.weight is not None and source.count is not None:
-            problems.append(
-                Problem(key, "both weight and count", allowed="one of them", fix="leave one out")
-            )
-        if source.weight == 0:
-            problems.append(
-                Problem(f"{key}.weight", "0", allowed="more than 0", fix="leave the source out")
-            )
-        for name in ("markers", "marker_tokens", "num_proc"):
-            if getattr(source, name) != getattr(plain, name):
-                problems.append(
-                    Problem(
-                        f"{key}.{name}",
-                        "one policy serves the whole mixture",
-                        fix=f"dataset.{name}=...",
-                    )
-                )
-    if any(source.weight is not None for source in mixture.sources) and any(
-        source.weight is None for source in mixture.sources
-    ):
-        whole = ", ".join(
-            f"sources[{index}]"
-            for index, source in enumerate(mixture.sources)
-            if source.weight is None
-        )
-        problems.append(
-            Problem(
-                "dataset.sources",
-                f"some have a weight, and {whole} has none",
-                fix="a weight for each, or counts",
-            )
-        )
+        problems += _check_share(source, f"dataset.sources[{index}]")
+    bare = [f"sources[{at}]" for at, one in enumerate(mixture.sources) if one.weight is None]
+    if 0 < len(bare) < len(mixture.sources):
+        found = f"some have a weight, and {', '.join(bare)} has none"
+        problems.append(Problem("dataset.sources", found, fix="a weight for each, or counts"))
     return problems
 
 
-_READERS = {  # format keys, and the types that read them
-    "system": ("instruction", "messages", "sharegpt", "prompt_completion", "function"),
-    "text_field": ("text", "function"),
-    "prompt": ("template",),
-    "prompt_no_input": ("template",),
-    "completion": ("template",),
-    "function": ("function",),
-    "batched": ("function",),
+def _check_share(source: MixtureSource, key: str) -> list[Problem]:
+    """One source as a part of its mixture."""
+    problems = []
+    if source.path == "mixture":
+        problems.append(Problem(f"{key}.path", "a mixture in a mixture", allowed="a data set"))
+    if source.weight is not None and source.count is not None:
+        found, fix = "both weight and count", "leave one out"
+        problems.append(Problem(key, found, allowed="one of them", fix=fix))
+    if source.weight == 0:
+        fix = "leave the source out"
+        problems.append(Problem(f"{key}.weight", "0", allowed="more than 0", fix=fix))
+    for name in ("markers", "marker_tokens", "num_proc"):
+        if _is_set(source, name):
+            found = "one policy serves the whole mixture"
+            problems.append(Problem(f"{key}.{name}", found, fix=f"dataset.{name}=..."))
+    return problems
+
+
+def _check_sources(dataset: DatasetConfig) -> list[Problem]:
+    """Each source of a mixture as a data set of its own."""
+    problems = []
+    for index, source in enumerate(dataset.sources):
+        problems += _check_dataset(source, f"dataset.sources[{index}]")
+        if source.format is not None:
+            problems += _check_format(source.format, f"dataset.sources[{index}].format")
+    return problems
+
+
+_EXAMPLES = {
+    "prompt": "'{prompt} ##>'",
+    "completion": "' {completion}'",
+    "function": "my_module.my_function",
 }
 
 
 def _check_format(form: FormatConfig, key: str) -> list[Problem]:
     problems = []
-    plain = FormatConfig()
-    for name, types in _READERS.items():
-        if getattr(form, name) != getattr(plain, name) and form.type not in types:
-            fix = "put it into the texts, or leave it out" if name == "system" else "leave it out"
-            problems.append(
-                Problem(
-                    f"{key}.{name}",
-                    f"nothing reads it with type: {form.type}",
-                    allowed=", ".join(types),
-                    fix=fix,
-                )
-            )
-    needed = {"template": ("prompt", "completion"), "function": ("function",)}.get(form.type, ())
-    examples = {
-        "prompt": "'{prompt} ##>'",
-        "completion": "' {completion}'",
-        "function": "my_module.my_function",
-    }
-    for name in needed:
+    for name in (field.name for field in dataclasses.fields(form) if field.name != "type"):
+        readers = [kind for kind, facts in FORMATS.items() if name in facts.reads]
+        fix = "put it into the texts, or leave it out" if name == "system" else "leave it out"
+        problems += only_with(
+            f"{key}.{name}",
+            _is_set(form, name),
+            readers,
+            form.type,
+            allowed=", ".join(readers),
+            fix=fix,
+        )
+    for name in FORMATS[form.type].needs:
         if getattr(form, name) is None:
-            problems.append(
-                Problem(
-                    f"{key}.{name}",
-                    f"not set, and format={form.type} needs it",
-                    fix=f"{key}.{name}={examples[name]}",
-                )
-            )
+            found = f"not set, and format={form.type} needs it"
+            fix = override(f"{key}.{name}", _EXAMPLES[name])
+            problems.append(Problem(f"{key}.{name}", found, fix=fix))
     for name in ("prompt", "prompt_no_input", "completion"):
         pattern = getattr(form, name)
-        if form.type == "template" and pattern is not None:
+        if name in FORMATS[form.type].reads and pattern is not None:
             problems += _check_pattern(pattern, f"{key}.{name}")
     return problems
 
 
 def _check_pattern(pattern: str, key: str) -> list[Problem]:
-    from sftpipe.data.formats import pattern_fields
-
     allowed = "text with {column} fields; a brace of the text itself is written twice: {{ }}"
     try:
         fields = pattern_fields(pattern)
@@ -490,90 +369,157 @@ def _check_pattern(pattern: str, key: str) -> list[Problem]:
     return [] if fields else [Problem(key, f"{pattern!r} has no field", allowed=allowed)]
 
 
-_NO_TURNS = {"text": "a finished text", "template": "a prompt and its completion"}
+# --- loss and packing -----------------------------------------------------------------------------
+
+
+def _check_templates(loss: LossConfig) -> list[Problem]:
+    """The two templates of loss=response_template: texts, or lists of token ids."""
+    names, facts = {"response_template": "answer", "instruction_template": "question"}, LOSSES
+    problems = []
+    for name, role in names.items():
+        value, key = getattr(loss, name), f"loss.{name}"
+        readers = [kind for kind in facts if name in facts[kind].reads]
+        fix = override("loss", readers[0])
+        problems += only_with(key, value is not None, readers, loss.type, fix=fix)
+        is_optional = value is None and name == "instruction_template"
+        if loss.type in readers and not is_optional and not _is_template(value):
+            found = "not set" if value is None else show_value(value)
+            allowed = f"the text before each {role}, or its token ids"
+            fix = override(key, f"'### {role.title()}:'")
+            problems.append(Problem(key, found, allowed=allowed, fix=fix))
+    values = [getattr(loss, name) for name in names if getattr(loss, name) is not None]
+    is_text = {isinstance(value, str) for value in values}
+    if loss.type in readers and len(is_text) == 2:
+        found = "one template is text and the other ids"
+        problems.append(Problem("loss", found, allowed="both text, or both ids"))
+    return problems
+
+
+def _is_template(value: object) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(type(token) is int for token in value)
+    return isinstance(value, str) and bool(value)
+
+
+_NO_TURNS = {"text": "a finished text", "prompt_completion": "a prompt and its completion"}
 
 
 def _check_loss(cfg: TrainConfig) -> list[Problem]:
+    """A loss with its own keys, and with the samples that the formats make."""
     loss, problems = cfg.loss, []
-    if loss.type == "response_template":
-        for name, what in (("response_template", "answer"), ("instruction_template", "question")):
-            value = getattr(loss, name)
-            if value is None and name == "instruction_template":
-                continue
-            is_ids = (
-                isinstance(value, list) and value and all(type(token) is int for token in value)
-            )
-            if not is_ids and not (isinstance(value, str) and value):
-                found, allowed = (
-                    "not set" if value is None else show_value(value),
-                    f"the text in front of each {what}, or its token ids",
-                )
-                problems.append(
-                    Problem(
-                        f"loss.{name}",
-                        found,
-                        allowed=allowed,
-                        fix=f"loss.{name}='### {what.title()}:'",
-                    )
-                )
-        kinds = {
-            isinstance(value, str)
-            for value in (loss.response_template, loss.instruction_template)
-            if value is not None
-        }
-        if len(kinds) == 2:
-            problems.append(
-                Problem(
-                    "loss",
-                    "one template is text and the other ids",
-                    allowed="both text, or both ids",
-                )
-            )
-    else:
-        for name in ("response_template", "instruction_template"):
-            if getattr(loss, name) is not None:
-                problems.append(
-                    Problem(
-                        f"loss.{name}",
-                        f"nothing reads it with type: {loss.type}",
-                        fix="loss=response_template",
-                    )
-                )
-    if loss.boundary == "joint" and loss.type == "assistant_only":
-        found = "'joint', and assistant_only has no single prompt whose length could be masked"
-        problems.append(
-            Problem(
-                "loss.boundary",
-                found,
-                allowed="split",
-                fix="loss.boundary=split, or loss=completion_only",
-            )
-        )
-    if loss.unroll and loss.type != "assistant_only":
+    if _is_set(loss, "boundary") and "boundary" not in LOSSES[loss.type].reads:
+        found = f"'joint', and {loss.type} has no single prompt whose length could be masked"
+        fix = "`loss.boundary=split`, or `loss=completion_only`"
+        problems.append(Problem("loss.boundary", found, allowed="split", fix=fix))
+    if loss.unroll and "unroll" not in LOSSES[loss.type].reads:
         found = f"true, and loss={loss.type} has no turns to make rows of"
-        problems.append(
-            Problem(
-                "loss.unroll",
-                found,
-                allowed="with loss=assistant_only",
-                fix="loss=assistant_only, or loss.unroll=false",
-            )
-        )
+        fix = "`loss=assistant_only`, or `loss.unroll=false`"
+        problems.append(Problem("loss.unroll", found, allowed="with loss=assistant_only", fix=fix))
     forms = {"format": cfg.format}
     if cfg.dataset.path == "mixture":
-        forms = {
-            f"dataset.sources[{at}].format": source.format or cfg.format
-            for at, source in enumerate(cfg.dataset.sources)
-        }
+        sources = enumerate(cfg.dataset.sources)
+        forms = {f"dataset.sources[{at}].format": one.format or cfg.format for at, one in sources}
     for key, form in forms.items():
-        made, is_text = _NO_TURNS.get(form.type), form.type == "text"
-        if made and (loss.type == "assistant_only" or (is_text and loss.type == "completion_only")):
-            fix = "loss=full, or loss=response_template" if is_text else "loss=completion_only"
-            problems.append(
-                Problem(
-                    f"loss={loss.type}",
-                    f"{key}={form.type} makes {made}, which has no turns to tell apart",
-                    fix=fix,
-                )
-            )
+        made = FORMATS[form.type].makes
+        if made != "any" and made not in LOSSES[loss.type].takes:
+            takers = [f"`loss={kind}`" for kind, facts in LOSSES.items() if made in facts.takes]
+            found = f"{key}={form.type} makes {_NO_TURNS[made]}, which has no turns to tell apart"
+            fix = ", or ".join((", ".join(takers[:-1]), takers[-1]))
+            problems.append(Problem(f"loss={loss.type}", found, fix=fix))
     return problems
+
+
+def _check_windows(cfg: TrainConfig) -> list[Problem]:
+    """Windows come from one stream of all tokens; keys about rows have nothing to act on."""
+    packing = cfg.packing
+    if packing is None:
+        return []
+    chosen = packing.strategy
+    windows = [name for name, facts in PACKING.items() if facts.windows]
+    rows = [name for name, facts in PACKING.items() if not facts.windows]
+    problems = only_with(
+        "packing.block_size",
+        packing.block_size is not None,
+        windows,
+        chosen,
+        kind="strategy: ",
+        allowed=", ".join(windows),
+        fix=f"`packing={windows[0]}`, or leave it out",
+    )
+    if chosen in windows and packing.block_size is None:
+        found = f"not set, and packing={chosen} makes windows of that length"
+        fix = "`packing.block_size=256`"
+        problems.append(Problem("packing.block_size", found, fix=fix))
+    if chosen in windows and cfg.loss.type != "full":
+        found = f"packing={chosen} trains every token of its windows"
+        fix = f"`loss=full`, or `packing={rows[0]}`"
+        problems.append(Problem(f"loss={cfg.loss.type}", found, fix=fix))
+    order = cfg.sft.get("train_sampling_strategy", "random")
+    for key, is_set, why in (
+        (
+            "packing.pack_eval",
+            packing.pack_eval,
+            "validation and test are always split into windows",
+        ),
+        (
+            "packing.isolation",
+            _is_set(packing, "isolation"),
+            "documents see each other in blocks, by design",
+        ),
+        ("sft.train_sampling_strategy", order != "random", "windows are drawn at random"),
+    ):
+        problems += only_with(key, is_set, rows, chosen, kind="packing=", why=f": {why}")
+    return problems
+
+
+def _check_length(cfg: TrainConfig) -> list[Problem]:
+    """Rows that are longer than `sft.max_length`, and packing, which fills that length."""
+    facts = PACKING[cfg.packing.strategy] if cfg.packing else None
+    chosen = f"packing={cfg.packing.strategy}" if cfg.packing else ""
+    has_length = cfg.sft.get("max_length") is not None
+    truncates = cfg.over_length == "truncate"
+    problems = []
+    if facts and facts.needs_length and not has_length:
+        found = f"null, and {chosen} fills sequences of that length"
+        problems.append(Problem("sft.max_length", found, fix="`sft.max_length=1024`"))
+    if facts and facts.splits and truncates:
+        found = f"'truncate', and {chosen} splits long rows"
+        fix = "`over_length=error`, or `packing=bfd`"
+        problems.append(Problem("over_length", found, fix=fix))
+    if truncates and not has_length:
+        found = "'truncate', and sft.max_length sets no length"
+        problems.append(Problem("over_length", found, fix="`sft.max_length=1024`"))
+    return problems
+
+
+# --- evaluation and preflight ---------------------------------------------------------------------
+
+
+def _check_sampling(evaluation: EvaluationConfig | None) -> list[Problem]:
+    if evaluation is None:
+        return []
+    if evaluation.do_sample:
+        if evaluation.temperature > 0:
+            return []
+        key, found = "evaluation.temperature", repr(evaluation.temperature)
+        fix = f"`{key}=0.7`; without do_sample and temperature the most likely token is taken"
+        return [Problem(key, found, allowed="above 0", fix=fix)]
+    return [
+        Problem(
+            f"evaluation.{name}",
+            f"{getattr(evaluation, name)!r}, and nothing reads it with evaluation.do_sample=false",
+            fix="`evaluation.do_sample=true`, or leave it out",
+        )
+        for name in ("temperature", "top_k")
+        if _is_set(evaluation, name)
+    ]
+
+
+def _check_shares(preflight: PreflightConfig) -> list[Problem]:
+    names = ("max_empty_rows", "max_over_length_rows")
+    shares = {f"preflight.{name}": getattr(preflight, name) for name in names}
+    return [
+        Problem(key, repr(share), allowed="0 to 1")
+        for key, share in shares.items()
+        if not 0 <= share <= 1
+    ]

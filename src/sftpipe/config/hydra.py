@@ -1,16 +1,19 @@
 """Compose a run from conf/, recipes/ and overrides.
 
-Hydra composes plain YAML; `checks.py` then checks every key, so that a typo is found wherever it
-stands.
+Hydra composes plain YAML; check.py then checks every key, so that a typo is found in each file and
+on the command line. This is the only module that knows hydra and omegaconf.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,21 +27,59 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from sftpipe.config.check import Origin, check, unknown_key
 from sftpipe.config.options import conf_dir, display, find_recipes, groups, read_yaml
 from sftpipe.config.schema import TrainConfig
-from sftpipe.errors import ConfigError, Problem, nearest, one_line
+from sftpipe.errors import ConfigError, Problem, nearest, one_line, override
 
 _FOLDERS = ("hydra.run", "hydra.sweep.", "hydra.output_subdir", "hydra.job.chdir")
-_REFUSED = (
-    HydraException,
-    OmegaConfBaseException,
-    yaml.YAMLError,
-    ValueError,
-)  # what Hydra raises for bad YAML
+# what Hydra raises for bad YAML
+_BAD_YAML = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
+
+
+@dataclass(frozen=True)
+class ComposedRun:
+    """One run: its checked config, and what Hydra composed, for the records of its folder."""
+
+    config: TrainConfig
+    composed: DictConfig = field(repr=False)
+
+    def records(self, folder: Path, subdir: str | Path) -> dict[str, str]:
+        """The files that hydra.main would write for this run, as {name: text}.
+
+        Args:
+            folder: the run folder.
+            subdir: the folder of the files, below the run folder.
+        """
+        composed = copy.deepcopy(self.composed)
+        OmegaConf.set_readonly(composed, False)
+        settings = composed.hydra
+        with open_dict(composed):
+            del composed["hydra"]
+        with open_dict(settings):
+            settings.run.dir, settings.output_subdir = str(folder), str(subdir)
+            settings.mode = RunMode.RUN
+            settings.overrides.hydra += [
+                literal("hydra.run.dir", folder),
+                literal("hydra.output_subdir", subdir),
+                "hydra.mode=RUN",
+            ]
+            settings.runtime.output_dir = os.path.abspath(folder)
+        return {
+            "config.yaml": OmegaConf.to_yaml(composed),
+            "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": settings})),
+            "overrides.yaml": OmegaConf.to_yaml(settings.overrides.task),
+        }
+
+
+def literal(key: str, path: str | Path) -> str:
+    """A Hydra override whose value is this path and nothing else."""
+    quoted = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{quoted}'"
 
 
 def compose(overrides: Sequence[str] = ()) -> TrainConfig:
@@ -50,64 +91,110 @@ def compose(overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: holds every problem that was found.
     """
+    return _compose(overrides, lambda _composed, _origin: []).config
+
+
+def compose_run(overrides: Sequence[str] = ()) -> ComposedRun:
+    """Compose and check one run that trains without hydra.main.
+
+    Args:
+        overrides: as of `compose`.
+
+    Raises:
+        ConfigError: holds every problem; settings that only hydra.main acts on are among them.
+    """
+
+    def without_hydra(composed: DictConfig, origin: Origin) -> list[Problem]:
+        return _check_settings(composed, origin, overrides)
+
+    return _compose(overrides, without_hydra)
+
+
+def _compose(
+    overrides: Sequence[str], more: Callable[[DictConfig, Origin], list[Problem]]
+) -> ComposedRun:
     if isinstance(overrides, str):
         raise TypeError(f'compose takes a list: compose(["{overrides}"])')
     parsed, problems = parse_overrides(overrides)
-    problems += [
-        Problem(
-            str(o.input_line),
-            "several values for one run",
-            fix=f"use -m for a sweep: sftpipe train -m {' '.join(overrides)}",
-        )
-        for o in parsed
-        if o.is_sweep_override()
-    ]
-    parsed = [override for override in parsed if not override.is_sweep_override()]
+    for one in parsed:
+        if one.is_sweep_override():
+            found, fix = "several values for one run", f"use -m for a sweep: {_sweep(overrides)}"
+            problems.append(Problem(str(one.input_line), found, fix=fix))
+    parsed = [one for one in parsed if not one.is_sweep_override()]
     with _hydra():
         try:
-            composed = hydra_compose(
-                "config", overrides=hydra_overrides(parsed), return_hydra_config=True
-            )
-        except _REFUSED as error:
-            raise ConfigError(*problems, _refused(error, parsed)) from None
-    return from_composed(composed, composed.hydra.runtime.choices, parsed, problems)
+            composed = hydra_compose("config", hydra_overrides(parsed), return_hydra_config=True)
+        except _BAD_YAML as error:
+            raise ConfigError(*problems, _not_composed(error, parsed)) from None
+    origin = _origin(composed.hydra.runtime.choices, parsed)
+    problems += more(composed, origin)
+    return ComposedRun(_from_composed(composed, origin, parsed, problems), composed)
 
 
-def from_composed(
+def _sweep(overrides: Sequence[str]) -> str:
+    """The command that trains these overrides as a sweep."""
+    return f"`sftpipe train -m {shlex.join(overrides)}`"
+
+
+# settings of Hydra that only hydra.main acts on
+_ONLY_IN_MAIN = (
+    "hydra.callbacks",
+    "hydra.job.env_set",
+    "hydra.verbose",
+    "hydra.job_logging.handlers",
+    "hydra.hydra_logging.handlers",
+)
+
+
+def _check_settings(
+    composed: DictConfig, origin: Origin, overrides: Sequence[str]
+) -> list[Problem]:
+    """The settings that would have no effect on a run that does not go through hydra.main."""
+    found = "a single run does not go through hydra.main, and nothing else acts on it"
+    used = [key for key in _ONLY_IN_MAIN if OmegaConf.select(composed, key)]
+    used += ["hydra.mode"] if composed.hydra.mode == RunMode.MULTIRUN else []
+    fix = f"leave it out, or train a sweep of one run, which does: {_sweep(overrides)}"
+    return [Problem(origin.locate(key), found, fix=fix) for key in used]
+
+
+def _origin(choices: Mapping[str, Any], overrides: Sequence[Override]) -> Origin:
+    """The files and the overrides that may hold the keys of what Hydra composed."""
+    known = groups()
+    written = [str(one.key_or_group) for one in overrides]
+    return Origin(
+        {group: option for group, option in choices.items() if group in known},
+        command_line=[key.replace("/", ".") for key in written if key not in known],
+        chosen=[key for key in written if key in known],
+    )
+
+
+def _from_composed(
     composed: DictConfig,
-    choices: Mapping[str, Any],
-    overrides: Sequence[Override] = (),
+    origin: Origin,
+    overrides: Sequence[Override],
     problems: Sequence[Problem] = (),
 ) -> TrainConfig:
     """Check what Hydra composed and turn it into dataclasses.
 
     Args:
-        composed: the config; a `hydra` node in it is left aside.
-        choices: {group: option} as Hydra's runtime records them.
-        overrides: the command line, to say where a wrong key stands.
+        composed: the config; its `hydra` node is left out.
+        origin: where its keys come from.
+        overrides: the command line, for messages.
         problems: what was already found; reported with the rest.
 
-    Raises: ConfigError: unknown or misplaced keys, wrong types, values that are not allowed,
-        choices that clash; all together.
+    Raises:
+        ConfigError: unknown or misplaced keys, wrong types, values that are not allowed, choices
+            that conflict; all together.
     """
-    known = groups()
-    written = [str(override.key_or_group) for override in overrides]
-    origin = Origin(
-        {group: option for group, option in choices.items() if group in known},
-        command_line=[key for key in written if key not in known],
-        chosen=[key for key in written if key in known],
-    )
     raw = OmegaConf.create({key: composed._get_node(key) for key in composed if key != "hydra"})
     if "recipe" in raw and raw["recipe"] is not None:
-        problems = [
-            *problems,
-            Problem(origin.of("recipe"), "a recipe's name is its file's", fix="leave the key out"),
-        ]
+        where, found = origin.locate("recipe"), "a recipe's name is its file's"
+        problems = [*problems, Problem(where, found, fix="leave the key out")]
     raw["recipe"] = origin.choices.get("recipe")
     try:
         tree = OmegaConf.to_container(raw, resolve=True)
-    except _REFUSED as error:
-        raise ConfigError(*problems, _refused(error, overrides)) from None
+    except _BAD_YAML as error:
+        raise ConfigError(*problems, _not_composed(error, overrides)) from None
     return check(cast(dict[str, Any], tree), origin, problems)
 
 
@@ -122,19 +209,20 @@ def from_recorded(tree: dict[str, Any], file: str) -> TrainConfig:
 
 @contextlib.contextmanager
 def _hydra() -> Iterator[None]:
-    """Hydra set up on our conf folder, with the recipes registered; an application's own Hydra is left as it was."""
+    """Hydra set up on our conf folder, with the recipes; an application's own is put back after."""
     register_recipes()
     previous = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
+    job_name = Path(__file__).stem  # the name that hydra.main gives to a task of this module
     try:
-        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        with initialize_config_dir(str(conf_dir()), job_name, version_base="1.3"):
             yield
     finally:
         GlobalHydra.instance().hydra = previous
 
 
 def register_recipes() -> None:
-    """Make each recipe file an option of the group `recipe` that writes at the top level of the config.
+    """Make each recipe file an option of the group `recipe`, which writes at the top level.
 
     Raises:
         ConfigError: a recipe is no YAML that Hydra reads; names the file.
@@ -148,18 +236,17 @@ def register_recipes() -> None:
 def _load_recipe(file: Path, _changed: int) -> Any:
     try:
         return OmegaConf.load(file)
-    except _REFUSED as error:
-        raise ConfigError(
-            Problem(display(file), f"no valid YAML: {one_line(error)}", fix="mend that line")
-        ) from None
+    except _BAD_YAML as error:
+        found = f"no valid YAML: {one_line(error)}"
+        raise ConfigError(Problem(display(file), found, fix="fix that line")) from None
 
 
-def _refused(error: Exception, overrides: Sequence[Override]) -> Problem:
-    recipes = [find_recipes().get(str(o.value())) for o in overrides if o.key_or_group == "recipe"]
-    where = next((f"recipe ({display(file)})" for file in recipes if file), "config")
-    return Problem(
-        where, f"Hydra cannot compose it: {one_line(error)}", fix="mend the YAML or the override"
-    )
+def _not_composed(error: Exception, overrides: Sequence[Override]) -> Problem:
+    names = [str(one.value()) for one in overrides if one.key_or_group == "recipe"]
+    files = [file for name in names if (file := find_recipes().get(name))]
+    where = f"recipe ({display(files[0])})" if files else "config"
+    found = f"Hydra cannot compose it: {one_line(error)}"
+    return Problem(where, found, fix="fix the YAML or the override")
 
 
 def enter_hydra(
@@ -168,24 +255,20 @@ def enter_hydra(
     settings: Sequence[str],
     job: Callable[[TrainConfig, int], None],
 ) -> None:
-    """Run jobs under hydra.main, which writes `.hydra` and goes through a sweep.
+    """Run jobs in hydra.main, which writes `.hydra` and makes the jobs of a sweep.
 
     Args:
         flags: Hydra's own, such as `--multirun` or `--cfg job`.
         overrides: the user's.
-        settings: ours, with literal values (`hydra.run.dir` cannot resolve the recipe).
+        settings: ours, with literal values (`hydra.sweep.dir` cannot resolve the recipe).
         job: called with the config and the number of each job.
     """
 
     def task(composed: DictConfig) -> None:
         runtime = HydraConfig.get()
         number = runtime.job.num if "--multirun" in flags else 0
-        job(
-            from_composed(
-                composed, runtime.runtime.choices, parse_overrides(runtime.overrides.task)[0]
-            ),
-            number,
-        )
+        parsed, _ = parse_overrides(runtime.overrides.task)
+        job(_from_composed(composed, _origin(runtime.runtime.choices, parsed), parsed), number)
 
     register_recipes()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # a bug keeps its traceback
@@ -201,7 +284,7 @@ def enter_hydra(
 
 
 def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
-    """Parse command-line overrides and check the group options that they, and the chosen recipe, select.
+    """Parse overrides, and check the options that they, and the chosen recipe, select.
 
     Returns:
         The overrides that Hydra can compose, and a problem for each of the others.
@@ -211,180 +294,156 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Prob
     problems: list[Problem] = []
     for text in overrides:
         try:
-            override = OverridesParser.create().parse_override(text)
-            found = _check_choice(override, options)
+            one = OverridesParser.create().parse_override(text)
+            found = _check_override(one, options)
         except HydraException:
             found = [_unparsable(text)]
         problems += found
-        if not found and not (
-            override.key_or_group == "recipe" and override.value() is None
-        ):  # recipe=null: none
-            parsed.append(override)
+        is_no_recipe = not found and one.key_or_group == "recipe" and one.value() is None
+        if not found and not is_no_recipe:  # recipe=null
+            parsed.append(one)
     return parsed, problems
 
 
 def hydra_overrides(overrides: Sequence[Override]) -> list[str]:
-    """The overrides as Hydra gets them: values are forced in (`++`), so that unknown keys reach our own check."""
+    """The overrides as Hydra gets them.
+
+    Values are forced in (`++`), so that unknown keys reach our own check.
+    """
     options = groups()
 
-    def forced(override: Override) -> str:
-        text = str(override.input_line)
-        is_value = (
-            override.key_or_group not in options
-            and not override.is_hydra_override()
-            and not override.is_delete()
-        )
+    def forced(one: Override) -> str:
+        text = str(one.input_line)
+        is_choice = one.key_or_group in options
+        is_value = not is_choice and not one.is_hydra_override() and not one.is_delete()
         return "++" + text.lstrip("+") if is_value else text
 
-    return [forced(override) for override in overrides]
+    return [forced(one) for one in overrides]
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job of a `-m` grid, in Hydra's order (the last swept key varies fastest).
+    """The overrides of each job of a `-m` grid.
 
-    Raises: ConfigError: an override cannot be parsed, chooses an unknown option, or is no list of
-        values.
+    They come in Hydra's order: the last swept key varies fastest.
+
+    Raises:
+        ConfigError: an override cannot be parsed, chooses an unknown option, or is no list of
+            values.
     """
     parsed, problems = parse_overrides(overrides)
     jobs: list[list[str]] = [[]]
-    for override in parsed:
+    for one in parsed:
         try:
-            jobs = [[*job, value] for job in jobs for value in _values(override)]
+            jobs = [[*job, value] for job in jobs for value in _values(one)]
         except HydraException:
             allowed = "values with commas between them, range(start,stop) or choice(a,b)"
-            problems.append(Problem(str(override.input_line), "no list of values", allowed=allowed))
+            problems.append(Problem(str(one.input_line), "no list of values", allowed=allowed))
     if problems:
         raise ConfigError(*problems)
     return jobs
 
 
-def _values(override: Override) -> list[str]:
-    if not override.is_sweep_override():
-        return [str(override.input_line)]
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+def _values(one: Override) -> list[str]:
+    if not one.is_sweep_override():
+        return [str(one.input_line)]
+    return [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
 
 
 def _unparsable(text: str) -> Problem:
     if text.startswith("-"):
-        return Problem(text, "unknown flag", fix="sftpipe --help")
+        return Problem(text, "unknown flag", fix="`sftpipe --help`")
     if "=" not in text:
         recipe = nearest(text, find_recipes())
         allowed = "key=value, such as recipe=yoda or lora.r=8"
-        return Problem(
-            text,
-            "neither a flag nor key=value",
-            allowed=allowed,
-            fix=f"recipe={recipe}" if recipe else "",
-        )
+        fix = override("recipe", recipe) if recipe else ""
+        return Problem(text, "neither a flag nor key=value", allowed=allowed, fix=fix)
     key, value = text.split("=", 1)
-    return Problem(
-        key, f"Hydra cannot read the value {value!r}", fix=f"put it in quotes: '{key}=\"{value}\"'"
-    )
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    quoted = override(key, f'"{escaped}"')
+    found = f"Hydra cannot read the value {value!r}"
+    return Problem(key, found, fix=f"put it in quotes: {quoted}")
 
 
-def _check_choice(override: Override, options: dict[str, list[str]]) -> list[Problem]:
-    group = str(override.key_or_group)
-    if override.is_delete():
+def _check_override(one: Override, options: dict[str, list[str]]) -> list[Problem]:
+    key = str(one.key_or_group)
+    if one.is_delete():
         return []
-    if group.startswith(_FOLDERS):
-        return [
-            Problem(
-                f"{group} (command line)",
-                "sftpipe names the folders itself",
-                fix="run=DIR, or output_dir=DIR",
-            )
-        ]
-    if not group:
-        return [Problem(str(override.input_line), "a value without a key", allowed="key=value")]
-    if group not in options:
-        is_folder = (
-            conf_dir() / group
-        ).is_dir()  # conf/chat_template holds no options, and Hydra would take it for a group
-        return (
-            [unknown_key(group, lambda key: f"{key} (command line)", list(options))]
-            if is_folder
-            else []
-        )
-    values = (
-        [str(v) for v in override.sweep_string_iterator()]
-        if override.is_sweep_override()
-        else [override.value()]
-    )
-    problems = [
-        p
-        for value in values
-        if (p := _unknown_option(group, value, options[group], "command line"))
-    ]
-    if group == "recipe" and not problems:
-        problems += [
-            p
-            for value in values
-            if value is not None
-            for p in _check_recipe(find_recipes()[str(value)], options)
-        ]
+    if not key:
+        return [Problem(str(one.input_line), "a value without a key", allowed="key=value")]
+    origin = Origin({}, command_line=[key])
+    if key.startswith(_FOLDERS):
+        found, fix = "sftpipe names the folders itself", "run=DIR, or output_dir=DIR"
+        return [Problem(origin.locate(key), found, fix=fix)]
+    if key not in options:
+        # conf/chat_template holds no options, and Hydra would take it for a group
+        is_folder = (conf_dir() / key).is_dir()
+        return [unknown_key(key, origin, list(options))] if is_folder else []
+    is_sweep = one.is_sweep_override()
+    values = list(one.sweep_string_iterator()) if is_sweep else [one.value()]
+    unknown = [value for value in values if not _is_option(key, value, options)]
+    problems = [_no_such_option(key, value, options, "command line") for value in unknown]
+    if key == "recipe" and not problems:
+        for value in values:
+            if value is not None:
+                problems += _check_recipe(find_recipes()[str(value)], options)
     return problems
 
 
-def _unknown_option(group: str, value: Any, options: list[str], place: str) -> Problem | None:
-    if value in options or (group == "recipe" and value is None):
-        return None
-    match = nearest(str(value), options)
+def _is_option(group: str, value: Any, options: dict[str, list[str]]) -> bool:
+    return value in options[group] or (group == "recipe" and value is None)
+
+
+def _no_such_option(
+    group: str, value: Any, options: dict[str, list[str]], location: str
+) -> Problem:
+    match = nearest(str(value), options[group])
     what = "recipe" if group == "recipe" else f"option of {group}"
+    fix = f"write override /{group}: {match}" if location != "command line" else ""
     return Problem(
-        f"{group}={value} ({place})",
+        f"{group}={value} ({location})",
         f"no such {what}",
-        allowed=", ".join(options),
-        fix=f"{group}={match}" if match else "",
+        allowed=", ".join(options[group]),
+        fix=(fix or override(group, match)) if match else "",
     )
 
 
+# --- recipes --------------------------------------------------------------------------------------
+
+
 def _check_recipe(file: Path, options: dict[str, list[str]]) -> list[Problem]:
-    """A recipe's defaults list: `override /group: option`, `_self_`, or another recipe to start from."""
-    place = display(file)
-    recipe = read_yaml(file)
-    entries = recipe.get("defaults", [])
+    """The defaults of a recipe: `override /group: option`, `_self_`, or a recipe to start from."""
+    location = display(file)
+    entries = read_yaml(file).get("defaults", [])
     if not isinstance(entries, list):
-        return [
-            Problem(
-                f"defaults ({place})",
-                f"{entries!r}",
-                allowed="a list of entries such as `- override /lora: default`",
-            )
-        ]
-    problems: list[Problem | None] = []
+        allowed = "a list of entries such as `- override /lora: default`"
+        return [Problem(f"defaults ({location})", repr(entries), allowed=allowed)]
+    problems = []
     for entry in entries:
         if isinstance(entry, str) and entry not in ("_self_", *options["recipe"]):
             match = nearest(entry, options["recipe"])
             allowed = "override /group: option, _self_, or a recipe to start from"
-            problems.append(
-                Problem(
-                    f"defaults: {entry} ({place})",
-                    "no such recipe",
-                    allowed=allowed,
-                    fix=f"did you mean {match}?" if match else "",
-                )
-            )
+            fix = f"did you mean {match}?" if match else ""
+            where = f"defaults: {entry} ({location})"
+            problems.append(Problem(where, "no such recipe", allowed=allowed, fix=fix))
         for key, value in entry.items() if isinstance(entry, dict) else ():
-            group = str(key).removeprefix("override ").strip().lstrip("/")
-            if group not in options:
-                match = nearest(group, options)
-                fix = f"did you mean override /{match}?" if match else ""
-                problems.append(
-                    Problem(
-                        f"{key}: {value} ({place})",
-                        f"no such group {group!r}",
-                        allowed=", ".join(options),
-                        fix=fix,
-                    )
-                )
-            elif key != f"override /{group}":
-                problems.append(
-                    Problem(
-                        f"{key}: {value} ({place})",
-                        "the group is chosen already",
-                        fix=f"write override /{group}: {value}",
-                    )
-                )
-            else:
-                problems.append(_unknown_option(group, value, options[group], place))
-    return [problem for problem in problems if problem]
+            problems += _check_entry(str(key), value, location, options)
+    return problems
+
+
+def _check_entry(
+    key: str, value: Any, location: str, options: dict[str, list[str]]
+) -> list[Problem]:
+    """One `override /group: option` of a recipe."""
+    group = key.removeprefix("override ").strip().lstrip("/")
+    where = f"{key}: {value} ({location})"
+    if group not in options:
+        match = nearest(group, options)
+        found, allowed = f"no such group {group!r}", ", ".join(options)
+        fix = f"did you mean override /{match}?" if match else ""
+        return [Problem(where, found, allowed=allowed, fix=fix)]
+    if key != f"override /{group}":
+        fix = f"write override /{group}: {value}"
+        return [Problem(where, "the group is chosen already", fix=fix)]
+    if _is_option(group, value, options):
+        return []
+    return [_no_such_option(group, value, options, location)]

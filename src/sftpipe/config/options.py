@@ -1,4 +1,7 @@
-"""The YAML that comes with sftpipe, and the user's own recipes: where it lies, which options there are, what each one says of itself."""
+"""The YAML that comes with sftpipe, and the user's own recipes.
+
+Where the files are, which options they make, and what each says of itself.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,25 @@ import yaml
 from sftpipe.errors import ConfigError, Problem, one_line
 
 
-def conf_dir() -> Path:
-    """The `conf` folder: inside the package in a wheel, at the top of the repository in an editable install."""
-    return _shipped("conf")
-
-
-def _shipped(name: str) -> Path:
+def shipped_dir() -> Path:
+    """The folder of `conf` and `recipes`: the package in a wheel, else the repository."""
     package = Path(__file__).parents[1]
-    inside = package / name
-    return inside if inside.is_dir() else package.parents[1] / name
+    return package if (package / "conf").is_dir() else package.parents[1]
+
+
+def conf_dir() -> Path:
+    """The `conf` folder: one folder a group, one YAML file an option."""
+    return shipped_dir() / "conf"
 
 
 def find_recipes() -> dict[str, Path]:
     """{name: file} of the shipped recipes and those in `recipes/` of the working folder.
 
     Raises:
-        ConfigError: one name stands in both.
+        ConfigError: a name is in both.
     """
     recipes: dict[str, Path] = {}
-    for folder in dict.fromkeys((_shipped("recipes").resolve(), Path("recipes").resolve())):
+    for folder in dict.fromkeys(((shipped_dir() / "recipes").resolve(), Path("recipes").resolve())):
         for file in sorted(folder.glob("*.yaml")):
             if file.stem in recipes:
                 raise ConfigError(
@@ -44,7 +47,7 @@ def find_recipes() -> dict[str, Path]:
 
 
 def groups() -> dict[str, list[str]]:
-    """{group: its options, the default first}: `recipe`, then the groups in the order of conf/config.yaml."""
+    """{group: its options, the default first}, in the order of conf/config.yaml; `recipe` leads."""
     found = {"recipe": sorted(find_recipes())}
     for entry in read_yaml(conf_dir() / "config.yaml")["defaults"]:
         for group, default in entry.items() if isinstance(entry, dict) else ():
@@ -77,7 +80,7 @@ def _read_yaml(file: Path, _changed: int) -> dict[str, Any]:
         loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(
-            Problem(str(file), f"no valid YAML: {one_line(error)}", fix="mend that line")
+            Problem(str(file), f"no valid YAML: {one_line(error)}", fix="fix that line")
         ) from None
     if loaded is not None and not isinstance(loaded, dict):
         raise ConfigError(
@@ -91,7 +94,7 @@ def _read_yaml(file: Path, _changed: int) -> dict[str, Any]:
 def display(file: Path) -> str:
     """A file's name for people: conf/... or recipes/... for ours, ./recipes/... for the user's."""
     for root, name in (
-        (_shipped("recipes"), "recipes"),
+        (shipped_dir() / "recipes", "recipes"),
         (conf_dir(), "conf"),
         (Path("recipes"), "./recipes"),
     ):
@@ -101,8 +104,8 @@ def display(file: Path) -> str:
 
 
 def how_to_write(ours: str) -> str:
-    """How to write one of our keys: `lora.r=...`, `quantization=nf4`, or a group with its options."""
+    """How to write a key (`lora.r=...`), a group with its options, or one option of a group."""
     if "=" in ours:
-        return f"write {ours}"
+        return f"write `{ours}`"
     options = groups().get(ours)
     return f"write {ours}=OPTION, one of {', '.join(options)}" if options else f"write {ours}=..."

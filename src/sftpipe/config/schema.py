@@ -1,6 +1,6 @@
 """The config groups that are ours, as dataclasses: what each key means, its type, and its default.
 
-`quantization`, `lora` and `sft` are plain mappings of upstream fields (`fields.py` checks their
+`quantization`, `lora` and `sft` are plain mappings of upstream fields (`upstream.py` knows their
 names). A field without a default must come from the group's YAML file, a recipe or the command
 line. `choices` in a field's metadata lists the allowed values.
 """
@@ -21,12 +21,12 @@ def _at_least(least: int, **default: Any) -> Any:
     return field(metadata={"at_least": least}, **default)
 
 
-# --- what there is to say about each choice: the one place that names them ----------------------------
+# --- the facts of each choice: the one place that names the choices -------------------------------
 
 
 @dataclass(frozen=True)
 class FormatFacts:
-    """What the rest of sftpipe asks about a format; `data/formats.py` holds the function itself.
+    """The facts of a format; `data/formats.py` holds the function that reads a row.
 
     makes: kind of sample: `conversation`, `prompt_completion` or `text`; `any` where rows decide.
     columns: columns that a row must have; of text and template those that the config names.
@@ -41,7 +41,9 @@ class FormatFacts:
 
 
 FORMATS = {
-    "instruction": FormatFacts("conversation", columns=("instruction", "output"), reads=("system",)),
+    "instruction": FormatFacts(
+        "conversation", columns=("instruction", "output"), reads=("system",)
+    ),
     "messages": FormatFacts("conversation", columns=("messages",), reads=("system",)),
     "sharegpt": FormatFacts("conversation", columns=("conversations",), reads=("system",)),
     "prompt_completion": FormatFacts("any", columns=("prompt", "completion"), reads=("system",)),
@@ -59,17 +61,20 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class PackingFacts:
-    """What the rest of sftpipe asks about a packing strategy; `data/packing.py` does the packing.
+    """The facts of a packing strategy; `data/packing.py` does the packing.
 
-    isolated: whether the rows that share a sequence must not see each other; else they are joined
-        by design.
-    splits: whether it splits rows; for the others `over_length` acts on long rows first.
-    needs_length: whether it fills sequences of `sft.max_length` tokens.
+    isolated: the rows that share a sequence must not see each other; else they are joined by
+        design.
+    splits: it splits rows; for the others `over_length` acts on long rows first.
+    needs_length: it fills sequences of `sft.max_length` tokens.
+    windows: it draws windows of `packing.block_size` tokens from one stream of all tokens, each of
+        which is trained; keys about rows have nothing to act on.
     """
 
     isolated: bool
     splits: bool
     needs_length: bool
+    windows: bool = False
 
 
 PACKING = {
@@ -77,8 +82,57 @@ PACKING = {
     "bfd_split": PackingFacts(isolated=True, splits=True, needs_length=True),
     "wrapped": PackingFacts(isolated=False, splits=True, needs_length=True),
     "padding_free": PackingFacts(isolated=True, splits=False, needs_length=False),
-    "blocks": PackingFacts(isolated=False, splits=True, needs_length=False),
+    "blocks": PackingFacts(isolated=False, splits=True, needs_length=False, windows=True),
 }
+
+
+@dataclass(frozen=True)
+class LossFacts:
+    """The facts of a loss; `data/encode.py` finds the tokens that it trains.
+
+    takes: kinds of sample that it can train (see `FormatFacts.makes`).
+    reads: keys of the `loss` group that it reads, beside `type`.
+    """
+
+    takes: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+
+
+_EVERY_KIND = ("conversation", "prompt_completion", "text")
+_TEMPLATES = ("response_template", "instruction_template")
+LOSSES = {
+    "completion_only": LossFacts(("conversation", "prompt_completion"), reads=("boundary",)),
+    "assistant_only": LossFacts(("conversation",), reads=("unroll",)),
+    "full": LossFacts(_EVERY_KIND, reads=("boundary",)),
+    "response_template": LossFacts(_EVERY_KIND, reads=("boundary", *_TEMPLATES)),
+}
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """The facts of a kind of data set, which `dataset.path` names; `data/readers.py` reads it.
+
+    reads: those keys of the `dataset` group that not every kind reads.
+    needs: the one of them that it cannot do without, or "".
+    example: a value for that key.
+    """
+
+    reads: tuple[str, ...]
+    needs: str = ""
+    example: str = ""
+
+
+DATASETS = {
+    "embedded": DatasetFacts(("name",)),
+    "json": DatasetFacts(("data_files",), "data_files", "my_rows.jsonl"),
+    "csv": DatasetFacts(("data_files",), "data_files", "my_rows.csv"),
+    "parquet": DatasetFacts(("data_files",), "data_files", "my_rows.parquet"),
+    "text": DatasetFacts(("data_files", "sample_by"), "data_files", "my_text.txt"),
+    "arrow": DatasetFacts(("data_files",), "data_files", "my_folder"),
+    "function": DatasetFacts(("function",), "function", "my_module.my_function"),
+    "mixture": DatasetFacts(("sources",), "sources", "[{path: json, data_files: a.jsonl}]"),
+}
+HUB_DATASET = DatasetFacts(("name", "revision", "data_files"))  # of any other path
 
 
 # --- the groups -----------------------------------------------------------------------------------
@@ -86,97 +140,91 @@ PACKING = {
 
 @dataclass
 class ModelConfig:
-    """Which base weights, or which model without any, and in which precision it computes."""
+    """The base weights, or the model without any, and the precision in which it computes."""
 
-    name_or_path: Optional[str] = (
-        # hub id or local folder; with init=random its config and tokenizer are used, not its
-        # weights
-        None
-    )
-    revision: Optional[str] = None  # hub branch, tag or commit
-    source: str = _choice(
-        "auto", "hub", "package"
-    )  # auto: the hub when it can be reached, else the package
-    dtype: str = _choice(
-        "auto", "float32", "bfloat16", "float16"
-    )  # auto: bfloat16 where CUDA has it, else float32
-    adapter_dtype: str = _choice(
-        "auto", "float32", "bfloat16"
-    )  # of all trained parameters; auto: float32
-    attn_implementation: str = _choice(
-        "auto", "sdpa", "eager", "flash_attention_2"
-    )  # auto: what transformers picks
-    init: str = _choice(
-        "pretrained", "random"
-    )  # random: from scratch, with weights drawn from `seed`
-    config: dict[str, Any] = field(
-        default_factory=dict
-    )  # of init=random: `model_type`, and fields of its transformers config
+    # hub id or local folder; with init=random its config and tokenizer are used, not its weights
+    name_or_path: Optional[str] = None
+    # hub branch, tag or commit
+    revision: Optional[str] = None
+    # auto: the hub when it can be reached, else the package
+    source: str = _choice("auto", "hub", "package")
+    # auto: bfloat16 where CUDA has it, else float32
+    dtype: str = _choice("auto", "float32", "bfloat16", "float16")
+    # of all trained parameters; auto: float32
+    adapter_dtype: str = _choice("auto", "float32", "bfloat16")
+    # auto: what transformers picks
+    attn_implementation: str = _choice("auto", "sdpa", "eager", "flash_attention_2")
+    # random: from scratch, with weights drawn from `seed`
+    init: str = _choice("pretrained", "random")
+    # of init=random: `model_type`, and fields of its transformers config
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class TokenizerConfig:
-    """Where the tokenizer comes from, which tokens have a meaning, and how a conversation becomes text."""
+    """Where the tokenizer comes from, its special tokens, and how a conversation becomes text."""
 
-    type: str = _choice("pretrained", "char", "bpe")  # char, bpe: trained on the run's own texts
-    name_or_path: Optional[str] = None  # of type=pretrained; default: the model's own
-    vocab_size: Optional[int] = _at_least(
-        258, default=None
-    )  # of type=bpe: 256 bytes, EOS, PAD, and the rest merges
-    pad_token: str = "auto"  # keep | auto | a token of the vocabulary; never the EOS token
-    eos_token: str = (
-        "keep"  # keep | auto (the tokenizer's own, else </s>) | a token of the vocabulary
-    )
-    bos_token: str = (
-        "keep"  # keep | auto (the tokenizer's own, else <s>) | a token of the vocabulary
-    )
-    unk_token: str = (
-        "keep"  # keep | auto (the tokenizer's own, else <unk>) | a token of the vocabulary
-    )
-    special_tokens: list[str] = field(
-        default_factory=list
-    )  # new tokens that decoding leaves out, such as turn markers
-    tokens: list[str] = field(default_factory=list)  # new tokens that are text
-    pad_to_multiple_of: Optional[int] = _at_least(
-        1, default=None
-    )  # embedding rows; default: as even as they were, at most 64
-    chat_template: Optional[str] = (
-        None  # default: the tokenizer's own; a name in conf/chat_template or a .jinja file
-    )
+    # char, bpe: trained on the run's own texts
+    type: str = _choice("pretrained", "char", "bpe")
+    # of type=pretrained; default: the model's own
+    name_or_path: Optional[str] = None
+    # of type=bpe: 256 bytes, EOS, PAD, and the rest merges
+    vocab_size: Optional[int] = _at_least(258, default=None)
+    # keep | auto | a token of the vocabulary; never the EOS token
+    pad_token: str = "auto"
+    # keep | auto (the tokenizer's own, else </s>) | a token of the vocabulary
+    eos_token: str = "keep"
+    # keep | auto (the tokenizer's own, else <s>) | a token of the vocabulary
+    bos_token: str = "keep"
+    # keep | auto (the tokenizer's own, else <unk>) | a token of the vocabulary
+    unk_token: str = "keep"
+    # new tokens that decoding leaves out, such as turn markers
+    special_tokens: list[str] = field(default_factory=list)
+    # new tokens that are text
+    tokens: list[str] = field(default_factory=list)
+    # embedding rows; default: as even as they were, at most 64
+    pad_to_multiple_of: Optional[int] = _at_least(1, default=None)
+    # default: the tokenizer's own; a name in conf/chat_template or a .jinja file
+    chat_template: Optional[str] = None
 
 
 @dataclass
 class DatasetConfig:
     """What to load and how to split it; the names are those of `datasets.load_dataset`."""
 
-    path: str  # embedded | json | csv | parquet | text | arrow | mixture | function | a hub id
-    name: Optional[str] = None  # the embedded set, or the hub set's configuration
+    # one of DATASETS, or a hub id
+    path: str
+    # the embedded set, or the hub set's configuration
+    name: Optional[str] = None
     revision: Optional[str] = None
-    data_files: Any = None  # a file, a list of files, or {train: ..., validation: ..., test: ...}
-    sample_by: str = _choice("line", "paragraph", "document")  # of text files: what makes a row
-    function: Optional[str] = None  # dotted path of a function that returns rows, or {split: rows}
-    sources: list[Any] = field(default_factory=list)  # of a mixture: `MixtureSource`s
-    # take only this split of the source and make the others from it; or {our name: the source's
-    # name}
+    # a file, a list of files, or {train: ..., validation: ..., test: ...}
+    data_files: Any = None
+    # of text files: what makes a row
+    sample_by: str = _choice("line", "paragraph", "document")
+    # dotted path of a function that returns rows, or {split: rows}
+    function: Optional[str] = None
+    # of a mixture: `MixtureSource`s
+    sources: list[Any] = field(default_factory=list)
+    # one split of the source, from which the others are made; or {our name: the source's name}
     split: Any = None
-    columns: dict[str, str] = field(default_factory=dict)  # {our name: the data set's name}
-    validation_size: float = _at_least(
-        0, default=0.0
-    )  # below 1 a share of the rows, else a number of rows; 0: none is cut off
+    # {our name: the data set's name}
+    columns: dict[str, str] = field(default_factory=dict)
+    # below 1 a share of the rows, else a number of rows; 0: none
+    validation_size: float = _at_least(0, default=0.0)
     test_size: float = _at_least(0, default=0.0)
-    split_order: list[str] = field(
-        default_factory=lambda: ["train", "validation", "test"]
-    )  # where each lies; the last takes the rest
-    shuffle_seed: Optional[int] = (
-        None  # shuffle before splitting; default: keep the order of the file
-    )
-    limit: Optional[int] = _at_least(1, default=None)  # at most so many rows of each split
-    streaming: bool = False  # read the source row by row and stop at `limit`
-    markers: str = _choice(
-        "keep", "special", "strip"
-    )  # what becomes of the `marker_tokens` in the texts
+    # the order of the splits in the file; the last takes the rest
+    split_order: list[str] = field(default_factory=lambda: ["train", "validation", "test"])
+    # shuffle before splitting; default: keep the order of the file
+    shuffle_seed: Optional[int] = None
+    # at most so many rows of each split
+    limit: Optional[int] = _at_least(1, default=None)
+    # read the source row by row and stop at `limit`
+    streaming: bool = False
+    # what becomes of the `marker_tokens` in the texts
+    markers: str = _choice("keep", "special", "strip")
     marker_tokens: list[str] = field(default_factory=list)
-    num_proc: Optional[int] = _at_least(1, default=None)  # processes that format and encode
+    # processes that format and encode
+    num_proc: Optional[int] = _at_least(1, default=None)
 
 
 @dataclass
@@ -184,25 +232,30 @@ class FormatConfig:
     """How a row becomes a conversation, a prompt and its completion, or a text."""
 
     type: str = _choice(*FORMATS)
-    system: Optional[str] = None  # system turn put in front of each conversation that has none
-    text_field: str = "text"  # of format=text: the column that holds the text
-    prompt: Optional[str] = None  # of format=template: text with {column} fields
-    prompt_no_input: Optional[str] = (
-        None  # of format=template: the prompt of rows whose column `input` is empty
-    )
-    completion: Optional[str] = None  # of format=template
-    function: Optional[str] = None  # dotted path: row -> text, {prompt, completion} or {messages}
-    batched: bool = False  # the function takes {column: [values]} and returns a list
+    # the system turn at the start of each conversation that has none
+    system: Optional[str] = None
+    # of format=text: the column that holds the text
+    text_field: str = "text"
+    # of format=template: text with {column} fields
+    prompt: Optional[str] = None
+    # of format=template: the prompt of rows whose column `input` is empty
+    prompt_no_input: Optional[str] = None
+    # of format=template
+    completion: Optional[str] = None
+    # dotted path: row -> text, {prompt, completion} or {messages}
+    function: Optional[str] = None
+    # the function takes {column: [values]} and returns a list
+    batched: bool = False
 
 
 @dataclass
 class MixtureSource(DatasetConfig):
-    """One source of a mixture: a data set, its share, and its format where that differs from the run's."""
+    """One source of a mixture: a data set, its share, and a format other than the run's."""
 
-    weight: Optional[float] = _at_least(
-        0, default=None
-    )  # share of the mixture, against the other weights; no row is repeated
-    count: Optional[int] = _at_least(1, default=None)  # or a number of train rows
+    # share of the mixture, against the other weights; no row is repeated
+    weight: Optional[float] = _at_least(0, default=None)
+    # or a number of train rows
+    count: Optional[int] = _at_least(1, default=None)
     format: Optional[FormatConfig] = None
 
 
@@ -210,14 +263,15 @@ class MixtureSource(DatasetConfig):
 class LossConfig:
     """Which tokens are trained."""
 
-    type: str = _choice("completion_only", "assistant_only", "full", "response_template")
-    response_template: Any = None  # the text, or the token ids, behind which an answer begins
+    type: str = _choice(*LOSSES)
+    # the text, or the token ids, after which an answer begins
+    response_template: Any = None
     # the text or ids that end an answer; without it only the last answer of a row is trained
     instruction_template: Any = None
-    boundary: str = _choice(
-        "split", "joint"
-    )  # joint: prompt and answer tokenised together, and the prompt's length masked
-    unroll: bool = False  # a row for each trained turn, cut behind it
+    # joint: prompt and answer tokenised together, and the prompt's length masked
+    boundary: str = _choice("split", "joint")
+    # a row for each trained turn, which ends after that turn
+    unroll: bool = False
 
 
 @dataclass
@@ -225,48 +279,45 @@ class PackingConfig:
     """How rows share a sequence."""
 
     strategy: str = _choice(*PACKING)
-    block_size: Optional[int] = _at_least(
-        1, default=None
-    )  # of blocks: predicted tokens of a window
-    isolation: str = _choice(
-        "verify", "trust"
-    )  # measure that packed rows do not see each other, or take it for granted
-    pack_eval: bool = False  # pack validation and test too
+    # of blocks: predicted tokens of a window
+    block_size: Optional[int] = _at_least(1, default=None)
+    # measure that packed rows do not see each other, or take it for granted
+    isolation: str = _choice("verify", "trust")
+    # pack validation and test too
+    pack_eval: bool = False
 
 
 @dataclass
 class PreflightConfig:
     """Limits that the data must keep before the first step."""
 
-    max_empty_rows: (
-        float  # share of rows that teach nothing: unreadable, or without a trained token
-    )
-    max_over_length_rows: (
-        float  # share of rows that are dropped for their length (over_length=drop, truncate)
-    )
-    duplicates: str = _choice("error", "warn")  # rows that stand in two splits
-    forged_turns: str = _choice(
-        "error", "escape"
-    )  # texts that hold special tokens of the chat template
-    show_rows: int = _at_least(0, default=3)  # rows that `check` and `preview` print
+    # share of rows that teach nothing: unreadable, or without a trained token
+    max_empty_rows: float
+    # share of rows that are dropped for their length (over_length=drop, truncate)
+    max_over_length_rows: float
+    # rows that are in two splits
+    duplicates: str = _choice("error", "warn")
+    # texts that hold special tokens of the chat template
+    forged_turns: str = _choice("error", "escape")
+    # rows that `check` and `preview` print
+    show_rows: int = _at_least(0, default=3)
 
 
 @dataclass
 class EvaluationConfig:
     """Validation and sample answers around the training."""
 
-    sample_prompts: Optional[
-        list[str]
-    ]  # default: the first five prompts of the test (or validation) split
+    # default: the first five prompts of the test (or validation) split
+    sample_prompts: Optional[list[str]]
     max_new_tokens: int = _at_least(1)
-    sample_strategy: str = _choice(
-        "no", "epoch"
-    )  # answer the sample prompts behind each epoch too; before and after it is always done
-    do_sample: bool = (
-        False  # draw each token of an answer, by `seed`, instead of taking the most likely one
-    )
-    temperature: float = 1.0  # of do_sample: below 1 likely tokens get likelier
-    top_k: int = _at_least(0, default=50)  # of do_sample: draw among so many; 0: among all
+    # answer the sample prompts after each epoch too; before and after training is always done
+    sample_strategy: str = _choice("no", "epoch")
+    # draw each token of an answer, by `seed`, instead of taking the most likely one
+    do_sample: bool = False
+    # of do_sample: below 1 likely tokens get likelier
+    temperature: float = 1.0
+    # of do_sample: draw among so many; 0: among all
+    top_k: int = _at_least(0, default=50)
 
 
 @dataclass
@@ -275,16 +326,15 @@ class TrackingConfig:
 
     project: str = "sftpipe"
     entity: Optional[str] = None
-    mode: str = _choice(
-        "auto", "offline", "online"
-    )  # auto: online when an API key is set, else offline
+    # auto: online when an API key is set, else offline
+    mode: str = _choice("auto", "offline", "online")
     tags: list[str] = field(default_factory=list)
     group: Optional[str] = None
 
 
 @dataclass
 class TrainConfig:
-    """A whole run. Built by `sftpipe.compose`; an empty group (`lora=none`) is `{}` or None: off."""
+    """A whole run, as `sftpipe.compose` makes it; a group that is off is `{}` or None."""
 
     model: ModelConfig
     tokenizer: TokenizerConfig
@@ -298,14 +348,16 @@ class TrainConfig:
     preflight: PreflightConfig
     evaluation: Optional[EvaluationConfig]
     tracking: Optional[TrackingConfig]
-    recipe: Optional[str] = None  # name of the recipe, for the run folder
+    # name of the recipe, for the run folder
+    recipe: Optional[str] = None
     seed: int = _at_least(0, default=42)
-    over_length: str = _choice("error", "drop", "truncate")  # rows longer than sft.max_length
-    allowed_targets: list[str] = field(
-        default_factory=list
-    )  # packages and modules that dotted paths may name, beside sftpipe
+    # rows longer than sft.max_length
+    over_length: str = _choice("error", "drop", "truncate")
+    # packages and modules that dotted paths may name, beside sftpipe
+    allowed_targets: list[str] = field(default_factory=list)
     output_dir: str = "outputs"
-    run: Optional[str] = None  # the run folder; default: a new one below output_dir
+    # the run folder; default: a new one below output_dir
+    run: Optional[str] = None
 
 
 def to_plain(cfg: TrainConfig) -> dict[str, Any]:

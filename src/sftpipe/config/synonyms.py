@@ -1,7 +1,7 @@
 """Key names of other fine-tuning tools, and the sftpipe key that does the same.
 
 Typing one of these names is an error, and the error names our key. docs/migrating.md publishes the
-table, and tests/test_config.py keeps both equal. The names were read from each tool's public
+table, and tests/config keeps both equal. The names were read from each tool's public
 documentation and sources.
 
 A target is one of

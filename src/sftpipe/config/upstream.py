@@ -2,7 +2,7 @@
 
 `BitsAndBytesConfig` takes any keyword without complaint and importing `SFTConfig` costs seconds of
 torch, so the sources are parsed with `ast` instead: exact for the versions that are installed, and
-quick enough for every `sftpipe config`.
+quick enough for every `sftpipe config`. The tables say which of these fields a config may not set.
 """
 
 from __future__ import annotations
@@ -11,6 +11,69 @@ import ast
 import functools
 import importlib.util
 from pathlib import Path
+
+# our groups whose keys are the fields of an upstream class
+UPSTREAM = {"sft": "SFTConfig", "lora": "LoraConfig", "quantization": "BitsAndBytesConfig"}
+
+# fields of upstream classes that another key owns: {group: {field: what to write instead}}
+MOVED: dict[str, dict[str, str]] = {
+    "sft": {
+        **dict.fromkeys(("packing", "packing_strategy", "padding_free", "eval_packing"), "packing"),
+        **dict.fromkeys(("completion_only_loss", "assistant_only_loss"), "loss"),
+        **dict.fromkeys(("seed", "data_seed"), "seed"),
+        **dict.fromkeys(("output_dir", "run_name", "overwrite_output_dir"), "output_dir"),
+        **dict.fromkeys(("report_to", "project", "trackio_space_id"), "tracking"),
+        **dict.fromkeys(("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"), "model.dtype"),
+        "pad_token": "tokenizer.pad_token",
+        "chat_template_path": "tokenizer.chat_template",
+        "dataset_text_field": "format",
+        "dataset_num_proc": "dataset.num_proc",
+        "dataset_kwargs": "dataset",
+        "shuffle_dataset": "dataset.shuffle_seed",
+        "truncation_mode": "over_length",
+        "gradient_checkpointing": "sft.activation_checkpointing",
+        "gradient_checkpointing_kwargs": "sft.activation_checkpointing_kwargs",
+        "model_init_kwargs": "model",
+        "trust_remote_code": "model",
+    },
+    "lora": {"base_model_name_or_path": "model.name_or_path", "revision": "model.revision"},
+}
+# fields that only sftpipe itself can set: {group: {field: why}}
+OURS: dict[str, dict[str, str]] = {
+    "sft": {
+        "eos_token": "EOS stays what the tokenizer says",
+        "disable_tqdm": "sftpipe draws its own progress bar",
+        "restore_callback_states_from_checkpoint": "a resumed run always restores them",
+        "hub_token": "secrets stay out of configs and run folders; use `hf auth login` or HF_TOKEN",
+        **dict.fromkeys(
+            (
+                "deepspeed",
+                "fsdp",
+                "fsdp_config",
+                "ddp_backend",
+                "ddp_bucket_cap_mb",
+                "ddp_broadcast_buffers",
+                "ddp_find_unused_parameters",
+                "ddp_static_graph",
+                "ddp_timeout",
+                "parallelism_config",
+                "local_rank",
+            ),
+            "a run is one process on one device",
+        ),
+    },
+    "lora": dict.fromkeys(
+        (
+            "task_type",
+            "peft_type",
+            "inference_mode",
+            "auto_mapping",
+            "peft_version",
+            "runtime_config",
+        ),
+        "sftpipe trains causal language models and sets it",
+    ),
+}
 
 # class -> the files that hold it and its bases, base first; a later field replaces an earlier one
 _SOURCES: dict[str, tuple[tuple[str, str, str], ...]] = {
@@ -54,35 +117,35 @@ def _package_dir(package: str) -> Path:
 def _class_fields(source: Path, class_name: str) -> dict[str, str | None]:
     """Dataclass fields of a class; the parameters of its `__init__` where it is no dataclass."""
     tree = ast.parse(source.read_text(encoding="utf-8"))
-    body = next(
-        node.body
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and node.name == class_name
-    )
+    classes = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
     fields: dict[str, str | None] = {}
-    for node in body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            annotation = ast.unparse(node.annotation)
-            init_false = isinstance(node.value, ast.Call) and any(
-                k.arg == "init" and isinstance(k.value, ast.Constant) and k.value.value is False
-                for k in node.value.keywords
-            )
-            if (
-                not node.target.id.startswith("_")
-                and "ClassVar" not in annotation
-                and not init_false
-            ):
-                fields[node.target.id] = annotation
+    for node in classes[class_name]:
+        if isinstance(node, ast.AnnAssign) and _is_init_field(node):
+            fields[ast.unparse(node.target)] = ast.unparse(node.annotation)
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            arguments = node.args.args[1:] + node.args.kwonlyargs
-            fields |= {
-                a.arg: ast.unparse(a.annotation) if a.annotation else None for a in arguments
-            }
+            for argument in node.args.args[1:] + node.args.kwonlyargs:
+                annotation = argument.annotation
+                fields[argument.arg] = ast.unparse(annotation) if annotation else None
     return fields
 
 
+def _is_init_field(node: ast.AnnAssign) -> bool:
+    """True for a field that the `__init__` of its dataclass takes."""
+    if not isinstance(node.target, ast.Name) or node.target.id.startswith("_"):
+        return False
+    if "ClassVar" in ast.unparse(node.annotation):
+        return False
+    keywords = node.value.keywords if isinstance(node.value, ast.Call) else []
+    return not any(
+        keyword.arg == "init"
+        and isinstance(keyword.value, ast.Constant)
+        and keyword.value.value is False
+        for keyword in keywords
+    )
+
+
 def accepts(annotation: str | None, value: object) -> bool:
-    """Whether a plain value (as YAML gives it) fits an annotation such as `float | str | None`.
+    """True if a plain value (as YAML gives it) fits an annotation such as `float | str | None`.
 
     Annotations with a name that is no plain type (`Literal[...]`, `EvaConfig`) accept everything:
     upstream checks those itself.
@@ -107,10 +170,10 @@ _PLAIN = {"int", "float", "bool", "str", "None", "list", "dict", "tuple", "set"}
 
 
 def _plain_types(annotation: str) -> set[str] | None:
-    """{"float", "None"} of "Optional[float]"; None where a part is no plain type.
+    """{"float", "None"} of "Optional[float]"; None where a part of it is no plain type.
 
-    Enums stand beside `str` upstream (`SaveStrategy | str`) and are written as strings, so they
-    count as `str`.
+    Upstream writes an enum together with `str` (`SaveStrategy | str`), and its values as strings,
+    so it counts as `str`.
     """
     node = ast.parse(annotation, mode="eval").body
     if isinstance(node, ast.Constant) and isinstance(node.value, str):  # a quoted annotation

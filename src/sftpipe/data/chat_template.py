@@ -20,7 +20,7 @@ from typing import Any
 from jinja2.exceptions import TemplateSyntaxError
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
-from sftpipe.data.formats import Conversation, Message
+from sftpipe.data.samples import Conversation, Message
 from sftpipe.errors import DataError, Problem, RowError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -165,7 +165,7 @@ class ChatTemplate:
             problem = Problem(
                 where,
                 f"the chat template refuses the conversation: {error}",
-                fix="mend the row or the template",
+                fix="fix the row or the template",
             )
             raise RowError("refused by the chat template", problem) from None
         return str(texts[0]), indices[0] if blocks else []

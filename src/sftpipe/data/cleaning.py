@@ -1,177 +1,141 @@
-"""What is done to the strings of a data set before a template takes them in: markers are stripped, special tokens are kept from acting."""
+"""The one door for the texts of a data set: markers stripped, special-token injection prevented.
+
+A tokenizer reads `<|im_end|>` as the end of a turn wherever it is written, so an answer or a question
+that quotes it would end or open a turn. Formats pass each text through `Cleaner.clean` before a
+template or a pattern takes it in. Finished texts (format=text, and the strings that a user's own
+format makes) may hold special tokens: that is how those are written.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 from sftpipe.config.schema import DatasetConfig, FormatConfig, PreflightConfig
-from sftpipe.data.formats import Conversation, PromptCompletion, Row, Sample
+from sftpipe.data.messages import FIX_ROW
+from sftpipe.data.samples import PromptCompletion, Row, Sample
 from sftpipe.errors import Problem, RowError
+from sftpipe.tokenizer.special_tokens import SpecialTokens, any_of
 
 FORGED = "forged turn"  # the reason of rows that are dropped for it
-# zero width space: put into a special token, it makes plain text of it that looks the same
+_ALLOWED = "text that neither opens nor ends a turn"
+# zero width space: inside a special token it makes plain text of it that looks the same
 _BREAK = "\u200b"
 
 
-class Guard:
-    """Keeps the texts of a data set from ending or opening turns.
+class Cleaner:
+    """Strips markers, and escapes or rejects special tokens in texts (`preflight.forged_turns`)."""
 
-    A tokenizer reads `<|im_end|>` as the end of a turn wherever it stands, so an answer or a
-    question that quotes it would forge one. Finished texts (format=text, and the strings that a
-    user's own format makes) may hold special tokens: they are how those are written.
-    """
-
-    def __init__(self, tokenizer: Any, dataset: DatasetConfig, preflight: PreflightConfig) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        dataset: DatasetConfig,
+        preflight: PreflightConfig,
+    ) -> None:
+        control = SpecialTokens.of(tokenizer).control
         self._escapes = preflight.forged_turns == "escape"
-        self._tokens = _alternatives(control_tokens(tokenizer))
-        self._broken = _alternatives(
-            _broken(token) for token in control_tokens(tokenizer) if len(token) > 1
-        )
-        self._strips = dataset.markers == "strip"
-        self._markers = _alternatives(dataset.marker_tokens)
+        self._control = any_of(control)
+        self._escaped = any_of(_escape(token) for token in control if len(token) > 1)
+        self._dataset = dataset
 
     def strip(self, row: Row) -> Row:
-        """The row, without the markers of `dataset.markers=strip`."""
-        return (
-            dict(_map_strings(row, lambda text, _: self._markers.sub("", text), "", names=False))
-            if self._strips
-            else row
-        )
+        """The row without its markers, as a format is given it; see `strip_markers`."""
+        return strip_markers(row, self._dataset)
 
-    def row(self, row: Row, columns: Iterable[str], where: str) -> Row:
-        """A row whose `columns` a pattern or a template takes in.
+    def clean(self, value: Any, where: str) -> Any:
+        """A text, or a nested value with texts, without special tokens.
 
         Raises:
-            RowError: a text in them holds a special token (`preflight.forged_turns=error`).
+            RowError: a text holds one (`preflight.forged_turns=error`); names its location.
         """
-        found = {
-            name: _map_strings(row[name], self._check, f"{where}.{name}")
-            for name in columns
-            if name in row
-        }
-        return {**row, **found} if found else row
+        if isinstance(value, str):
+            return self._clean_text(value, where)
+        if not any(self._control.search(text) for text in _texts(value)):
+            return value
+        return _map(value, self._clean_text, where)
 
-    def filled(self, sample: PromptCompletion, cfg: FormatConfig, where: str) -> PromptCompletion:
-        """A filled pattern, whose columns `row` has seen.
-
-        Raises: RowError: pieces of a special token stood in columns that the pattern puts next to
-            each other.
-        """
-        found = self._tokens.findall(sample.prompt + sample.completion)
-        patterns = (cfg.prompt, cfg.prompt if cfg.prompt_no_input is None else cfg.prompt_no_input)
-        if not found or any(
-            found == self._tokens.findall(f"{pattern}{cfg.completion}") for pattern in patterns
-        ):
-            return sample
-        problem = Problem(
-            where,
-            f"the columns together make the special token {found[0]!r}",
-            allowed="text that neither opens nor ends a turn",
-            fix="mend or remove the row, or put text between the columns in the pattern",
-        )
-        raise RowError(FORGED, problem)
-
-    def conversation(self, chat: Conversation, where: str) -> Conversation:
-        """Turns that a chat template takes in; see `row`."""
-        plain = (
-            not chat.tools
-            and not chat.template_kwargs
-            and all(len(message) == 2 for message in chat.messages)
-        )
-        texts = (
-            [message["content"] for message in chat.messages]
-            if plain
-            else _strings((chat.messages, chat.tools, chat.template_kwargs))
-        )
-        if not self._tokens.search("\0".join(texts)):
-            return chat
-        return replace(
-            chat,
-            messages=tuple(_map_strings(chat.messages, self._check, f"{where}.messages")),
-            tools=tuple(_map_strings(chat.tools, self._check, f"{where}.tools")),
-            template_kwargs=_map_strings(
-                chat.template_kwargs, self._check, f"{where}.chat_template_kwargs"
-            ),
-        )
-
-    def has_escaped(self, sample: Sample) -> bool:
-        """Whether special tokens in the texts of a sample were made plain text."""
-        return self._escapes and any(
-            self._broken.search(text) for text in _strings(list(vars(sample).values()))
-        )
-
-    def _check(self, text: str, where: str) -> str:
-        found = self._tokens.search(text)
+    def _clean_text(self, text: str, where: str) -> str:
+        found = self._control.search(text)
         if found is None:
             return text
-        if (
-            self._escapes and len(found[0]) > 1
-        ):  # again: a broken token may have hidden another that overlaps it
-            return self._check(self._tokens.sub(lambda match: _broken(match[0]), text), where)
-        raise RowError(
-            FORGED,
-            Problem(
+        if self._escapes and len(found[0]) > 1:
+            # again: an escaped token may have hidden another that overlaps it
+            return self._clean_text(self._control.sub(lambda hit: _escape(hit[0]), text), where)
+        around = text[max(0, found.start() - 20) : found.end() + 20]
+        fix = f"{FIX_ROW}, or `preflight.forged_turns=escape` to have such tokens read as plain text"
+        found_text = f"the special token {found[0]!r} in {around!r}"
+        raise RowError(FORGED, Problem(where, found_text, allowed=_ALLOWED, fix=fix))
+
+    def check_filled(self, sample: PromptCompletion, cfg: FormatConfig, where: str) -> None:
+        """Check a filled pattern, each of whose columns is clean.
+
+        Raises:
+            RowError: columns that the pattern puts next to each other make a special token
+                together.
+        """
+        found = self._control.findall(sample.prompt + sample.completion)
+        patterns = (cfg.prompt, cfg.prompt if cfg.prompt_no_input is None else cfg.prompt_no_input)
+        of_patterns = [self._control.findall(f"{prompt}{cfg.completion}") for prompt in patterns]
+        if found and found not in of_patterns:
+            problem = Problem(
                 where,
-                f"the special token {found[0]!r} in "
-                f"{text[max(0, found.start() - 20) : found.end() + 20]!r}",
-                allowed="text that neither opens nor ends a turn",
-                fix="mend or remove the row, or preflight.forged_turns=escape to have such tokens "
-                "read as plain text",
-            ),
-        )
+                f"the columns together make the special token {found[0]!r}",
+                allowed=_ALLOWED,
+                fix=f"{FIX_ROW}, or put text between the columns in the pattern",
+            )
+            raise RowError(FORGED, problem)
+
+    def has_escaped(self, sample: Sample) -> bool:
+        """True if special tokens in the texts of a sample were made plain text."""
+        texts = _texts(list(vars(sample).values())) if self._escapes else ()
+        return any(self._escaped.search(text) for text in texts)
 
 
-def control_tokens(tokenizer: Any) -> list[str]:
-    """The special tokens of a tokenizer, and the added tokens that its chat template writes."""
-    template = tokenizer.chat_template
-    source = " ".join(template.values()) if isinstance(template, dict) else template or ""
-    added = tokenizer.added_tokens_decoder.values()
-    return sorted(
-        {str(token) for token in added if token.special or str(token) in source}
-        | set(tokenizer.all_special_tokens)
-    )
+def strip_markers(row: Row, cfg: DatasetConfig) -> Row:
+    """The row without the markers of `dataset.markers=strip`, wherever they are in its values."""
+    if cfg.markers != "strip":
+        return row
+    markers = any_of(cfg.marker_tokens)
+    return dict(_map(row, lambda text, _: markers.sub("", text), "", names=False))
 
 
-def _broken(token: str) -> str:
+def _escape(token: str) -> str:
     return f"{token[0]}{_BREAK}{token[1:]}"
 
 
-def _alternatives(words: Iterable[str]) -> re.Pattern[str]:
-    """Any of the words, the longest first; without words what never matches."""
-    return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)")
-
-
-def _strings(value: Any) -> Iterable[str]:
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in a nested value, names of fields too."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for name, item in value.items():
             yield str(name)
-            yield from _strings(item)
+            yield from _texts(item)
     elif isinstance(value, Sequence):
         for item in value:
-            yield from _strings(item)
+            yield from _texts(item)
 
 
-def _map_strings(
+def _map(
     value: Any, change: Callable[[str, str], str], where: str, *, names: bool = True
 ) -> Any:
-    """The value with each string in it changed, by default names of fields too; `where` grows with the way to it."""
+    """The value with each string in it changed, by default names of fields too.
+
+    `where` grows with the way to the string.
+    """
     if isinstance(value, str):
         return change(value, where)
     if isinstance(value, Mapping):
         return {
-            change(str(name), where) if names else name: _map_strings(
+            change(str(name), where) if names else name: _map(
                 item, change, f"{where}.{name}", names=names
             )
             for name, item in value.items()
         }
     if isinstance(value, (list, tuple)):
         return [
-            _map_strings(item, change, f"{where}[{index}]", names=names)
-            for index, item in enumerate(value)
+            _map(item, change, f"{where}[{index}]", names=names) for index, item in enumerate(value)
         ]
     return value

@@ -18,13 +18,13 @@ from typing import Any
 
 from sftpipe.config.schema import LossConfig
 from sftpipe.data.chat_template import Answer, ChatTemplate, rewritten, trained_turns
-from sftpipe.data.formats import Conversation, Prompt, PromptCompletion, Sample, Text, split_prompt
 from sftpipe.data.labels import IGNORED, Span, labels_from_spans, response_spans
+from sftpipe.data.rows import TOO_LONG
+from sftpipe.data.samples import Conversation, Prompt, PromptCompletion, Sample, Text, split_prompt
 from sftpipe.errors import DataError, Problem, RowError
-from sftpipe.tokenizer.load import how_to_add, unknown_tokens
+from sftpipe.tokenizer.special_tokens import how_to_add, unknown_tokens
 
 _TOGETHER = 128  # samples that are tokenised by one call
-TOO_LONG = "longer than sft.max_length"  # the reason of rows that are dropped for their length
 
 
 Tokens = tuple[

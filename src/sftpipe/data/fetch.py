@@ -1,11 +1,12 @@
-"""A data file that the web has: fetched once, then read from disk."""
+"""A data file that a URL names: fetched once, then read from disk."""
 
 from __future__ import annotations
 
+import http.client
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from sftpipe.errors import DataError, Problem, one_line
@@ -17,13 +18,13 @@ _CHUNK_BYTES = 2**20
 
 
 def fetched(name: str) -> str:
-    """The path of a data file: `name` itself, or for a URL the file of that name in the working folder, else the one in the cache.
+    """The path of a data file: `name` itself, or the local copy of a URL.
 
-    What is not in the cache is downloaded into it. The cache keeps a hash of the bytes beside them,
-    and a damaged file is fetched again.
+    A file of the same name in the working folder comes before the copy in the cache. What is in
+    neither is downloaded into the cache, with a hash of its bytes; a damaged copy is fetched again.
 
     Raises:
-        DataError: the URL names no file, or gives none; says how to do without the network.
+        DataError: the URL names no file, or gives none; says how to work without the network.
     """
     if not name.startswith(("http://", "https://")):
         return name
@@ -50,13 +51,14 @@ def fetched(name: str) -> str:
 def _download(url: str, file: Path) -> None:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response, file.open("wb") as out:
-            expected = response.headers.get("Content-Length")
-            size = _copy(response, out, file.name, int(expected) if expected else None)
-        if expected and size != int(expected):
+            length = response.headers.get("Content-Length")
+            expected = int(length) if length else None
+            size = _copy(response, out, file.name, expected)
+        if expected is not None and size != expected:
             raise urllib.error.URLError(
-                f"the connection broke off after {size:,} of {int(expected):,} bytes"
+                f"the connection broke off after {size:,} of {expected:,} bytes"
             )
-    except (OSError, ValueError) as error:  # URLError is an OSError
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection
         reason = one_line(getattr(error, "reason", error))[:160]
@@ -65,7 +67,7 @@ def _download(url: str, file: Path) -> None:
         raise DataError(Problem("dataset.data_files", found, fix=fix)) from None
 
 
-def _copy(response: Any, out: Any, name: str, expected: int | None) -> int:
+def _copy(response: IO[bytes], out: IO[bytes], name: str, expected: int | None) -> int:
     """Copies all bytes and shows how far it is; returns their number."""
     size = 0
     of_all = f" of {expected / 1e6:.1f}" if expected else ""

@@ -1,4 +1,4 @@
-"""Rows that share a sequence: packing before training, and the batches that keep packed rows apart.
+"""Rows that share a sequence: packing before training, and the batches that keep them separate.
 
 B rows of a batch, T tokens of its longest row. A packed row carries `seq_lengths`, the tokens of
 each row that it holds:
@@ -12,30 +12,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sftpipe.data.preflight.facts import row_lengths
+from sftpipe.data.labels import IGNORED
+from sftpipe.data.rows import row_lengths
 from sftpipe.data.version import code_digest
-from sftpipe.errors import DataError, Problem
+from sftpipe.errors import Problem
 from sftpipe.storage import cached, digest
 
-SPLITTING = (
-    "bfd_split",
-    "wrapped",
-    "blocks",
-)  # strategies that split rows; for the others `over_length` acts on long rows before
-ISOLATED = ("bfd", "bfd_split", "padding_free")  # strategies whose rows must not see each other
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 _AT_ONCE = 2_000_000  # tokens that are packed together: enough to fill, and few enough for memory
 
 
-def pack(rows: Any, strategy: str, max_length: int | None, name: str) -> Any:
+def pack(rows: Dataset, strategy: str, max_length: int | None, name: str) -> Dataset:
     """Rows packed to `max_length` tokens by TRL's packer; no token and no label is lost.
 
-    Args: rows: `datasets.Dataset` with `input_ids` and `labels`. strategy: bfd, bfd_split or
-        wrapped; rows of padding_free are joined batch by batch, not here. max_length: tokens of a
-        packed row. name: the split, for the progress bar.
+    Args:
+        rows: with `input_ids` and `labels`.
+        strategy: bfd, bfd_split or wrapped; rows of padding_free are joined batch by batch, not
+            here.
+        max_length: tokens of a packed row.
+        name: the split, for the progress bar.
     """
-    if strategy == "padding_free":
+    if strategy == "padding_free" or not len(rows):
         return rows
     assert max_length is not None
     import datasets
@@ -57,36 +58,22 @@ def pack(rows: Any, strategy: str, max_length: int | None, name: str) -> Any:
     )
 
 
-def blocks(rows: Any, block_size: int, name: str) -> Any:
-    """The rows of a split as one stream of tokens, cut into consecutive windows that predict each token once.
+def blocks(rows: Dataset, block_size: int) -> Dataset:
+    """The rows of a split as one stream of tokens, cut into consecutive windows.
 
-    A window of `block_size` predictions has one token more, which the next window begins with; the
-    last may be shorter:
+    The windows predict each token once. A window of `block_size` predictions has one token more,
+    with which the next one begins; the last may be shorter:
 
         rows                      [5 6 7] [8 9] [4]
         blocks of 2               [5 6 7] [7 8 9] [9 4]
 
     Args:
-        rows: `datasets.Dataset` with `input_ids`; every token is a target (loss=full).
+        rows: with `input_ids`; every token is a target (loss=full).
         block_size: predictions of a window.
-        name: the split.
 
     Returns:
-        `datasets.Dataset` with `input_ids` and `labels`, which are the same.
-
-    Raises:
-        DataError: the train split has fewer tokens than one window.
+        A table of `input_ids` and `labels`, which are the same.
     """
-    tokens = int(row_lengths(rows).sum())
-    if name == "train" and tokens <= block_size:
-        raise DataError(
-            Problem(
-                "packing.block_size",
-                f"{block_size}, and the train split has {tokens:,} tokens: less than one window "
-                "and the token behind it",
-                fix=f"packing.block_size={tokens - 1} or less, or more text",
-            )
-        )
     import datasets
     from datasets.arrow_writer import ArrowWriter
 
@@ -107,14 +94,28 @@ def blocks(rows: Any, block_size: int, name: str) -> Any:
     )
 
 
-def _windows(rows: Any, block_size: int) -> Iterator[list[int]]:
+def too_few_tokens(tokens: int, block_size: int) -> Problem | None:
+    """The problem of a train split with fewer tokens than one window and its last target."""
+    if tokens > block_size:
+        return None
+    fix = "more text"
+    if tokens > 1:
+        fix = f"`packing.block_size={tokens - 1}` or less, or {fix}"
+    return Problem(
+        "packing.block_size",
+        f"{block_size}, and the train split has {tokens:,} tokens: less than one window "
+        "and the token after it",
+        fix=fix,
+    )
+
+
+def _windows(rows: Dataset, block_size: int) -> Iterator[list[int]]:
     waiting: list[int] = []
     for batch in rows.select_columns("input_ids").iter(batch_size=1000):
         for row in batch["input_ids"]:
             waiting += row
-        last = (
-            (len(waiting) - 1) // block_size * block_size
-        )  # where the first window begins that is not whole yet
+        # where the first window begins that is not whole yet
+        last = (len(waiting) - 1) // block_size * block_size
         for start in range(0, last, block_size):
             yield waiting[start : start + block_size + 1]
         waiting = waiting[max(0, last) :]
@@ -133,7 +134,7 @@ class RandomWindows:
     tokens: length of the stream.
     """
 
-    def __init__(self, rows: Any) -> None:
+    def __init__(self, rows: Dataset) -> None:
         self.rows = rows
         self.block_size = len(rows[0]["input_ids"]) - 1
         self.tokens = (len(rows) - 1) * self.block_size + len(rows[len(rows) - 1]["input_ids"])
@@ -163,24 +164,31 @@ class RandomWindows:
 
 
 def sequence_lengths(row: Mapping[str, Any]) -> list[int]:
-    """Tokens of each sequence of a row: `seq_lengths`, or all of an unpacked row."""
-    lengths = row.get("seq_lengths")
-    return list(lengths) if lengths is not None else [len(row["input_ids"])]
+    """Tokens of each sequence of a row: `seq_lengths`, or all of an unpacked row; their sum is T.
+
+    Raises:
+        ValueError: `seq_lengths` and `input_ids` differ.
+    """
+    total = len(row["input_ids"])
+    lengths = list(row.get("seq_lengths") or [total])
+    if sum(lengths) != total:
+        raise ValueError(f"seq_lengths add up to {sum(lengths)}, and the row has {total} tokens")
+    return lengths
 
 
 @dataclass(frozen=True)
 class Isolation:
     """How the sequences of a row are kept apart, and how well.
 
-    apart: "positions" or "mask", see `Collator`.
-    figure: largest difference that packing, or other tokens in a neighbour, make to a logit, in
+    method: "positions" or "mask", see `Collator`.
+    leak: largest difference that packing, or other tokens in a neighbour, make to a logit, in
         standard deviations of the logits; None when it was not measured.
-    positions_figure: the same for positions alone, where they leak and a mask had to be given.
+    leak_of_positions: the same for positions alone, where they leak and a mask had to be given.
     """
 
-    apart: str
-    figure: float | None = None
-    positions_figure: float | None = None
+    method: str
+    leak: float | None = None
+    leak_of_positions: float | None = None
 
 
 @dataclass(frozen=True)
@@ -191,7 +199,7 @@ class PackingReport:
     rows: {split: [rows before, rows after]} of the splits that were packed; empty under
         padding_free, which packs each batch.
     fill: {split: tokens, as a share of the room in the packed rows}.
-    isolation: how sequences are kept apart, and how well; None where they are joined on purpose
+    isolation: how sequences are kept separate, and how well; None where they are joined on purpose
         (wrapped, blocks).
     """
 
@@ -200,31 +208,6 @@ class PackingReport:
     fill: dict[str, float]
     isolation: Isolation | None
 
-    def lines(self) -> list[str]:
-        """As a person reads it: the rows, and how they are kept apart."""
-        made = [
-            f"{before:,} {split} rows in {after:,}, {self.fill[split]:.1%} full"
-            for split, (before, after) in self.rows.items()
-        ]
-        return [
-            f"{self.strategy}: {', '.join(made) or 'each batch is one row'}",
-            self._kept_apart(),
-        ]
-
-    def _kept_apart(self) -> str:
-        found = self.isolation
-        if found is None:
-            return "none: rows are joined, and see each other, by design"
-        how = "positions that restart" if found.apart == "positions" else "a block-diagonal mask"
-        if found.figure is None:
-            return f"{how}; trusted, not measured"
-        leak = (
-            f"; positions alone leak {found.positions_figure:.2g}"
-            if found.positions_figure is not None
-            else ""
-        )
-        return f"{how}; packing moves a logit by {found.figure:.1g} standard deviations{leak}"
-
 
 @dataclass(frozen=True)
 class Collator:
@@ -232,7 +215,7 @@ class Collator:
 
     pad_token_id: PAD.
     pad_to_multiple_of: T is rounded up to it.
-    apart: how the sequences of packed rows are kept apart. None: rows are not packed, and padded on
+    method: how the sequences of packed rows are kept separate. None: rows are not packed, and padded on
         the right. "positions": all rows of the batch make one, (1, sum of T), whose positions
         restart with each sequence, which the model's own mask follows. "mask": rows stay rows, with
         a block-diagonal mask (B, 1, T, T), for models whose own mask does not follow positions.
@@ -240,12 +223,14 @@ class Collator:
 
     pad_token_id: int
     pad_to_multiple_of: int | None = None
-    apart: str | None = None
+    method: str | None = None
 
     def __call__(
         self, rows: Sequence[Mapping[str, Any]], padding_free: bool = False
     ) -> dict[str, Any]:
-        """`input_ids`, `labels` (the first of each packed sequence is -100) and what keeps sequences apart.
+        """A batch: `input_ids`, `labels`, and what keeps packed sequences separate.
+
+        The first label of each packed sequence is -100.
 
         Args:
             rows: B rows with `input_ids` and `labels`, and `seq_lengths` where packed.
@@ -253,16 +238,16 @@ class Collator:
         """
         from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-        flat = padding_free or self.apart == "positions"
+        flat = padding_free or self.method == "positions"
         collate = DataCollatorForLanguageModeling(
             pad_token_id=self.pad_token_id,
             pad_to_multiple_of=self.pad_to_multiple_of,
             padding_free=flat,
-            return_position_ids=self.apart == "mask",
+            return_position_ids=self.method == "mask",
         )
         batch = dict(collate([dict(row) for row in rows]))
-        if self.apart == "mask" and not flat:
-            batch["labels"][batch["position_ids"] == 0] = -100
+        if self.method == "mask" and not flat:
+            batch["labels"][batch["position_ids"] == 0] = IGNORED
             batch["attention_mask"] = _block_diagonal(
                 [sequence_lengths(row) for row in rows], batch["input_ids"].shape[1]
             )
@@ -270,7 +255,9 @@ class Collator:
 
 
 def _block_diagonal(lengths: Sequence[Sequence[int]], width: int) -> Any:
-    """What may be attended to, as 0, and the rest as the lowest float16, which rounds to nothing in any precision: (B, 1, T, T).
+    """The mask (B, 1, T, T): 0 where attention is allowed, else the lowest float16.
+
+    That is finite in any precision, and its weight rounds to nothing.
 
     Two sequences of 2 and 1 tokens, and one token of padding:
 

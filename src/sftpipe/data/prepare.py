@@ -1,43 +1,34 @@
-"""Steps 3 to 5 of the pipeline: load, format, encode, measure."""
+"""From the rows of each source to the finished, packed rows of each split."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from sftpipe.config.schema import FormatConfig, TrainConfig
-from sftpipe.data.chat_template import unrolled
-from sftpipe.data.cleaning import Guard
-from sftpipe.data.encode import TOO_LONG, Encoded, Encoder
-from sftpipe.data.formats import (
-    Conversation,
-    PromptCompletion,
-    Row,
-    RowFunction,
-    Sample,
-    check_columns,
-    guarded_columns,
-    to_samples,
-)
+from sftpipe.config.schema import PACKING, TrainConfig
+from sftpipe.data.cleaning import Cleaner
+from sftpipe.data.encode import Encoder
+from sftpipe.data.encode_split import encode_split
+from sftpipe.data.formats import check_columns
 from sftpipe.data.labels import IGNORED
-from sftpipe.data.packing import SPLITTING, Collator, Isolation, PackingReport, blocks, pack
-from sftpipe.data.preflight.facts import Dropped, Part, padding_share, row_lengths
-from sftpipe.data.preflight.report import Preflight, inspect
-from sftpipe.data.readers import load_function
-from sftpipe.data.source import SPLITS, Rows, Source, load_sources
+from sftpipe.data.packing import Collator, Isolation, PackingReport, blocks, pack
+from sftpipe.data.preflight.checks import over_length_problem
+from sftpipe.data.preflight.report import Preflight
+from sftpipe.data.row_chain import RowEncoder, SampleReader
+from sftpipe.data.rows import TOO_LONG, Dropped, Part, row_lengths
+from sftpipe.data.samples import Sample
+from sftpipe.data.source import SPLITS, Source
 from sftpipe.data.version import code_digest
-from sftpipe.errors import DataError, Problem, RowError
-from sftpipe.storage import cached, digest
+from sftpipe.errors import RowError
+from sftpipe.storage import digest
 
-_BATCH = 1000  # rows that are formatted and tokenised together
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
+
+Parts = Mapping[str, Sequence[Part]]  # {split: the encoded rows of each of its sources}
 
 
 @dataclass(frozen=True)
@@ -45,29 +36,31 @@ class PreparedData:
     """Finished rows, and what made them.
 
     train, validation, test: `datasets.Dataset` with `input_ids` and `labels`, each (T,); None for a
-        split that is absent. Under packing=blocks the trainer draws its windows from all of train;
+        split that is absent. With packing=blocks the trainer draws its windows from all of train;
         the rows are the windows side by side.
-    tokenizer: the fast tokenizer with PAD and chat template settled.
+    tokenizer: the fast tokenizer with its special tokens and chat template.
     preflight: the report on the rows.
     collate: (rows, padding_free=False) -> batch of (B, T) tensors, padded on the right;
         padding-free as one row (1, sum of T) whose positions restart with each sequence and whose
         first labels are masked.
-    isolation: how packed sequences are kept apart; None where none are.
-    new_tokens: ids of the tokens that the config added to the vocabulary.
+    isolation: how packed sequences are kept separate; None where none are.
     encoder: renders and tokenises further samples in the same way.
-    reader: reads samples of the data set.
+    readers: {split: the samples of each of its sources}.
+    new_tokens: ids of the tokens that the config added to the vocabulary.
+    sha256: of what the rows were read from; see `source.fingerprint`.
     """
 
-    train: Any
-    validation: Any
-    test: Any
-    tokenizer: Any
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset | None
+    tokenizer: PreTrainedTokenizerFast
     preflight: Preflight
     collate: Collator
     isolation: Isolation | None
     encoder: Encoder
-    reader: Reader
-    new_tokens: Sequence[int] = ()
+    readers: Mapping[str, Sequence[SampleReader]]
+    new_tokens: Sequence[int]
+    sha256: str
 
     def trained_tokens(self) -> list[int]:
         """The new tokens that rows may train: all but PAD."""
@@ -75,480 +68,223 @@ class PreparedData:
 
     def end_ids(self) -> list[int]:
         """The tokens that trained answers end in."""
-        return [
-            int(self.tokenizer.convert_tokens_to_ids(token)) for token in self.preflight.end_tokens
-        ]
+        ends = self.preflight.end_tokens
+        return [int(self.tokenizer.convert_tokens_to_ids(token)) for token in ends]
 
-    def splits(self) -> dict[str, Any]:
+    def splits(self) -> dict[str, Dataset]:
         """{name: rows} of the splits that are there."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: rows for name, rows in named.items() if rows is not None}
 
     def samples(self, split: str) -> Iterator[Sample]:
-        """The samples of a split before encoding, in the order of the data set, without rows that make none."""
-        for source in self.reader.sources:
-            if split in source.splits:
-                for index, row in enumerate(source.splits[split]):
-                    (sample,) = self.reader.samples([row], source.format, [f"{split}[{index}]"])
-                    if not isinstance(sample, RowError):
-                        yield sample
+        """The samples of a split before encoding, in the order of the data set.
+
+        Rows that make none are left out.
+        """
+        for reader in self.readers[split]:
+            yield from reader
 
 
-@dataclass(frozen=True)
-class Reader:
-    """Rows to samples, guarded; what a worker process needs besides the encoder.
+# --- the steps ------------------------------------------------------------------------------------
 
-    functions: {dotted path: function} of format=function.
-    """
 
-    sources: Sequence[Source]
-    guard: Guard
-    functions: Mapping[str, RowFunction]
-
-    def samples(
-        self, rows: Sequence[Row], cfg: FormatConfig, places: Sequence[str]
-    ) -> list[Sample | RowError]:
-        """A sample, or its error, for each row."""
-        guarded: list[Row | RowError] = []
-        columns = guarded_columns(cfg)
-        for row, where in zip(rows, places, strict=True):
-            try:
-                stripped = self.guard.strip(row)
-                guarded.append(self.guard.row(stripped, columns, where))
-            except RowError as error:
-                guarded.append(error)
-        good = [
-            (row, where)
-            for row, where in zip(guarded, places, strict=True)
-            if not isinstance(row, RowError)
-        ]
-        made = iter(
-            to_samples(
-                [row for row, _ in good],
-                cfg,
-                [where for _, where in good],
-                self.functions.get(cfg.function or ""),
+def sample_readers(
+    sources: Sequence[Source], tokenizer: PreTrainedTokenizerFast, cfg: TrainConfig
+) -> dict[str, list[SampleReader]]:
+    """{split: a reader for each source that has the split}."""
+    cleaner = Cleaner(tokenizer, cfg.dataset, cfg.preflight)
+    return {
+        split: [
+            SampleReader(
+                source.splits[split], source.format, cleaner, f"{source.name} {split}".strip()
             )
-        )
-        samples = [row if isinstance(row, RowError) else next(made) for row in guarded]
-        return [
-            self._guarded(sample, cfg, where) for sample, where in zip(samples, places, strict=True)
+            for source in sources
+            if split in source.splits
         ]
-
-    def _guarded(
-        self, sample: Sample | RowError, cfg: FormatConfig, where: str
-    ) -> Sample | RowError:
-        try:
-            if isinstance(sample, PromptCompletion) and cfg.type == "template":
-                return self.guard.filled(sample, cfg, where)
-            return (
-                self.guard.conversation(sample, where)
-                if isinstance(sample, Conversation)
-                else sample
-            )
-        except RowError as error:
-            return error
-
-
-def prepare_data(
-    cfg: TrainConfig,
-    tokenizer: Any,
-    collate: Collator,
-    isolation: Isolation | None = None,
-    sources: Sequence[Source] | None = None,
-) -> PreparedData:
-    """Load, format, encode and pack every split, and check the result.
-
-    Args:
-        cfg: the config.
-        tokenizer: with its special tokens settled.
-        collate: makes batches of the rows.
-        isolation: how packed sequences are kept apart; None where none are.
-        sources: what `load_sources` gave; None loads them.
-
-    Raises:
-        DataError: the data set, a row or the preflight; see the modules of each step.
-    """
-    if sources is None:
-        sources = load_sources(cfg.dataset, cfg.format, cfg.allowed_targets)
-    reader = _reader(cfg, sources, tokenizer)
-    encoder = _encoder(cfg, tokenizer)
-    parts: dict[str, list[Part]] = {}
-    for split in SPLITS:
-        here = [source for source in sources if split in source.splits]
-        encoded = [
-            _limit_length(_encode(source, split, cfg, encoder, reader), cfg) for source in here
-        ]
-        if here:
-            parts[split] = (
-                _shares(here, encoded) if split == "train" and len(sources) > 1 else encoded
-            )
-    report = inspect(parts, encoder, cfg)
-    finished = {
-        split: _joined(group).select_columns(["input_ids", "labels"])
-        for split, group in parts.items()
+        for split in SPLITS
+        if any(split in source.splits for source in sources)
     }
-    if cfg.packing:
-        finished, report.packing = _packed(finished, cfg, isolation)
-    report.padding_share = _padding(finished["train"], cfg, isolation)
-    return PreparedData(
-        train=finished["train"],
-        validation=finished.get("validation"),
-        test=finished.get("test"),
-        tokenizer=tokenizer,
-        preflight=report,
-        collate=collate,
-        isolation=isolation,
-        encoder=encoder,
-        reader=reader,
-    )
 
 
-def texts(cfg: TrainConfig, sources: Sequence[Source], blank: Any) -> Iterator[str]:
-    """What a tokenizer is trained on: the texts as they will be tokenised, without the special tokens that stand in them.
+def make_encoder(tokenizer: PreTrainedTokenizerFast, cfg: TrainConfig) -> Encoder:
+    """The encoder of a run."""
+    return Encoder(tokenizer, cfg.loss, reads_unknown=cfg.tokenizer.unk_token != "keep")
 
-    Of tokenizer=char those of all splits, so that no character of the data set is unknown; of bpe
-    those of train. Rows that make no sample are left to `prepare_data`, which names them.
+
+def encode_sources(
+    sources: Sequence[Source],
+    readers: Mapping[str, Sequence[SampleReader]],
+    encoder: Encoder,
+    cfg: TrainConfig,
+) -> dict[str, list[Part]]:
+    """The encoded rows of every split of every source, of the lengths that the config allows.
 
     Args:
+        sources: for their names and their shares of a mixture.
+        readers: `sample_readers` of the sources.
+        encoder: makes ids and labels.
         cfg: the config.
-        sources: what `load_sources` gave.
-        blank: a tokenizer with the special tokens and the chat template, to write the texts with.
 
     Raises:
         DataError: a column is missing, or the loss does not go with the format.
     """
-    reader, encoder = _reader(cfg, sources, blank), _encoder(cfg, blank)
-    special = re.compile(
-        "|".join(re.escape(str(token)) for token in blank.added_tokens_decoder.values())
-    )
-    for source in sources:
-        for split in SPLITS if cfg.tokenizer.type == "char" else ("train",):
-            if split not in source.splits:
-                continue
-            rows = source.splits[split]
-            check_columns(rows.column_names, source.format, split)
-            for start in range(0, len(rows), _BATCH):
-                batch = rows[start : start + _BATCH]
-                for sample in reader.samples(
-                    batch, source.format, [f"{split}[{start + at}]" for at in range(len(batch))]
-                ):
-                    with contextlib.suppress(RowError):
-                        yield from (
-                            ()
-                            if isinstance(sample, RowError)
-                            else special.split(encoder.text(sample))
-                        )
-
-
-def _reader(cfg: TrainConfig, sources: Sequence[Source], tokenizer: Any) -> Reader:
-    paths = {source.format.function for source in sources if source.format.function}
-    functions = {
-        path: load_function(path, "format.function", cfg.allowed_targets) for path in paths
-    }
-    return Reader(sources, Guard(tokenizer, cfg.dataset, cfg.preflight), functions)
-
-
-def _encoder(cfg: TrainConfig, tokenizer: Any) -> Encoder:
-    return Encoder(tokenizer, cfg.loss, reads_unknown=cfg.tokenizer.unk_token != "keep")
-
-
-# --- one split of one source ----------------------------------------------------------------------
-
-
-def _encode(source: Source, split: str, cfg: TrainConfig, encoder: Encoder, reader: Reader) -> Part:
-    """The finished rows of a split, from the cache where the same ones were made before."""
-    import datasets
-
-    rows = source.splits[split]
-    check_columns(rows.column_names, source.format, split)
-    place = f"{source.name} {split}".strip()
-
-    def build(folder: Path) -> None:
-        rows.table.map(
-            _encode_batch,
-            fn_kwargs={
-                "encoder": encoder,
-                "reader": replace(
-                    reader, sources=()
-                ),  # the tables stay behind; a worker is handed its batches
-                "rows": replace(rows, table=None),
-                "format_cfg": source.format,
-                "cfg": cfg,
-                "place": place,
-                "dropped": folder,
-            },
-            with_indices=True,
-            batched=True,
-            batch_size=_BATCH,
-            num_proc=cfg.dataset.num_proc,
-            remove_columns=rows.table.column_names,
-            features=datasets.Features(
-                {
-                    "input_ids": datasets.List(datasets.Value("int32")),
-                    "labels": datasets.List(datasets.Value("int32")),
-                    "index": datasets.Value("int64"),
-                    "cut": datasets.Value("int32"),
-                    "lost": datasets.Value("int32"),
-                    "escaped": datasets.Value("bool"),
-                }
-            ),
-            load_from_cache_file=False,
-            cache_file_name=str(folder / "rows.arrow"),
-            new_fingerprint=key[:32],
-            desc=f"Encoding {place}",
-        )
-
-    def load(folder: Path) -> Part:
-        tables = [
-            datasets.Dataset.from_file(str(file)) for file in sorted(folder.glob("rows*.arrow"))
-        ]
-        lines = (
-            line
-            for file in folder.glob("dropped-*.jsonl")
-            for line in file.read_text(encoding="utf-8").splitlines()
-        )
-        dropped = sorted((Dropped(**json.loads(line)) for line in lines), key=lambda one: one.index)
-        samples = partial(_samples_of, rows, source.format, reader, cfg)
-        return Part(
-            split,
-            source.name,
-            len(rows),
-            datasets.concatenate_datasets(tables),
-            dropped,
-            samples,
-            rows.origin,
-        )
-
-    key = _key(rows, source, place, cfg, encoder, reader)
-    part = cached("encoded", key, build, load)
-    return replace(
-        part, dropped=[replace(one, origin=rows.origin(one.index)) for one in part.dropped]
-    )
-
-
-def _samples_of(
-    rows: Rows, form: FormatConfig, reader: Reader, cfg: TrainConfig, index: int
-) -> list[Sample]:
-    """What the format makes of one row."""
-    (whole,) = reader.samples(rows[index : index + 1], form, [f"[{index}]"])
-    return [sample for sample in _rows_of(whole, cfg) if not isinstance(sample, RowError)]
-
-
-def _key(
-    rows: Rows, source: Source, place: str, cfg: TrainConfig, encoder: Encoder, reader: Reader
-) -> str:
-    """Everything that the finished rows depend on."""
-    tokenizer = encoder.tokenizer
-    return digest(
-        code_digest(),
-        rows.digest,
-        place,
-        asdict(source.format),
-        _samples_digest(rows, source.format, reader) if source.format.type == "function" else None,
-        asdict(cfg.loss),
-        cfg.over_length == "truncate" and cfg.sft.get("max_length"),
-        cfg.preflight.forged_turns,
-        [cfg.dataset.markers, cfg.dataset.marker_tokens],
-        encoder.reads_unknown,
-        tokenizer.chat_template,
-        tokenizer.special_tokens_map,
-        tokenizer.backend_tokenizer.to_str(),
-    )
-
-
-def _samples_digest(rows: Rows, cfg: FormatConfig, reader: Reader) -> str:
-    """What a user's function makes of the rows: nobody can tell what its code depends on, so it is always asked."""
-    seen = hashlib.sha256()
-    for start in range(0, len(rows), _BATCH):
-        batch = rows[start : start + _BATCH]
-        for sample in reader.samples(batch, cfg, [f"[{start + at}]" for at in range(len(batch))]):
-            seen.update(repr(sample).encode("utf-8", "surrogatepass"))
-    return seen.hexdigest()
-
-
-def _encode_batch(
-    batch: Mapping[str, list[Any]],
-    indices: list[int],
-    *,
-    encoder: Encoder,
-    reader: Reader,
-    rows: Rows,
-    format_cfg: FormatConfig,
-    cfg: TrainConfig,
-    place: str,
-    dropped: Path,
-) -> dict[str, list[Any]]:
-    """Finished rows of a batch; the others go into a file of this process, with the reason."""
-    places = [f"{place}[{index}]" for index in indices]
-    samples: list[Sample | RowError] = reader.samples(rows.decode(batch), format_cfg, places)
-    work = [
-        (index, where, sample)
-        for index, where, whole in zip(indices, places, samples, strict=True)
-        for sample in _rows_of(whole, cfg)
-    ]
-    good = [(where, sample) for _, where, sample in work if not isinstance(sample, RowError)]
-    encoded = iter(encoder.encode([sample for _, sample in good], [where for where, _ in good]))
-    finished: dict[str, list[Any]] = {
-        name: [] for name in ("input_ids", "labels", "index", "cut", "lost", "escaped")
-    }
-    lost = []
-    for index, where, sample in work:
-        row = whole = sample if isinstance(sample, RowError) else next(encoded)
-        if (
-            cfg.over_length == "truncate"
-            and isinstance(row, Encoded)
-            and not isinstance(sample, RowError)
-        ):
-            row = encoder.fit(sample, row, cfg.sft["max_length"], where)
-        if isinstance(row, RowError):
-            tokens = len(whole.input_ids) if isinstance(whole, Encoded) else 0
-            told = Dropped(index, row.reason, **asdict(row.problem))
-            lost.append(replace(told, tokens=tokens, trained_tokens=_trained(whole)))
-            continue
-        finished["input_ids"].append(row.input_ids)
-        finished["labels"].append(row.labels)
-        finished["index"].append(index)
-        finished["cut"].append(row.cut)
-        finished["lost"].append(_trained(whole) - _trained(row))
-        finished["escaped"].append(
-            not isinstance(sample, RowError) and reader.guard.has_escaped(sample)
-        )
-    if lost:
-        with (dropped / f"dropped-{os.getpid()}.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(one)) + "\n" for one in lost)
-    return finished
-
-
-def _trained(row: Encoded | RowError) -> int:
-    return len(row.labels) - row.labels.count(IGNORED) if isinstance(row, Encoded) else 0
-
-
-def _rows_of(sample: Sample | RowError, cfg: TrainConfig) -> Sequence[Sample | RowError]:
-    """The sample, or one for each of its trained turns (`loss.unroll`)."""
-    if cfg.loss.unroll and isinstance(sample, Conversation):
-        return unrolled(sample, cfg.loss.type) or [sample]
-    return [sample]
-
-
-def _limit_length(part: Part, cfg: TrainConfig) -> Part:
-    """Rows of at most `sft.max_length` tokens; longer ones are an error or dropped (`over_length`)."""
-    limit = cfg.sft.get("max_length")
-    if cfg.packing and cfg.packing.strategy in SPLITTING:
-        return part
-    lengths = part.lengths()
-    if limit is None or not len(lengths) or lengths.max() <= limit:
-        return part
-    longer = (lengths > limit).nonzero()[0]
-    first = f"{part.place}[{part.rows[int(longer[0])]['index']}]"
-    others = (
-        ", or over_length=drop to leave such rows out and count them"
-        if len(longer) < len(lengths)
-        else ""
-    )
-    if cfg.over_length == "error" or len(longer) == len(lengths):
-        raise DataError(
-            Problem(
-                first,
-                f"{len(longer)} of {len(lengths)} rows of {part.split} are longer than "
-                f"sft.max_length={limit} tokens; "
-                f"this one has {lengths[longer[0]]}, the longest {lengths.max()}",
-                fix=f"sft.max_length={lengths.max()}" + others,
+    truncate_to = cfg.sft.get("max_length") if cfg.over_length == "truncate" else None
+    depends_on = [cfg.preflight.forged_turns, cfg.dataset.markers, cfg.dataset.marker_tokens]
+    parts: dict[str, list[Part]] = {}
+    for split, group in readers.items():
+        here = [source for source in sources if split in source.splits]
+        parts[split] = [
+            _limit_length(
+                encode_split(
+                    RowEncoder(reader, encoder, truncate_to),
+                    split,
+                    source.name,
+                    depends_on=depends_on,
+                    num_proc=cfg.dataset.num_proc,
+                ),
+                cfg,
             )
-        )
-    dropped = [
-        Dropped(
-            index=row["index"],
-            reason=TOO_LONG,
-            where=f"{part.place}[{row['index']}]",
-            found=f"{len(row['labels'])} tokens, more than sft.max_length={limit}",
-            allowed="",
-            fix=f"sft.max_length={len(row['labels'])}, or over_length=truncate",
-            origin=part.origin(row["index"]),
-            tokens=len(row["labels"]),
-            trained_tokens=len(row["labels"]) - row["labels"].count(IGNORED),
-        )
-        for row in part.rows.select(longer)
-    ]
-    kept = part.rows.select((lengths <= limit).nonzero()[0])
-    return replace(
-        part, rows=kept, dropped=sorted([*part.dropped, *dropped], key=lambda one: one.index)
-    )
+            for source, reader in zip(here, group, strict=True)
+        ]
+    if len(sources) > 1:
+        parts["train"] = _shares(sources, parts["train"])
+    return parts
 
 
-def _packed(
-    finished: Mapping[str, Any], cfg: TrainConfig, isolation: Isolation | None
-) -> tuple[dict[str, Any], PackingReport]:
-    """The splits packed as the config says, validation and test only when asked (or cut into blocks); and what became of them."""
-    assert cfg.packing
+def pack_splits(
+    parts: Parts, cfg: TrainConfig, isolation: Isolation | None
+) -> tuple[dict[str, Dataset], PackingReport | None]:
+    """The rows of each split, joined over its sources and packed; and what packing did.
+
+    Validation and test are packed only if `packing.pack_eval` says so, or if windows are cut.
+    """
+    joined = {
+        split: _joined(group).select_columns(["input_ids", "labels"])
+        for split, group in parts.items()
+    }
+    if cfg.packing is None:
+        return joined, None
     strategy, limit = cfg.packing.strategy, cfg.sft.get("max_length")
     if strategy == "blocks":
-        assert cfg.packing.block_size is not None  # clashes.py
+        assert cfg.packing.block_size is not None  # config/conflicts.py
         limit = cfg.packing.block_size + 1
-        packed = {
-            split: blocks(rows, cfg.packing.block_size, split) for split, rows in finished.items()
-        }
+        packed = {split: blocks(rows, cfg.packing.block_size) for split, rows in joined.items()}
     else:
         packed = {
             split: pack(rows, strategy, limit, split)
             if split == "train" or cfg.packing.pack_eval
             else rows
-            for split, rows in finished.items()
+            for split, rows in joined.items()
         }
-    changed = [split for split, rows in packed.items() if rows is not finished[split]]
-    counts = {split: [len(finished[split]), len(packed[split])] for split in changed}
+    changed = [split for split, rows in packed.items() if rows is not joined[split]]
+    counts = {split: [len(joined[split]), len(packed[split])] for split in changed}
     fill = {
         split: round(float(row_lengths(packed[split]).sum()) / (len(packed[split]) * limit), 4)
         for split in changed
-        if limit
+        if limit and len(packed[split])
     }
     return packed, PackingReport(strategy, counts, fill, isolation)
 
 
-def _padding(rows: Any, cfg: TrainConfig, isolation: Isolation | None) -> float:
-    if isolation and isolation.apart == "positions":
-        return 0.0  # the rows of a batch make one
-    strategy, multiple = (
-        cfg.sft.get("train_sampling_strategy", "random"),
-        cfg.sft.get("pad_to_multiple_of") or 1,
-    )
-    return padding_share(
-        row_lengths(rows), cfg.sft.get("per_device_train_batch_size", 8), strategy, multiple
+# --- the texts of a tokenizer that the run trains -------------------------------------------------
+
+
+def tokenizer_corpus(
+    sources: Sequence[Source], blank: PreTrainedTokenizerFast, cfg: TrainConfig
+) -> Iterator[str]:
+    """The texts that a tokenizer is trained on: as they will be tokenised, less their special tokens.
+
+    For tokenizer=char those of all splits, so that no character of the data set is unknown; for bpe
+    those of train. Rows that make no sample are left out; the preflight names them.
+
+    Args:
+        sources: the data set.
+        blank: a tokenizer with the special tokens and the chat template, to write the texts with.
+        cfg: the config.
+
+    Raises:
+        DataError: a column is missing, or the loss does not go with the format.
+    """
+    encoder = make_encoder(blank, cfg)
+    special = encoder.special.pattern
+    for split, readers in sample_readers(sources, blank, cfg).items():
+        if split != "train" and cfg.tokenizer.type != "char":
+            continue
+        for reader in readers:
+            check_columns(reader.rows.column_names, reader.format, split)
+            for sample in reader:
+                with contextlib.suppress(RowError):
+                    yield from special.split(encoder.text(sample))
+
+
+def corpus_key(sources: Sequence[Source], cfg: TrainConfig) -> str:
+    """Digest of everything that `tokenizer_corpus` depends on, beside the tokenizer's own config."""
+    return digest(
+        code_digest(),
+        [[source.name, asdict(source.format)] for source in sources],
+        [[split, rows.digest] for source in sources for split, rows in source.splits.items()],
+        asdict(cfg.loss),
+        cfg.preflight.forged_turns,
+        [cfg.dataset.markers, cfg.dataset.marker_tokens],
     )
 
 
-# --- mixtures -------------------------------------------------------------------------------------
+# --- lengths, mixtures ----------------------------------------------------------------------------
+
+
+def _limit_length(part: Part, cfg: TrainConfig) -> Part:
+    """Rows of at most `sft.max_length` tokens, the longer ones dropped (`over_length`).
+
+    Where longer rows are an error all are kept, for the preflight to name the error.
+    """
+    limit = cfg.sft.get("max_length")
+    splits_rows = cfg.packing is not None and PACKING[cfg.packing.strategy].splits
+    if limit is None or splits_rows or over_length_problem(part, cfg):
+        return part
+    lengths = part.lengths()
+    longer = (lengths > limit).nonzero()[0]
+    if not len(longer):
+        return part
+    dropped = [
+        Dropped(
+            index=row["index"],
+            reason=TOO_LONG,
+            where=f"{part.place}[{row['index']}]",
+            found=f"{row['length']} tokens, more than sft.max_length={limit}",
+            allowed="",
+            fix=f"`sft.max_length={row['length']}`, or `over_length=truncate`",
+            origin=part.origin(row["index"]),
+            tokens=row["length"],
+            trained_tokens=sum(label != IGNORED for label in row["labels"]),
+        )
+        for row in part.rows.select(longer)
+    ]
+    kept = part.rows.select((lengths <= limit).nonzero()[0])
+    all_dropped = sorted([*part.dropped, *dropped], key=lambda one: one.index)
+    return replace(part, rows=kept, dropped=all_dropped)
 
 
 def _shares(sources: Sequence[Source], parts: Sequence[Part]) -> list[Part]:
     """The first rows of each source, as many as its `count` or `weight` gives it.
 
     Weights make the largest mixture in which no row comes twice: with N_i rows and weights w_i, the
-        total is min(N_i / w_i).
+    total is min(N_i / w_i). A `count` of more rows than there are is an error of the preflight.
     """
-    weights = {at: source.weight for at, source in enumerate(sources) if source.weight is not None}
-    counts = {at: source.count for at, source in enumerate(sources) if source.count is not None}
+    weights = {at: one.weight for at, one in enumerate(sources) if one.weight is not None}
+    counts = {at: one.count for at, one in enumerate(sources) if one.count is not None}
     total = min(
         (len(parts[at].rows) / weight for at, weight in weights.items() if weight), default=0.0
     )
     shares = []
     for at, part in enumerate(parts):
-        count = counts.get(at, int(weights[at] * total + 1e-6) if at in weights else len(part.rows))
-        if count > len(part.rows):
-            raise DataError(
-                Problem(
-                    f"dataset.sources[{at}].count",
-                    f"{count} rows are asked for, and the source has {len(part.rows)}",
-                    allowed="no row is repeated",
-                    fix=f"dataset.sources[{at}].count={len(part.rows)}, or sft.num_train_epochs for "
-                    "more passes over all",
-                )
-            )
-        shares.append(replace(part, rows=part.rows.select(range(count))))
+        all_rows = len(part.rows)
+        share = int(weights[at] * total + 1e-6) if at in weights else all_rows
+        share = min(counts.get(at, share), all_rows)
+        shares.append(replace(part, rows=part.rows.select(range(share))))
     return shares
 
 
-def _joined(parts: Sequence[Part]) -> Any:
+def _joined(parts: Sequence[Part]) -> Dataset:
     """The rows of all parts, each part spread evenly over the whole."""
     import datasets
     import numpy as np
@@ -558,6 +294,5 @@ def _joined(parts: Sequence[Part]) -> Any:
     positions = np.concatenate(
         [(np.arange(len(part.rows)) + 0.5) / max(1, len(part.rows)) for part in parts]
     )
-    return datasets.concatenate_datasets([part.rows for part in parts]).select(
-        np.argsort(positions, kind="stable")
-    )
+    together = datasets.concatenate_datasets([part.rows for part in parts])
+    return together.select(np.argsort(positions, kind="stable"))

@@ -1,97 +1,151 @@
-"""Files, functions and the hub to tables of rows, with an error that names the file and the line.
+"""From files, functions and the hub to tables of rows; an error names the file and the line.
 
-Rows of json, csv, text, functions and streams are stored as their JSON text, one value a row, on
-disk: no schema is forced on them, so that a bad row is met where rows are read and not as a failure
-of the whole file.
+Rows of json, csv, text, functions and streams are stored on disk as JSON texts. No schema is forced
+on them, so that one odd row is an error of that row and not of the whole file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import importlib
+import hashlib
 import json
 import os
-import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from lzma import LZMAError
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sftpipe.config.schema import DatasetConfig
+from sftpipe.data.rows import JSON, ORIGIN
+from sftpipe.data.user_code import load_function
 from sftpipe.data.version import code_digest
-from sftpipe.errors import DataError, Problem, nearest, one_line
-from sftpipe.hub import HubUnreachable, NotOnHub, latest_commit, offline
-from sftpipe.storage import cache_dir, cached, digest
+from sftpipe.errors import DataError, Problem, one_line
+from sftpipe.hub import HubUnreachable, latest_commit, offline
+from sftpipe.storage import cache_dir, cached, digest, file_state, sha256_cached
 
-JSON, ORIGIN = "json", "origin"  # columns of a stored table: the row, and where it stood
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 FILE_KINDS = ("json", "csv", "parquet", "text", "arrow")
 _LONGEST_FIELD_BYTES = 2**26  # of a CSV value; more is a quote that was never closed
 _JSON_ROWS = "one JSON object a line, or one list of objects: [{...}, {...}]"
 
-Stored = Iterator[tuple[str, str]]  # (row as JSON, where it stood)
+Stored = Iterator[tuple[str, str]]  # (row as JSON, its file and line)
 
 
-def read_files(
-    kind: str, files: Mapping[str, Sequence[str]], cfg: DatasetConfig, content: str
-) -> dict[str, Any]:
-    """{split: `datasets.Dataset`} of local files.
+@dataclass(frozen=True)
+class DataFiles:
+    """The local files of a data set, as they were when their digest was made.
+
+    kind: one of `FILE_KINDS`.
+    splits: {split: [file]}; a "file" of kind arrow is a folder.
+    sha256: of the bytes of all files, in their order.
+    states: {file: `file_state` from just before its bytes were hashed}.
+    """
+
+    kind: str
+    splits: Mapping[str, Sequence[str]]
+    sha256: str
+    states: Mapping[Path, tuple[int, int, int] | None]
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """A block that reads the files: the digest is that of the bytes that it read.
+
+        Raises:
+            DataError: a file was written to since its bytes were hashed.
+        """
+        try:
+            yield
+        except Exception:  # half a line, for example, of a file that is being written
+            self._check()
+            raise
+        self._check()
+
+    def _check(self) -> None:
+        for file, state in self.states.items():
+            if file_state(file) != state:
+                where = f"dataset.data_files: {file}"
+                fix = "start again when no other program writes to it"
+                raise DataError(Problem(where, "changed while it was read", fix=fix)) from None
+
+
+def hash_files(kind: str, splits: Mapping[str, Sequence[str]]) -> DataFiles:
+    """The files with their digest; a process hashes the bytes of a file once."""
+    files = {name: _files_below(Path(name)) for names in splits.values() for name in names}
+    states = {file: file_state(file) for group in files.values() for file in group}
+    hashes = [
+        [split, [_sha256(Path(name), files[name]) for name in names]]
+        for split, names in splits.items()
+    ]
+    return DataFiles(kind, splits, digest(hashes), states)
+
+
+def _files_below(path: Path) -> list[Path]:
+    return (
+        [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file()]
+    )
+
+
+def _sha256(path: Path, files: Sequence[Path]) -> str | list[str]:
+    hashes = [sha256_cached(file) for file in files]
+    return hashes[0] if path.is_file() else hashes
+
+
+def read_files(files: DataFiles, cfg: DatasetConfig) -> dict[str, Dataset]:
+    """The table of each split of local files.
 
     Args:
-        kind: one of `FILE_KINDS`.
-        files: {split: files}.
+        files: what to read.
         cfg: for `sample_by`, and for `limit` when streaming.
-        content: hash of the bytes of all files.
 
     Raises:
-        DataError: a file is damaged, empty or of another kind.
+        DataError: a file is damaged, empty or of another kind, or changes while it is read.
     """
-    if kind == "arrow":
-        return _read_arrow(files)
-    if kind == "parquet":
-        return _read_parquet(files, content)
+    if files.kind == "arrow":
+        with files.unchanged():
+            return _read_arrow(files.splits)
+    if files.kind == "parquet":
+        return _read_parquet(files)
     stop = cfg.limit if cfg.streaming else None
-
-    def rows(names: Sequence[str]) -> Stored:
-        found = False
-        for name in names:
-            for row in islice(_lines(kind, Path(name), cfg.sample_by), stop):
-                found = True
-                yield row
-        if not found:
-            raise DataError(
-                Problem(
-                    "dataset.data_files",
-                    f"{', '.join(names)}: no rows",
-                    fix="name files that hold rows",
-                )
-            )
-
-    named = {
-        split: [Path(name).name for name in names] for split, names in files.items()
-    }  # they stand in the rows' origins
-    key = digest(code_digest(), kind, cfg.sample_by, stop, named, content)
+    names = {  # they are in the origins of the rows
+        split: [Path(name).name for name in group] for split, group in files.splits.items()
+    }
 
     def build(folder: Path) -> None:
-        for split, names in files.items():
-            store(rows(names), folder / f"{split}.arrow")
+        with files.unchanged():
+            for split, group in files.splits.items():
+                store(_rows_of(files.kind, group, cfg.sample_by, stop), folder / f"{split}.arrow")
 
     return cached(
         "rows",
-        key,
+        digest(code_digest(), files.kind, cfg.sample_by, stop, names, files.sha256),
         build,
-        lambda folder: {split: load(folder / f"{split}.arrow") for split in files},
+        lambda folder: {split: load(folder / f"{split}.arrow") for split in files.splits},
     )
+
+
+def _rows_of(kind: str, names: Sequence[str], sample_by: str, stop: int | None) -> Stored:
+    """The rows of some files, of each at most `stop`."""
+    found = False
+    for name in names:
+        for row in islice(_lines(kind, Path(name), sample_by), stop):
+            found = True
+            yield row
+    if not found:
+        no_rows = f"{', '.join(names)}: no rows"
+        raise DataError(Problem("dataset.data_files", no_rows, fix="name files that hold rows"))
 
 
 def store(rows: Stored, file: Path) -> str:
     """Write rows to an Arrow stream, a thousand at a time; returns the SHA-256 of their JSON."""
-    import hashlib
-
     import pyarrow as pa
 
     schema = pa.schema({JSON: pa.large_string(), ORIGIN: pa.large_string()})
@@ -109,7 +163,7 @@ def store(rows: Stored, file: Path) -> str:
     return seen.hexdigest()
 
 
-def load(file: Path) -> Any:
+def load(file: Path) -> Dataset:
     """A stored table, mapped into memory."""
     import datasets
 
@@ -128,17 +182,11 @@ def _lines(kind: str, file: Path, sample_by: str) -> Stored:
         else:
             yield from _text_rows(file, sample_by)
     except (EOFError, zlib.error, LZMAError, zipfile.BadZipFile, OSError) as error:
-        found, fix = (
-            f"the compressed file is damaged or cut off ({error})",
-            "fetch or make the file again",
-        )
-        if (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # the disk's, not the decompressor's
-            found, fix = (
-                f"the file cannot be read: {error.strerror}",
-                "look at its permissions and at the disk",
-            )
+        found = f"the compressed file is damaged or cut off ({error})"
+        fix = "fetch or make the file again"
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk
+            found = f"the file cannot be read: {error.strerror}"
+            fix = "look at its permissions and at the disk"
         raise DataError(Problem(f"dataset.data_files: {file}", found, fix=fix)) from None
 
 
@@ -190,7 +238,7 @@ def _json_rows(file: Path) -> Stored:
                 return
             row = _parse_json(line, file, number)
             if not isinstance(row, dict):
-                raise _bad_line(file, number, _show(row), "mend the line", _JSON_ROWS)
+                raise _bad_line(file, number, _show(row), "fix the line", _JSON_ROWS)
             begun = True
             yield line, f"{file.name}, line {number}"
 
@@ -203,7 +251,7 @@ def _json_list(text: str, file: Path, first: int) -> Stored:
                     f"dataset.data_files: {file}, row {number}",
                     _show(row),
                     allowed="a list of objects: [{...}, {...}]",
-                    fix="mend the file",
+                    fix="fix the file",
                 )
             )
         yield json.dumps(row), f"{file.name}, row {number}"
@@ -214,26 +262,16 @@ def _parse_json(text: str, file: Path, first: int) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        found = (
-            f"no JSON: {error.msg} at character {error.colno}: "
-            f"{text[max(0, error.pos - 20) : error.pos + 20]!r}"
-        )
-        cut = text[0] == "{" and error.pos >= len(
-            text
-        )  # where an object spread over lines ends for a reader of lines
-        fix = (
-            "write the whole object on one line, or all objects as one list"
-            if cut
-            else "mend the line"
-        )
+        excerpt = text[max(0, error.pos - 20) : error.pos + 20]
+        found = f"no JSON: {error.msg} at character {error.colno}: {excerpt!r}"
+        # to a reader of lines, an object that is spread over lines ends too early
+        spread = text[0] == "{" and error.pos >= len(text)
+        one_row = "write the whole object on one line, or all objects as one list"
+        fix = one_row if spread else "fix the line"
         raise _bad_line(file, first + error.lineno - 1, found, fix, _JSON_ROWS) from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a number of thousands of digits, brackets in brackets in brackets
-        raise _bad_line(
-            file, first, f"JSON that cannot be read: {error}", "mend the line", _JSON_ROWS
-        ) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep brackets
+        found = f"JSON that cannot be read: {error}"
+        raise _bad_line(file, first, found, "fix the line", _JSON_ROWS) from None
 
 
 def _show(value: Any) -> str:
@@ -241,7 +279,10 @@ def _show(value: Any) -> str:
 
 
 def _csv_rows(file: Path) -> Stored:
-    """CSV (or TSV) with a header; every value is the text that it is: "N/A" stays a word and "007" keeps its zeros."""
+    """CSV (or TSV) with a header.
+
+    Every value is the text that is written: "N/A" stays a word and "007" keeps its zeros.
+    """
     with _open(file) as raw:
         lines = (_decode(line, file, number) for number, line in enumerate(raw, start=1))
         reader = csv.reader(lines, strict=True, delimiter="\t" if ".tsv" in file.suffixes else ",")
@@ -253,57 +294,39 @@ def _csv_rows(file: Path) -> Stored:
                 if fields and header is None:
                     header = _csv_header(fields, file, begins)
                 elif fields and header is not None:
-                    if len(fields) != len(header):
-                        found = (
-                            f"{len(fields)} values for the {len(header)} "
-                            f"columns {', '.join(header)}"
-                        )
-                        raise _bad_line(
-                            file,
-                            begins,
-                            found,
-                            'put values that hold a comma, a quote or a line break into "..."',
-                        )
-                    yield (
-                        json.dumps(dict(zip(header, fields, strict=True))),
-                        f"{file.name}, line {begins}",
-                    )
+                    row = _csv_row(header, fields, file, begins)
+                    yield json.dumps(row), f"{file.name}, line {begins}"
                 begins = reader.line_num + 1
         except csv.Error as error:
-            found, fix = (
-                f"the row that begins here cannot be read: {error}",
-                'close the quote; a quote inside a quoted value is written twice: ""',
-            )
+            found = f"the row that begins here cannot be read: {error}"
+            fix = 'close the quote; a quote inside a quoted value is written twice: ""'
             if "new-line" in str(error):
-                found, fix = (
-                    "a carriage return without a line feed (old Mac line ends)",
-                    "save the file with line feeds",
-                )
+                found = "a carriage return without a line feed (old Mac line ends)"
+                fix = "save the file with line feeds"
             raise _bad_line(file, begins, found, fix) from None
         finally:
             csv.field_size_limit(before)
 
 
 def _csv_header(fields: list[str], file: Path, number: int) -> list[str]:
-    if len(fields) == 1 and (
-        other := next((mark for mark in (";", "\t") if mark in fields[0]), None)
-    ):
+    other = next((mark for mark in (";", "\t") if mark in fields[0]), None)
+    if len(fields) == 1 and other:
         found = f"one column, {fields[0]!r}: it seems to be split by {other!r}"
-        raise _bad_line(
-            file,
-            number,
-            found,
-            "split the columns by commas, or by tabs in a file whose name ends in .tsv",
-        )
+        fix = "split the columns by commas, or by tabs in a file whose name ends in .tsv"
+        raise _bad_line(file, number, found, fix)
     twice = sorted({name for name in fields if fields.count(name) > 1})
     if twice:
-        raise _bad_line(
-            file,
-            number,
-            f"the column {twice[0]!r} stands twice in the header",
-            "give each column a name of its own",
-        )
+        found = f"the column {twice[0]!r} is in the header twice"
+        raise _bad_line(file, number, found, "give each column a name of its own")
     return fields
+
+
+def _csv_row(header: list[str], fields: list[str], file: Path, number: int) -> dict[str, str]:
+    if len(fields) != len(header):
+        found = f"{len(fields)} values for the {len(header)} columns {', '.join(header)}"
+        fix = 'put values that hold a comma, a quote or a line break into "..."'
+        raise _bad_line(file, number, found, fix)
+    return dict(zip(header, fields, strict=True))
 
 
 def _text_rows(file: Path, sample_by: str) -> Stored:
@@ -330,37 +353,40 @@ def _text_rows(file: Path, sample_by: str) -> Stored:
             )
 
 
-def _read_parquet(files: Mapping[str, Sequence[str]], content: str) -> dict[str, Any]:
+def _read_parquet(files: DataFiles) -> dict[str, Dataset]:
     import datasets
 
-    def load_from(folder: Path) -> dict[str, Any]:
-        named = {split: list(names) for split, names in files.items()}
+    def load_from(folder: Path) -> dict[str, Dataset]:
+        named = {split: list(names) for split, names in files.splits.items()}
         return dict(
             datasets.load_dataset("parquet", data_files=named, cache_dir=str(folder / "parquet"))
         )
 
-    # `datasets` tells files apart by name and time, so old rows could come back for new bytes; this
-    # tells them apart by content
+    def build(folder: Path) -> None:
+        with files.unchanged():
+            load_from(folder)
+
+    # `datasets` knows files by name and time, so that old rows could come back for new bytes;
+    # this entry is known by its content
     try:
-        return cached("rows", digest("parquet", content), load_from, load_from)
+        return cached("rows", digest("parquet", files.sha256), build, load_from)
     except (datasets.exceptions.DatasetGenerationError, ValueError, StopIteration) as error:
-        names = ", ".join(name for group in files.values() for name in group)
+        names = ", ".join(name for group in files.splits.values() for name in group)
         cause = one_line(error.__cause__ or error)[:200]
-        raise DataError(
-            Problem(
-                "dataset.data_files",
-                f"{names} cannot be read as parquet: {cause}",
-                fix="mend the file, or choose the right one of dataset=json|csv|parquet|text|arrow",
-            )
-        ) from None
+        problem = Problem(
+            "dataset.data_files",
+            f"{names} cannot be read as parquet: {cause}",
+            fix="fix the file, or choose the right one of dataset=json|csv|parquet|text|arrow",
+        )
+        raise DataError(problem) from None
 
 
-def _read_arrow(files: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _read_arrow(splits: Mapping[str, Sequence[str]]) -> dict[str, Dataset]:
     """Folders that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
     import datasets
 
-    loaded: dict[str, Any] = {}
-    for split, (folder, *more) in files.items():
+    loaded: dict[str, Dataset] = {}
+    for split, (folder, *more) in splits.items():
         try:
             found = datasets.load_from_disk(folder)
         except (FileNotFoundError, ValueError, OSError, KeyError) as error:
@@ -370,7 +396,7 @@ def _read_arrow(files: Mapping[str, Sequence[str]]) -> dict[str, Any]:
                 allowed="a folder that Dataset.save_to_disk wrote",
             )
             raise DataError(problem) from None
-        if more or (isinstance(found, datasets.DatasetDict) and len(files) > 1):
+        if more or (isinstance(found, datasets.DatasetDict) and len(splits) > 1):
             allowed = "one folder of a DatasetDict, or {train: folder, ...} of single data sets"
             raise DataError(Problem("dataset.data_files", f"{folder} and others", allowed=allowed))
         loaded |= dict(found) if isinstance(found, datasets.DatasetDict) else {split: found}
@@ -380,65 +406,8 @@ def _read_arrow(files: Mapping[str, Sequence[str]]) -> dict[str, Any]:
 # --- functions and the hub ------------------------------------------------------------------------
 
 
-def load_function(path: str, key: str, allowed: Sequence[str]) -> Callable[..., Any]:
-    """The function that a dotted path names, looked up in the working folder too.
-
-    Args:
-        path: `package.module.function`.
-        key: the config key that holds the path, for messages.
-        allowed: top-level names that paths may begin with, beside `sftpipe`.
-
-    Raises:
-        DataError: the path leads nowhere, or begins with a name that is not allowed.
-    """
-    module_name, _, name = path.rpartition(".")
-    root = path.split(".")[0]
-    known = "package.module.function, installed or in the working folder"
-    if not module_name or not all(part.isidentifier() for part in path.split(".")):
-        raise DataError(Problem(key, f"{path!r} is no dotted path", allowed=known))
-    if root not in ("sftpipe", *allowed):
-        problem = Problem(
-            key,
-            f"{path!r} would run code of {root!r}",
-            allowed=", ".join(("sftpipe", *allowed)),
-            fix=f"allowed_targets=[{root}]",
-        )
-        raise DataError(problem)
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise DataError(Problem(key, f"{path!r}: {error}", allowed=known)) from None
-    except Exception as error:  # a user's code can raise anything
-        problem = Problem(
-            key,
-            f"{module_name} raised {type(error).__name__} when it was imported: {error}",
-            fix="mend the module",
-        )
-        raise DataError(problem) from error
-    finally:
-        sys.path.remove(folder)
-    function = getattr(module, name, None)
-    if not callable(function):
-        names = [
-            own
-            for own, value in vars(module).items()
-            if callable(value) and not own.startswith("_")
-        ]
-        match = nearest(name, names)
-        problem = Problem(
-            key,
-            f"{module_name} has no function {name!r}",
-            allowed=", ".join(names),
-            fix=f"{key}={module_name}.{match}" if match else "",
-        )
-        raise DataError(problem)
-    return function  # type: ignore[no-any-return]
-
-
-def call_function(cfg: DatasetConfig, allowed: Sequence[str]) -> dict[str, Any]:
-    """{split: table} of what `dataset.function` returns: rows, or {split: rows}.
+def call_function(cfg: DatasetConfig, allowed: Sequence[str]) -> dict[str, Dataset]:
+    """The table of each split of what `dataset.function` returns: rows, or {split: rows}.
 
     Raises:
         DataError: it raises, or returns something that is not rows.
@@ -448,26 +417,17 @@ def call_function(cfg: DatasetConfig, allowed: Sequence[str]) -> dict[str, Any]:
     try:
         result = function()
     except Exception as error:  # a user's code can raise anything
-        raise DataError(
-            Problem(
-                "dataset.function",
-                f"{path} raised {type(error).__name__}: {error}",
-                fix="mend the function",
-            )
-        ) from error
+        raise _raised(path, error) from error
     splits = result if isinstance(result, Mapping) else {"train": result}
-    return {
-        split: store_stream(_checked(rows, path), path, cfg.limit if cfg.streaming else None)
-        for split, rows in splits.items()
-    }
+    stop = cfg.limit if cfg.streaming else None
+    return {split: store_stream(_checked(rows, path), path, stop) for split, rows in splits.items()}
 
 
 def _checked(rows: Any, path: str) -> Iterator[Mapping[str, Any]]:
     allowed = "rows ({column: value} each), or {split: rows}"
     if not isinstance(rows, Iterable):
-        raise DataError(
-            Problem("dataset.function", f"{path} returned {_show(rows)}", allowed=allowed)
-        )
+        found = f"{path} returned {_show(rows)}"
+        raise DataError(Problem("dataset.function", found, allowed=allowed))
     each, number = iter(rows), 0
     while True:
         try:
@@ -475,53 +435,67 @@ def _checked(rows: Any, path: str) -> Iterator[Mapping[str, Any]]:
         except StopIteration:
             return
         except Exception as error:  # a user's generator can raise anything, at any row
-            found = f"{path} raised {type(error).__name__} at row {number}: {error}"
-            raise DataError(Problem("dataset.function", found, fix="mend the function")) from error
+            raise _raised(path, error, f" at row {number}") from error
         if not isinstance(row, Mapping) or not all(isinstance(name, str) for name in row):
-            raise DataError(
-                Problem(
-                    "dataset.function", f"row {number} of {path} is {_show(row)}", allowed=allowed
-                )
-            )
+            found = f"row {number} of {path} is {_show(row)}"
+            raise DataError(Problem("dataset.function", found, allowed=allowed))
         yield row
         number += 1
 
 
-def store_stream(rows: Iterable[Mapping[str, Any]], name: str, limit: int | None) -> Any:
-    """Rows that have no file to be known by: stored as they come, under a hash of their content."""
-    folder = cache_dir() / "rows"
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, partial_name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".arrow")
-    os.close(handle)
-    partial = Path(partial_name)
+def _raised(path: str, error: Exception, at: str = "") -> DataError:
+    found = f"{path} raised {type(error).__name__}{at}: {error}"
+    return DataError(Problem("dataset.function", found, fix="fix the function"))
+
+
+def store_stream(rows: Iterable[Mapping[str, Any]], name: str, limit: int | None) -> Dataset:
+    """A table of rows that come from no file."""
 
     def stored() -> Stored:
         for number, row in enumerate(islice(rows, limit)):
-            yield (
-                json.dumps(
-                    dict(row), default=lambda value: {"no value of JSON": type(value).__name__}
-                ),
-                f"{name}, row {number}",
-            )
+            yield json.dumps(dict(row), default=_no_json), f"{name}, row {number}"
 
+    return store_by_content(stored(), name)[0]
+
+
+def _no_json(value: Any) -> dict[str, str]:
+    return {"no value of JSON": type(value).__name__}
+
+
+def store_by_content(stored: Stored, name: str) -> tuple[Dataset, str]:
+    """A table of rows, known by a hash of their content; returns both.
+
+    Args:
+        stored: the rows, each as JSON and with its origin.
+        name: what made them; equal rows of two makers have two entries, because origins differ.
+    """
+    folder = cache_dir() / "rows"
+    folder.mkdir(parents=True, exist_ok=True)
+    # the key is known after the last row; storage._evict removes the file of a killed process
+    handle, unnamed = tempfile.mkstemp(dir=folder, prefix=".", suffix=".arrow")
+    os.close(handle)
+    rows = Path(unnamed)
     try:
-        key = store(stored(), partial)
-        return cached(
+        content = store(stored, rows)
+        table = cached(
             "rows",
-            digest(key, name),
-            lambda final: _move(partial, final),
-            lambda final: load(final / "rows.arrow"),
+            digest(content, name),
+            partial(_move, rows),
+            lambda folder: load(folder / "rows.arrow"),
         )
+        return table, content
     finally:
-        partial.unlink(missing_ok=True)
+        rows.unlink(missing_ok=True)
 
 
-def _move(partial: Path, folder: Path) -> None:
-    partial.replace(folder / "rows.arrow")
+def _move(rows: Path, folder: Path) -> None:
+    rows.replace(folder / "rows.arrow")
 
 
-def read_hub(cfg: DatasetConfig) -> dict[str, Any]:
-    """{split: table} of a data set of the Hugging Face hub, or of the local copy when the hub cannot be reached.
+def read_hub(cfg: DatasetConfig) -> dict[str, Dataset]:
+    """The table of each split of a data set of the Hugging Face hub.
+
+    Without a way to the hub it is the local copy.
 
     Raises:
         DataError: there is no such data set, or no way to it.
@@ -532,8 +506,6 @@ def read_hub(cfg: DatasetConfig) -> dict[str, Any]:
     reason = ""
     try:
         latest_commit("dataset", cfg.path, cfg.revision)
-    except NotOnHub as error:
-        raise DataError(error.problem) from None
     except HubUnreachable as error:
         reached, reason = offline(), f" and the hub cannot be reached ({error})"
     try:
@@ -553,10 +525,9 @@ def read_hub(cfg: DatasetConfig) -> dict[str, Any]:
             return dict(loaded)
     except (ConnectionError, OSError, ValueError) as error:
         found = "is not in the local cache" if reason else one_line(error)[:200]
-        raise DataError(
-            Problem(
-                "dataset.path",
-                f"{cfg.path}: {found}{reason}",
-                fix="go online, or dataset=json dataset.data_files=... for local files",
-            )
-        ) from None
+        problem = Problem(
+            "dataset.path",
+            f"{cfg.path}: {found}{reason}",
+            fix="go online, or dataset=json dataset.data_files=... for local files",
+        )
+        raise DataError(problem) from None

@@ -1,4 +1,4 @@
-"""Which version of the encoding code and of the libraries below it made a row; part of every key of the cache."""
+"""The version of the code and of the libraries that made a row; part of the keys of the cache."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from functools import cache
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
+_ENCODES = ("data/*.py", "tokenizer/*.py", "config/patterns.py")  # not data/preflight/
 
 
 @cache
-def code_digest() -> str:
-    """SHA-256 of the code that decides ids and labels, and of the versions of the libraries that it calls.
+def code_digest(package: Path = _PACKAGE) -> str:
+    """SHA-256 of the code that decides ids and labels, and of the versions of its libraries.
 
-    `data/*.py` and `tokenizer/*.py`, and not `data/preflight/`: a reworded report leaves the cached
-    rows of users valid.
+    `data/preflight/` is left out: a reworded report keeps the cached rows of users valid.
+
+    Args:
+        package: the folder of the package.
     """
     import datasets
     import tokenizers
     import transformers
 
-    files = [
-        file
-        for folder in ("data", "tokenizer")
-        for file in sorted((_PACKAGE / folder).glob("*.py"))
-    ]
+    files = [file for pattern in _ENCODES for file in sorted(package.glob(pattern))]
     libraries = f"{datasets.__version__} {tokenizers.__version__} {transformers.__version__}"
     return hashlib.sha256(
         b"".join([libraries.encode(), *(file.read_bytes() for file in files)])

@@ -11,8 +11,10 @@ import torch
 
 from sftpipe.config.schema import EvaluationConfig, FormatConfig
 from sftpipe.data.encode import Encoder
-from sftpipe.data.formats import Prompt, to_prompt
+from sftpipe.data.formats import to_prompt
 from sftpipe.data.prepare import PreparedData
+from sftpipe.data.samples import Prompt
+from sftpipe.model.architecture import check_room
 
 SAMPLES = 5  # prompts taken from the data when a config names none
 
@@ -32,17 +34,34 @@ class SamplePrompt:
 
 
 def sample_prompts(
-    cfg: EvaluationConfig, format_cfg: FormatConfig, data: PreparedData
+    cfg: EvaluationConfig | None, format_cfg: FormatConfig, data: PreparedData, model_config: Any
 ) -> list[SamplePrompt]:
-    """The prompts of `evaluation.sample_prompts`; by default the first five of the test, validation or train split."""
+    """The prompts of a run: those of `evaluation.sample_prompts`, or rows of the data set.
+
+    By default the first five of the test, the validation or the train split; none with
+    evaluation=none.
+
+    Raises:
+        ModelError: the model has no positions for the prompts and their answers.
+    """
+    if cfg is None:
+        return []
     if cfg.sample_prompts is not None:
         like = next(data.samples("train"))
-        return [
-            _sample(to_prompt(text, format_cfg, like), None, data.encoder)
-            for text in cfg.sample_prompts
-        ]
-    split = next(name for name in ("test", "validation", "train") if name in data.splits())
-    return split_prompts(data, split, SAMPLES)
+        asked = [to_prompt(text, format_cfg, like) for text in cfg.sample_prompts]
+        prompts = [_sample(prompt, None, data.encoder) for prompt in asked]
+    else:
+        split = next(name for name in ("test", "validation", "train") if name in data.splits())
+        prompts = split_prompts(data, split, SAMPLES)
+    check_room(
+        model_config,
+        max((len(prompt.input_ids) for prompt in prompts), default=0) + cfg.max_new_tokens,
+        "evaluation.max_new_tokens",
+        cfg.max_new_tokens,
+        "prompts and answers",
+        "short prompts of your own: evaluation.sample_prompts=[...]",
+    )
+    return prompts
 
 
 def split_prompts(data: PreparedData, split: str, count: int | None = None) -> list[SamplePrompt]:
@@ -60,7 +79,11 @@ def _sample(prompt: Prompt, reference: str | None, encoder: Encoder) -> SamplePr
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: `temperature` and `top_k` as in transformers' `GenerationConfig`, and the seed of the draws."""
+    """How tokens are drawn.
+
+    temperature, top_k: as in transformers' `GenerationConfig`.
+    seed: of the draws.
+    """
 
     temperature: float
     top_k: int

@@ -13,17 +13,17 @@ from sftpipe.config.schema import EvaluationConfig
 from sftpipe.evaluation.answers import SamplePrompt, Sampling, generate
 
 if TYPE_CHECKING:
-    from sftpipe.training.trainer import Trainer
+    from sftpipe.training.trainer import SFTPipeTrainer
 
 
-def split_loss(trainer: Trainer, rows: Any, split: str) -> dict[str, float]:
+def split_loss(trainer: SFTPipeTrainer, rows: Any, split: str) -> dict[str, float]:
     """Loss and perplexity per trained token of a split; what an evaluation of these weights has logged is not measured again."""
     prefix = "eval" if split == "validation" else split
     measured = _logged_now(trainer, prefix) or trainer.evaluate(rows, metric_key_prefix=prefix)
     return {"loss": measured[f"{prefix}_loss"], "perplexity": measured[f"{prefix}_perplexity"]}
 
 
-def _logged_now(trainer: Trainer, prefix: str) -> dict[str, float] | None:
+def _logged_now(trainer: SFTPipeTrainer, prefix: str) -> dict[str, float] | None:
     """The log entry of an evaluation behind the last step (`sft.eval_strategy`), if the weights are those of that step."""
     last: dict[str, float] | None = next(
         (entry for entry in reversed(trainer.state.log_history) if f"{prefix}_loss" in entry), None
@@ -38,7 +38,7 @@ def _logged_now(trainer: Trainer, prefix: str) -> dict[str, float] | None:
 
 
 def sample_answers(
-    trainer: Trainer, prompts: Sequence[SamplePrompt], phase: str, cfg: EvaluationConfig
+    trainer: SFTPipeTrainer, prompts: Sequence[SamplePrompt], phase: str, cfg: EvaluationConfig
 ) -> list[dict[str, Any]]:
     """One row of samples.jsonl for each prompt; `phase` is `before`, `epoch N` or `after`."""
     answers = generate(
@@ -60,7 +60,7 @@ def sample_answers(
     ]
 
 
-def train_metrics(trainer: Trainer) -> dict[str, Any]:
+def train_metrics(trainer: SFTPipeTrainer) -> dict[str, Any]:
     """The `train` part of metrics.json: loss per trained token, seconds of the loop, rates, steps, peak memory in bytes."""
     counter = trainer.counter
     seconds = max(counter.seconds, 1e-9)

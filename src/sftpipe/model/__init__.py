@@ -1,1 +1,10 @@
-"""To be written."""
+"""The model: which weights, how it is built and loaded, and what is trained of it.
+
+weights.py        ModelConfig                         -> Weights: a place and an identity
+precision.py      ModelConfig                         -> Precision: device and dtypes
+architecture.py   ModelConfig, Weights                -> PretrainedConfig; checks its positions
+isolation.py      ModelConfig, Weights                -> Isolation of packed sequences, measured
+load.py           ModelConfig, Weights, Precision     -> PreTrainedModel
+embedding.py      PreTrainedModel, tokenizer          -> the same model, with a row for each token
+adapters.py       the `lora` group, PreTrainedModel   -> LoraConfig, PeftModel
+"""

@@ -1,4 +1,7 @@
-"""What a model is built from: the transformers config that its weights bring, or that `model.config` describes."""
+"""The architecture of a model: its transformers config, and the tokens that it has positions for.
+
+The config comes with the weights, or `model.config` describes it.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,21 @@ from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from sftpipe.config.schema import ModelConfig
+from sftpipe.config.schema import ModelConfig, TrainConfig
 from sftpipe.errors import ModelError, Problem, nearest, one_line
 from sftpipe.model.weights import Weights
 
 
-def model_config(cfg: ModelConfig, weights: Weights) -> Any:
-    """The transformers config of a model that is loaded, or that is made from scratch (`model.init=random`).
+def model_config(cfg: ModelConfig, weights: Weights) -> PretrainedConfig:
+    """The transformers config of a model that is loaded, or made from scratch (init=random).
 
-    Raises: ModelError: no such `model_type`, a field that it does not have, or a value that it does
-        not take.
+    Raises:
+        ModelError: no such `model_type`, a field that it does not have, or a value that it does not
+            take.
     """
     if cfg.init == "pretrained":
         return AutoConfig.from_pretrained(weights.path, revision=weights.revision)
@@ -35,25 +39,32 @@ def model_config(cfg: ModelConfig, weights: Weights) -> Any:
         _check_fields(CONFIG_MAPPING[kind], described)
         return AutoConfig.for_model(kind, **described)
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
-        raise refused(error) from None
+        raise rejected(error) from None
 
 
-def refused(error: Exception) -> ModelError:
-    """What transformers says against a config, as a user's mistake."""
+def rejected(error: Exception) -> ModelError:
+    """The user's mistake that made transformers reject a config."""
     found = f"transformers refuses it: {one_line(error)[:300]}"
-    return ModelError(
-        Problem(
-            "model.config",
-            found,
-            fix="see the config class of this model_type in transformers' docs",
-        )
-    )
+    fix = "see the config class of this model_type in transformers' docs"
+    return ModelError(Problem("model.config", found, fix=fix))
+
+
+def check_windows(cfg: TrainConfig, weights: Weights) -> None:
+    """The windows of packing=blocks must fit the model's positions.
+
+    Raises:
+        ModelError: see `check_room`.
+    """
+    if cfg.packing is None or cfg.packing.block_size is None:
+        return
+    size = cfg.packing.block_size
+    check_room(model_config(cfg.model, weights), size + 1, "packing.block_size", size, "windows")
 
 
 def check_room(
-    config: Any, tokens: int, key: str, value: int, what: str, otherwise: str = ""
+    config: PretrainedConfig, tokens: int, key: str, value: int, what: str, otherwise: str = ""
 ) -> None:
-    """Refuse sequences of more tokens than the model has positions.
+    """Sequences must not have more tokens than the model has positions.
 
     Args:
         config: the model's.
@@ -67,15 +78,14 @@ def check_room(
         ModelError: names both numbers, and the largest value that fits.
     """
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and tokens > positions:
-        found = (
-            f"{value} makes {what} of {tokens} tokens, and the model ({config.model_type}) has "
-            f"{positions} positions"
-        )
-        most = value - tokens + positions
-        raise ModelError(
-            Problem(key, found, fix=f"{key}={most} or less" if most > 0 else otherwise)
-        )
+    if positions is None or tokens <= positions:
+        return
+    found = (
+        f"{value} makes {what} of {tokens} tokens, and the model ({config.model_type}) has "
+        f"{positions} positions"
+    )
+    most = value - tokens + positions
+    raise ModelError(Problem(key, found, fix=f"`{key}={most}` or less" if most > 0 else otherwise))
 
 
 def _check_kind(kind: Any) -> None:
@@ -86,13 +96,13 @@ def _check_kind(kind: Any) -> None:
                 "model.config.model_type",
                 f"transformers has no causal language model {kind!r}",
                 allowed="such as gpt2, llama, qwen3, gemma3_text, mistral, phi3",
-                fix=f"model.config.model_type={match or 'gpt2'}",
+                fix=f"`model.config.model_type={match or 'gpt2'}`",
             )
         )
 
 
-def _check_fields(kind: Any, described: Mapping[str, Any]) -> None:
-    """transformers swallows a field that it does not know."""
+def _check_fields(kind: type[PretrainedConfig], described: Mapping[str, Any]) -> None:
+    """transformers ignores a field that it does not know, in silence."""
     known = sorted({field.name for field in fields(kind)} | set(kind.attribute_map))
     problems = []
     for name in described:

@@ -1,7 +1,7 @@
-"""Whether packed sequences see each other: measured on the model's own class, never looked up in a list.
+"""How packed sequences are isolated on a model: measured, never looked up in a list.
 
-Three sequences are run apart and packed, by the same collator as in training. T tokens, V
-vocabulary.
+Three sequences are run separately and packed, by the same collator as in training, on the model's
+own class. T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -10,32 +10,42 @@ import copy
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from sftpipe.config.schema import ModelConfig
+from sftpipe.config.schema import PACKING, ModelConfig, TrainConfig
 from sftpipe.data.packing import Collator, Isolation
 from sftpipe.errors import ModelError, Problem, one_line
 from sftpipe.model.architecture import model_config
 from sftpipe.model.weights import Weights
-from sftpipe.storage import cached, digest, write_json
+from sftpipe.storage import cached, digest, sha256_cached, write_json
 
 LENGTHS = (6, 9, 7)  # tokens of the three sequences
-EXACT = {
-    torch.float32: 1e-3,
-    torch.bfloat16: 2e-2,
-    torch.float16: 1e-2,
-}  # differences below are rounding; leaks begin near 0.05
+# differences below are rounding; leaks begin near 0.05
+EXACT = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 1e-2}
 _VOCABULARY, _WIDTH = 512, 256  # of the small model: tokens, and the inner width of its MLP
 
 
-def small_isolation(cfg: ModelConfig, weights: Weights) -> Isolation:
-    """`measure` on a random model of two layers (one of each kind, if there are more) of the same class, config and attention.
+def find_isolation(cfg: TrainConfig, weights: Weights) -> Isolation | None:
+    """How this run isolates packed sequences; None where none share a row, or join on purpose.
 
-    Measured once for each class, config, attention and version of the libraries.
+    Raises:
+        ModelError: see `measure`.
+    """
+    if cfg.packing is None or not PACKING[cfg.packing.strategy].isolated:
+        return None
+    if cfg.packing.isolation == "trust":
+        return Isolation("positions")
+    return small_isolation(cfg.model, weights)
+
+
+def small_isolation(cfg: ModelConfig, weights: Weights) -> Isolation:
+    """`measure` on a small random model of the same class, config and attention.
+
+    It has two layers, or one of each kind of layer if there are more. It is measured once for each
+    class, config, attention and version of the code.
 
     Raises:
         ModelError: sequences leak whatever is given to the model.
@@ -46,7 +56,9 @@ def small_isolation(cfg: ModelConfig, weights: Weights) -> Isolation:
         if cfg.attn_implementation in ("auto", "flash_attention_2")
         else {"attn_implementation": cfg.attn_implementation}
     )
-    key = digest(config.to_json_string(), extra, torch.__version__, transformers.__version__)
+    ours = sha256_cached(Path(__file__))
+    libraries = torch.__version__, transformers.__version__
+    key = digest(config.to_json_string(), extra, *libraries, ours)
 
     def build(folder: Path) -> None:
         with torch.random.fork_rng(devices=[]):
@@ -61,77 +73,80 @@ def small_isolation(cfg: ModelConfig, weights: Weights) -> Isolation:
 
 
 def measure(model: PreTrainedModel) -> Isolation:
-    """How sequences can be kept apart on this model: by positions alone, or else by a mask.
+    """How sequences can be isolated on this model: by positions alone, or else by a mask.
 
     Raises:
-        ModelError: they leak both ways; names the figures.
+        ModelError: they leak both ways; names the leaks.
     """
     tried: dict[str, str] = {}
-    positions = None
-    for apart in ("positions", "mask"):
+    leak_of_positions = None
+    for method in ("positions", "mask"):
         try:
-            figure = leak(model, apart)
-        except (
-            Exception
-        ) as error:  # a class that takes no positions, or no such mask, may fail in any way
-            tried[apart] = f"fails ({type(error).__name__}: {one_line(error)[:80]})"
+            leak = measure_leak(model, method)
+        except Exception as error:  # a class without positions or such a mask may fail in any way
+            tried[method] = f"fails ({type(error).__name__}: {one_line(error)[:80]})"
             continue
-        if figure <= _rounding(model):
-            return Isolation(apart, figure, positions)
-        tried[apart] = f"leaks ({figure:.2g} standard deviations of the logits)"
-        positions = figure if apart == "positions" else None
+        if leak <= _rounding(model):
+            return Isolation(method, leak, leak_of_positions)
+        tried[method] = f"leaks ({leak:.2g} standard deviations of the logits)"
+        leak_of_positions = leak if method == "positions" else None
     raise ModelError(
         Problem(
-            f"packing ({type(model).__name__}, {model.config._attn_implementation})",
+            _where(model),
             f"packed sequences see each other: positions {tried['positions']}; a block-diagonal "
             f"mask {tried['mask']}",
-            allowed="a model that keeps them apart",
-            fix="packing=none",
+            allowed="a model that isolates them",
+            fix="`packing=none`",
         )
     )
 
 
-def verify(model: PreTrainedModel, found: Isolation) -> None:
-    """Measure the model that is trained as the small one was.
+def verify(model: PreTrainedModel, found: Isolation | None) -> None:
+    """Measure the model that is trained as the small one was, unless the config trusts it.
 
     Raises:
         ModelError: sequences leak on it.
     """
-    figure = leak(model, found.apart)
-    if figure > _rounding(model):
+    if found is None or found.leak is None:
+        return
+    leak = measure_leak(model, found.method)
+    if leak > _rounding(model):
         raise ModelError(
             Problem(
-                f"packing ({type(model).__name__}, {model.config._attn_implementation})",
-                f"packed sequences see each other: {figure:.2g} standard deviations of the "
-                "logits, and "
-                f"{found.figure or 0:.2g} on a small model of the class",
-                fix="packing=none, or another model.attn_implementation",
+                _where(model),
+                f"packed sequences see each other: {leak:.2g} standard deviations of the "
+                f"logits, and {found.leak:.2g} on a small model of the class",
+                fix="`packing=none`, or another model.attn_implementation",
             )
         )
 
 
-def leak(model: PreTrainedModel, apart: str) -> float:
+def measure_leak(model: PreTrainedModel, method: str) -> float:
     """The largest difference that packing makes to a logit, in standard deviations of the logits.
 
     In float32 packed sequences are compared with separate ones. In any precision the first sequence
-    is also replaced by other tokens, which must change nothing behind it; shapes are the same
+    is also replaced by other tokens, which must change nothing after it; shapes are the same
     there, so that rounding is, too.
     """
     generator = torch.Generator().manual_seed(0)
     size = model.get_input_embeddings().num_embeddings
-    first, *rest = [
+    other, *separate = [
         torch.randint(size // 4, size - 1, (length,), generator=generator).tolist()
         for length in (LENGTHS[0], *LENGTHS)
     ]
-    separate, behind = rest, LENGTHS[0]
-    packed = _logits(model, separate, apart)
-    changed = _logits(model, [first, *separate[1:]], apart)
+    after = LENGTHS[0]
+    packed = _logits(model, separate, method)
+    changed = _logits(model, [other, *separate[1:]], method)
     scale = packed.std()
-    figure = (changed[behind:] - packed[behind:]).abs().max() / scale
+    leak = (changed[after:] - packed[after:]).abs().max() / scale
     if model.dtype is torch.float32:
-        alone = torch.cat([_logits(model, [ids], apart) for ids in separate])
-        figure = torch.maximum(figure, (alone - packed).abs().max() / scale)
-    return float(figure)
+        alone = torch.cat([_logits(model, [ids], method) for ids in separate])
+        leak = torch.maximum(leak, (alone - packed).abs().max() / scale)
+    return float(leak)
+
+
+def _where(model: PreTrainedModel) -> str:
+    return f"packing ({type(model).__name__}, {model.config._attn_implementation})"
 
 
 def _rounding(model: PreTrainedModel) -> float:
@@ -139,7 +154,7 @@ def _rounding(model: PreTrainedModel) -> float:
     return EXACT.get(model.dtype, EXACT[torch.float16])
 
 
-def _logits(model: PreTrainedModel, sequences: list[list[int]], apart: str) -> torch.Tensor:
+def _logits(model: PreTrainedModel, sequences: list[list[int]], method: str) -> torch.Tensor:
     """Logits (T, V) in float32 of sequences packed into one row."""
     ids = [token for sequence in sequences for token in sequence]
     row = {
@@ -147,7 +162,7 @@ def _logits(model: PreTrainedModel, sequences: list[list[int]], apart: str) -> t
         "labels": ids,
         "seq_lengths": [len(sequence) for sequence in sequences],
     }
-    batch = Collator(pad_token_id=0, apart=apart)([row])
+    batch = Collator(0, None, method)([row])
     batch.pop("labels")
     inputs = {
         name: value.to(model.device) if isinstance(value, torch.Tensor) else value
@@ -162,8 +177,8 @@ def _logits(model: PreTrainedModel, sequences: list[list[int]], apart: str) -> t
         model.train(was_training)
 
 
-def _small(config: Any) -> Any:
-    """The config of a model that is built and run in a blink, and masks as the whole one does."""
+def _small(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of a model that is built and run in a moment, and masks as the whole one does."""
     config = copy.deepcopy(config)
     kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
     config.num_hidden_layers = max(2, len(kinds))

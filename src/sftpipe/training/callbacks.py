@@ -19,7 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from sftpipe.data.packing import count
@@ -167,9 +167,9 @@ class LogFile(TrainerCallback):
 
 
 class EpochSamples(TrainerCallback):
-    """Calls `take` with the number of each epoch that ends, in front of the checkpoint of its last step.
+    """Calls `take` with the number of each epoch that ends, before the checkpoint of its last step.
 
-    In front, so that a checkpoint never lacks the samples of a step that it holds; a resumed run
+    Before it, so that a checkpoint never lacks the samples of a step that it holds; a resumed run
     begins the next epoch.
     """
 
@@ -177,9 +177,8 @@ class EpochSamples(TrainerCallback):
         self._take = take
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.epoch == int(
-            state.epoch
-        ):  # epoch + done steps / all steps of it: exact at the last one
+        # epochs done + steps done / steps of the epoch: the last step adds 1.0, which is exact
+        if float(state.epoch).is_integer():
             self._take(int(state.epoch))
 
 
@@ -216,14 +215,19 @@ class StopOnSignal(TrainerCallback):
 
 
 @contextmanager
-def watch(trainer: Any, folder: Path) -> Iterator[None]:
+def watch(trainer: Trainer, folder: Path, epoch_ended: Callable[[int], None]) -> Iterator[None]:
     """Show and log the training that the block does, and end it on a signal.
+
+    Args:
+        trainer: what trains.
+        folder: the run folder, for messages.
+        epoch_ended: called with the number of each epoch, before its last checkpoint.
 
     Raises:
         Interrupted: a signal came; the checkpoint is written.
     """
     bar, stop = ProgressBar(lambda: trainer.counter), StopOnSignal()
-    for callback in (bar, stop):
+    for callback in (EpochSamples(epoch_ended), bar, stop):
         trainer.add_callback(callback)
     with stop.listening(), bar.shown():
         yield
@@ -233,6 +237,6 @@ def watch(trainer: Any, folder: Path) -> Iterator[None]:
             Problem(
                 str(folder),
                 f"stopped by {signal.Signals(stop.received).name}; a checkpoint was written",
-                fix="the same command with sft.resume_from_checkpoint=auto goes on from there",
+                fix="the same command with `sft.resume_from_checkpoint=auto` goes on from there",
             ),
         )

@@ -24,7 +24,7 @@ from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import RandomWindows
 from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import ConfigError, ModelError, Problem
-from sftpipe.model.load import Precision
+from sftpipe.model.precision import Precision
 from sftpipe.storage import publish_files, publish_folder
 from sftpipe.training.callbacks import Counter, LogFile
 
@@ -73,14 +73,23 @@ def build_trainer(
     adapter: PeftConfig | None,
     data: PreparedData,
     precision: Precision,
-) -> Trainer:
-    """The trainer of a run, on finished rows; it attaches the adapter and writes log.jsonl.
+    log: Path,
+) -> SFTPipeTrainer:
+    """The trainer of a run, on finished rows; it attaches the adapter and writes its log.
+
+    Args:
+        arguments: what `build_arguments` made.
+        model: the base.
+        adapter: None trains every weight.
+        data: rows, collator and tokenizer.
+        precision: for the dtype of the trained parameters.
+        log: the file that gets a line each time the trainer logs.
 
     Raises:
-        ModelError: PEFT or TRL refuses the model with this adapter.
+        ModelError: PEFT or TRL rejects the model with this adapter.
     """
     try:
-        trainer = Trainer(
+        trainer = SFTPipeTrainer(
             adapter_dtype=precision.trained,
             model=model,
             args=arguments,
@@ -100,7 +109,7 @@ def build_trainer(
         ) from None
     if data.preflight.packing and data.preflight.packing.strategy == "blocks":
         trainer.train_dataset = RandomWindows(data.train)
-    trainer.add_callback(LogFile(Path(arguments.output_dir) / "log.jsonl"))
+    trainer.add_callback(LogFile(log))
     return trainer
 
 
@@ -139,7 +148,7 @@ class EpochLengthSampler(LengthGroupedSampler):
         self.generator = torch.Generator().manual_seed(self._seed + epoch)
 
 
-class Trainer(SFTTrainer):
+class SFTPipeTrainer(SFTTrainer):
     """TRL's trainer, with hidden states projected at trained positions only and checkpoints that are whole or absent."""
 
     def __init__(self, *, adapter_dtype: torch.dtype, **kwargs: Any) -> None:
@@ -172,10 +181,14 @@ class Trainer(SFTTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The run folder gets sftpipe's own card."""
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """From one random state, whatever was measured before: dropout is the same in a fresh and a resumed process."""
+    def train(self, resume_from_checkpoint: Path | None = None, **kwargs: Any) -> Any:
+        """Train from one random state, whatever was measured before.
+
+        Dropout is then the same in a fresh and in a resumed process.
+        """
         set_seed(self.args.seed)
-        return super().train(*args, **kwargs)
+        checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if isinstance(self.train_dataset, RandomWindows):

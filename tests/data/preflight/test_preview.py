@@ -12,7 +12,6 @@ from datasets import Dataset
 
 from sftpipe.config.schema import LossConfig
 from sftpipe.data.encode import Encoder
-from sftpipe.data.formats import Conversation
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import Collator
 from sftpipe.data.preflight.preview import (
@@ -29,6 +28,7 @@ from sftpipe.data.preflight.preview import (
     visible,
     write_page,
 )
+from sftpipe.data.samples import Conversation
 from sftpipe.errors import RunError
 
 PROMPT = (
@@ -155,7 +155,7 @@ def test_the_first_token_of_each_packed_sequence_is_shown_masked_as_it_is_in_the
         " two",
         " four",
     ]
-    assert Collator(0, apart="positions")([row])["labels"].tolist() == [line["labels"]]
+    assert Collator(0, method="positions")([row])["labels"].tolist() == [line["labels"]]
 
 
 def test_a_line_stands_in_front_of_each_sequence_of_a_packed_row(

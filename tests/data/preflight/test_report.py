@@ -11,12 +11,14 @@ from datasets import Dataset, Features, List, Value
 
 from sftpipe import compose
 from sftpipe.data.encode import TOO_LONG, Encoder
-from sftpipe.data.formats import Conversation, PromptCompletion, Sample
 from sftpipe.data.labels import IGNORED
-from sftpipe.data.preflight.facts import Dropped, Part, equal_before, padding_share
-from sftpipe.data.preflight.report import Preflight, SplitReport, inspect
-from sftpipe.data.prepare import PreparedData, prepare_data
+from sftpipe.data.preflight.facts import equal_before, padding_share
+from sftpipe.data.preflight.report import Preflight, SplitReport, check_data
+from sftpipe.data.prepare import PreparedData, _joined
+from sftpipe.data.rows import Dropped, Part
+from sftpipe.data.samples import Conversation, PromptCompletion, Sample
 from sftpipe.errors import DataError, Problem, RowError
+from support.rows import prepare_data, split_of
 
 Write = Callable[..., str]
 Row = dict[str, Any]
@@ -64,6 +66,7 @@ COLUMNS = Features(
     {
         "input_ids": List(Value("int32")),
         "labels": List(Value("int32")),
+        "length": Value("int32"),
         "index": Value("int64"),
         "cut": Value("int32"),
         "lost": Value("int32"),
@@ -80,9 +83,11 @@ def part(
     samples: Sequence[Sample] = (),
 ) -> Part:
     """Finished rows, the first at place 0; without samples nothing is compared."""
-    placed = {name: [row[name] for row in rows] for name in COLUMNS if name != "index"} | {
-        "index": list(range(len(rows)))
+    placed = {
+        name: [row[name] for row in rows] for name in COLUMNS if name not in ("index", "length")
     }
+    placed["index"] = list(range(len(rows)))
+    placed["length"] = [len(row["input_ids"]) for row in rows]
     table = Dataset.from_dict(placed, features=COLUMNS)
     return Part(
         split,
@@ -105,7 +110,8 @@ def check(*parts: Part, tokenizer: Any, **overrides: Any) -> Preflight:
     grouped: dict[str, list[Part]] = {}
     for one in parts:
         grouped.setdefault(one.split, []).append(one)
-    return inspect(grouped, Encoder(tokenizer, cfg.loss), cfg)
+    rows = {split: _joined(group) for split, group in grouped.items()}
+    return check_data(grouped, rows, Encoder(tokenizer, cfg.loss), cfg, None)
 
 
 def problems_of(*parts: Part, tokenizer: Any, **overrides: Any) -> str:
@@ -158,7 +164,7 @@ def test_a_split_is_counted(tokenizer: Any) -> None:
             compared_rows=0,
         )
     ]
-    assert report.split("train") is report.splits[0]
+    assert split_of(report, "train") is report.splits[0]
     assert report.dropped == dropped
     assert report.end_tokens == {"<|im_end|>": 4}
 
@@ -191,7 +197,7 @@ def test_white_space_behind_the_end_token_is_passed_over(tokenizer: Any) -> None
     report = check(
         part("train", row(20, 21, 2, newline, trained=3), row(20, 22, 2)), tokenizer=tokenizer
     )
-    assert (report.end_tokens, report.split("train").end_trained_rows, report.warnings) == (
+    assert (report.end_tokens, split_of(report, "train").end_trained_rows, report.warnings) == (
         {"<|im_end|>": 2},
         2,
         [],
@@ -256,7 +262,10 @@ def with_dropped(dropped: int, rows: int = 100, split: str = "train") -> Part:
 
 def test_as_many_dropped_rows_as_the_limit_pass(tokenizer: Any) -> None:
     report = check(with_dropped(2), tokenizer=tokenizer, max_empty_rows=0.02)
-    assert (report.split("train").rows, report.split("train").dropped) == (98, {"empty text": 2})
+    assert (split_of(report, "train").rows, split_of(report, "train").dropped) == (
+        98,
+        {"empty text": 2},
+    )
 
 
 def test_more_dropped_rows_than_the_limit_fail_with_a_summary_and_the_first_three_of_each_reason(
@@ -417,7 +426,7 @@ def test_a_prompt_in_two_splits_is_a_warning(tokenizer: Any) -> None:
         part("test", row(20, 23, 2, trained=2)),
         tokenizer=tokenizer,
     )
-    assert report.split("test").shared_prompts == 1
+    assert split_of(report, "test").shared_prompts == 1
     assert report.warnings == [
         Problem(
             "test[0]",
@@ -435,7 +444,7 @@ def test_a_prompt_in_two_splits_is_a_warning(tokenizer: Any) -> None:
 
 def test_an_answer_without_an_end_token_is_a_warning(tokenizer: Any) -> None:
     report = check(part("train", row(20, 2), row(20, 21), row(20, 22)), tokenizer=tokenizer)
-    assert (report.end_tokens, report.split("train").end_trained_rows) == ({"<|im_end|>": 1}, 1)
+    assert (report.end_tokens, split_of(report, "train").end_trained_rows) == ({"<|im_end|>": 1}, 1)
     assert [str(one) for one in report.warnings] == [
         "train[1]: 2 of 3 rows end their trained part in no special token: the model does not "
         "learn to stop there\n"
@@ -455,7 +464,7 @@ def test_unk_and_pad_in_a_row_are_warnings(phi3: Any) -> None:
     )
     report = check(rows, tokenizer=phi3)
     assert (
-        (report.split("train").unk_rows, report.split("train").pad_rows) == (1, 1)
+        (split_of(report, "train").unk_rows, split_of(report, "train").pad_rows) == (1, 1)
         if unk != pad
         else (2, 2)
     )
@@ -467,7 +476,7 @@ def test_unk_and_pad_in_a_row_are_warnings(phi3: Any) -> None:
 
 def test_a_token_that_is_also_eos_says_nothing_as_unk(opt: Any) -> None:
     report = check(part("train", row(2, 500, 501, 2)), tokenizer=opt)
-    assert (opt.bos_token_id, report.split("train").bos_rows, report.warnings) == (
+    assert (opt.bos_token_id, split_of(report, "train").bos_rows, report.warnings) == (
         2,
         {"0": 0, "1": 1, "2": 0},
         [],
@@ -514,7 +523,7 @@ def test_rows_that_go_on_from_their_prompts_and_read_back_pass(
     report = check(
         part("train", *(encoded(chosen, one) for one in samples), samples=samples), tokenizer=chosen
     )
-    assert (report.split("train").compared_rows, report.warnings) == (3, [])
+    assert (split_of(report, "train").compared_rows, report.warnings) == (3, [])
 
 
 def test_a_row_with_another_prompt_than_generation_fails(tokenizer: Any) -> None:
@@ -551,7 +560,7 @@ def test_rows_that_were_cut_are_not_compared(tokenizer: Any) -> None:
         part("train", {**encoded(tokenizer, SAMPLES[0]), "cut": 3}, samples=SAMPLES[1:]),
         tokenizer=tokenizer,
     )
-    assert report.split("train").compared_rows == 0
+    assert split_of(report, "train").compared_rows == 0
 
 
 # --- through prepare_data -------------------------------------------------------------------------
@@ -566,7 +575,7 @@ def prepare(file: str, tokenizer: Any, *overrides: str) -> PreparedData:
     cfg = compose(
         ["dataset=json", f"dataset.data_files={file}", "format=prompt_completion", *overrides]
     )
-    return prepare_data(cfg, tokenizer, dict)
+    return prepare_data(cfg, tokenizer)
 
 
 def test_finished_rows_are_ids_and_labels_and_nothing_else(
@@ -611,8 +620,8 @@ def test_a_row_longer_than_max_length_is_an_error_with_the_length_that_would_do(
 
 def test_the_length_that_the_message_names_does(rows_file: Write, tokenizer: Any) -> None:
     data = prepare(rows_file(PAIRS), tokenizer, "sft.max_length=25")
-    assert data.preflight.split("train").over_length_rows == 0
-    assert data.preflight.split("train").length_max == 25
+    assert split_of(data.preflight, "train").over_length_rows == 0
+    assert split_of(data.preflight, "train").length_max == 25
 
 
 def test_dropped_rows_are_counted_and_the_others_keep_their_order(
@@ -625,7 +634,7 @@ def test_dropped_rows_are_counted_and_the_others_keep_their_order(
         "over_length=drop",
         "preflight.max_over_length_rows=0.2",
     )
-    assert data.preflight.split("train").over_length_rows == 2
+    assert split_of(data.preflight, "train").over_length_rows == 2
     texts = [tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in data.train]
     assert texts == [
         pair["prompt"] + pair["completion"] for at, pair in enumerate(PAIRS) if at not in (2, 5)
@@ -659,7 +668,7 @@ def test_more_bad_rows_than_the_limit_stop_the_preparation_and_are_named(
         "    mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets "
         "sftpipe preview show the rest\n"
         "train[10].completion (rows.jsonl, line 11): an empty string\n    allowed: text\n"
-        "    mend or remove the row"
+        "    fix or remove the row"
     )
 
 
@@ -670,7 +679,7 @@ def test_bad_rows_up_to_the_limit_are_dropped_counted_and_named(
     data = prepare(
         rows_file(BAD), tokenizer, f"dataset.num_proc={processes}", "preflight.max_empty_rows=0.1"
     )
-    assert data.preflight.split("train").dropped == {"empty text": 1}
+    assert split_of(data.preflight, "train").dropped == {"empty text": 1}
     assert data.preflight.dropped == [
         Dropped(
             10,
@@ -678,7 +687,7 @@ def test_bad_rows_up_to_the_limit_are_dropped_counted_and_named(
             "train[10].completion",
             "an empty string",
             "text",
-            "mend or remove the row",
+            "fix or remove the row",
             "rows.jsonl, line 11",
         )
     ]
@@ -702,9 +711,9 @@ def test_a_prompt_that_is_too_long_is_cut_and_a_row_that_cannot_be_is_dropped(
         "over_length=truncate",
         "preflight.max_over_length_rows=0.1",
     )
-    assert data.preflight.split("train").dropped == {"longer than sft.max_length": 1}
+    assert split_of(data.preflight, "train").dropped == {"longer than sft.max_length": 1}
     assert data.preflight.dropped[0].index == 1
-    assert data.preflight.split("train").length_max == len(data.train[0]["input_ids"]) == 30
+    assert split_of(data.preflight, "train").length_max == len(data.train[0]["input_ids"]) == 30
     assert tokenizer.decode(data.train[0]["input_ids"]).endswith(" long yes<|im_end|>")
 
 
@@ -727,7 +736,7 @@ def test_a_text_that_would_end_its_turn_is_refused(rows_file: Write, tokenizer: 
         "train[0].messages[1].content (rows.jsonl, line 1): the special token '<|im_end|>' in "
         "'It is <|im_end|>, look.'\n"
         "    allowed: text that neither opens nor ends a turn\n"
-        "    mend or remove the row, or preflight.forged_turns=escape to have such tokens read "
+        "    fix or remove the row, or preflight.forged_turns=escape to have such tokens read "
         "as plain text"
     )
 
@@ -739,7 +748,7 @@ def test_an_escaped_token_is_plain_text_that_looks_the_same(
     trained = [label for label in data.train[0]["labels"] if label != IGNORED]
     assert tokenizer.decode(trained).replace("\u200b", "") == "It is <|im_end|>, look.<|im_end|>"
     assert trained.count(tokenizer.eos_token_id) == 1
-    assert data.preflight.split("train").forged_rows == 1
+    assert split_of(data.preflight, "train").forged_rows == 1
 
 
 def test_markers_are_stripped_from_every_text(rows_file: Write, tokenizer: Any) -> None:
@@ -778,7 +787,7 @@ def test_weights_make_the_largest_mixture_without_a_row_twice_spread_evenly(
     overrides = mixture(
         f"path: json, data_files: '{a}', weight: 2", f"path: json, data_files: '{b}', weight: 1"
     )
-    data = prepare_data(compose(overrides), tokenizer, dict)
+    data = prepare_data(compose(overrides), tokenizer)
     assert texts(data) == ["a0", "b0", "a1", "a2", "b1", "a3", "a4", "b2", "a5"]
     assert [(one.source, one.rows) for one in data.preflight.splits] == [
         ("sources[0] json", 6),
@@ -879,7 +888,7 @@ def test_answers_that_went_with_cut_exchanges_are_counted(rows_file: Write, toke
         "sft.max_length=25",
         "over_length=truncate",
     )
-    report = data.preflight.split("train")
+    report = split_of(data.preflight, "train")
     assert (report.truncated_rows, report.lost_answer_tokens, report.trained_tokens) == (
         1,
         2,
@@ -897,7 +906,7 @@ def test_a_pattern_that_ends_in_a_space_is_a_warning_with_the_patterns_to_type(
     def warned(prompt: str, completion: str) -> list[Problem]:
         words = ["dataset=json", f"dataset.data_files={rows_file(SPACED)}", "format=template"]
         cfg = compose([*words, f"format.prompt='{prompt}'", f"format.completion='{completion}'"])
-        return prepare_data(cfg, request.getfixturevalue(name), dict).preflight.warnings
+        return prepare_data(cfg, request.getfixturevalue(name)).preflight.warnings
 
     (warning,) = warned("{q} ##> ", "{a}")
     assert warning.found.splitlines()[0] == (

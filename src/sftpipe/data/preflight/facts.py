@@ -3,89 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from sftpipe.data.encode import Encoder
-from sftpipe.data.formats import Sample
 from sftpipe.data.labels import IGNORED
-from sftpipe.errors import Problem
+from sftpipe.data.rows import Part, batches
 
 if TYPE_CHECKING:
     import numpy as np
 
 _BATCH = 4096  # rows that are in memory together
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A row of the data set that is not trained on.
-
-    index: its place in its split.
-    reason: a short phrase; rows are counted by it.
-    where, found, allowed, fix: the parts of its `Problem`.
-    origin: file and line, where they are known.
-    tokens, trained_tokens: of a row that is too long; else 0.
-    """
-
-    index: int
-    reason: str
-    where: str
-    found: str
-    allowed: str
-    fix: str
-    origin: str = ""
-    tokens: int = 0
-    trained_tokens: int = 0
-
-    def problem(self) -> Problem:
-        """As a person reads it."""
-        return Problem(
-            f"{self.where} ({self.origin})" if self.origin else self.where,
-            self.found,
-            allowed=self.allowed,
-            fix=self.fix,
-        )
-
-
-@dataclass(frozen=True)
-class Part:
-    """The finished rows of one split of one source.
-
-    split, source: "train", and the name of the source ("" for the only one).
-    read: rows of the source.
-    rows: `datasets.Dataset` with `input_ids`, `labels`, `index`, the place of each in the source,
-        `cut` and `lost`, the tokens and the trained tokens that were cut off, and `escaped`,
-        whether special tokens in it were made plain text.
-    dropped: rows that made none.
-    samples: place in the source -> what the format makes of that row, read anew; several where
-        `loss.unroll` makes several.
-    origin: place in the source -> file and line, "" where they are not known.
-    """
-
-    split: str
-    source: str
-    read: int
-    rows: Any
-    dropped: Sequence[Dropped]
-    samples: Callable[[int], Sequence[Sample]]
-    origin: Callable[[int], str]
-
-    @property
-    def place(self) -> str:
-        """The name of the part in messages; `[index]` follows."""
-        return f"{self.source} {self.split}".strip()
-
-    def where(self, position: int) -> str:
-        """The row of the data set behind a finished row, as `split[index] (file, line)`."""
-        index = self.rows[position]["index"]
-        origin = self.origin(index)
-        return f"{self.place}[{index}] ({origin})" if origin else f"{self.place}[{index}]"
-
-    def lengths(self) -> Any:
-        """Tokens of each row, as a numpy array (rows,)."""
-        return row_lengths(self.rows)
 
 
 @dataclass(frozen=True)
@@ -120,35 +48,15 @@ def read_facts(part: Part, encoder: Encoder) -> RowFacts:
     """Go once through the rows of a part."""
     import numpy as np
 
-    batches = [_facts(table, encoder) for table in _batches(part.rows)]
+    made = [_facts(table, encoder) for table in batches(part.rows)]
     shapes = {"row": (0, 2), "prompt": (0, 2)}
     joined = {
-        field.name: np.concatenate([getattr(batch, field.name) for batch in batches])
-        if batches
+        field.name: np.concatenate([getattr(batch, field.name) for batch in made])
+        if made
         else np.zeros(shapes.get(field.name, (0,)), dtype=np.int64)
         for field in fields(RowFacts)
     }
     return RowFacts(**joined)
-
-
-def row_lengths(rows: Any) -> Any:
-    """Tokens of each row of a `datasets.Dataset`, as a numpy array (rows,)."""
-    import numpy as np
-
-    return np.concatenate(
-        [np.zeros(0, dtype=np.int64), *(_lengths(table["input_ids"]) for table in _batches(rows))]
-    )
-
-
-def _batches(rows: Any) -> Iterator[Any]:
-    """The rows as arrow tables of a few thousand."""
-    yield from rows.with_format("arrow").iter(batch_size=_BATCH) if len(rows) else ()
-
-
-def _lengths(column: Any) -> Any:
-    import pyarrow.compute as pc
-
-    return pc.list_value_length(column).to_numpy().astype("int64")
 
 
 def _facts(table: Any, encoder: Encoder) -> RowFacts:
@@ -164,7 +72,7 @@ def _facts(table: Any, encoder: Encoder) -> RowFacts:
     import pyarrow.compute as pc
 
     tokenizer = encoder.tokenizer
-    length = _lengths(table["input_ids"])
+    length = table["length"].to_numpy().astype(np.int64)
     ids = pc.list_flatten(table["input_ids"]).to_numpy().astype(np.int32)
     is_trained = pc.list_flatten(table["labels"]).to_numpy() != IGNORED
     stops = np.cumsum(length)

@@ -9,9 +9,9 @@ from itertools import groupby
 from typing import Any
 
 from sftpipe.data.encode import Encoder
-from sftpipe.data.formats import Sample
 from sftpipe.data.labels import IGNORED
-from sftpipe.data.preflight.facts import Part
+from sftpipe.data.rows import Part
+from sftpipe.data.samples import Sample
 
 COMPARED = 100  # rows of a part, evenly spread
 _SHOWN = 60  # characters that an excerpt shows at each end

@@ -18,6 +18,7 @@ from typing import Any
 from rich.text import Text
 
 from sftpipe.data.labels import IGNORED
+from sftpipe.data.packing import sequence_lengths
 from sftpipe.errors import Problem, RunError
 from sftpipe.storage import write_text
 
@@ -63,7 +64,7 @@ def preview_rows(rows: Any, tokenizer: Any, count: int) -> Iterator[dict[str, An
             "text": tokenizer.decode(row["input_ids"]),
             "input_ids": row["input_ids"],
             "labels": [label for sequence in sequences(row) for label in sequence["labels"]],
-            "position_ids": [position for length in lengths(row) for position in range(length)],
+            "position_ids": [position for length in sequence_lengths(row) for position in range(length)],
         }
 
 
@@ -71,22 +72,9 @@ def _first(rows: Any, count: int) -> Any:
     return rows.select(range(min(count, len(rows))))
 
 
-def lengths(row: Mapping[str, Any]) -> list[int]:
-    """Tokens of each sequence in a row; their sum is T.
-
-    Raises:
-        ValueError: `seq_lengths` and `input_ids` differ.
-    """
-    total = len(row["input_ids"])
-    found = list(row.get("seq_lengths") or [total])
-    if sum(found) != total:
-        raise ValueError(f"seq_lengths add up to {sum(found)}, and the row has {total} tokens")
-    return found
-
-
 def sequences(row: Mapping[str, Any]) -> list[dict[str, list[int]]]:
     """The sequences of a row, each {input_ids, labels} as in the batch."""
-    ends = list(itertools.accumulate(lengths(row), initial=0))
+    ends = list(itertools.accumulate(sequence_lengths(row), initial=0))
     found = [
         {name: list(row[name][start:stop]) for name in ("input_ids", "labels")}
         for start, stop in itertools.pairwise(ends)
@@ -200,7 +188,7 @@ def page_row(row: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
         texts += pieces(sequence["input_ids"], tokenizer)
         why += reasons(sequence["labels"], packed=bool(row.get("seq_lengths")))
     return {
-        "lengths": lengths(row),
+        "lengths": sequence_lengths(row),
         "ids": ids,
         "tokens": [visible(token) for token in tokens],
         "texts": [

@@ -1,0 +1,159 @@
+"""The straight way of a row: parsed, stripped of markers, formatted and cleaned, encoded, truncated.
+
+raw row -> SampleReader -> Conversation | PromptCompletion | Text -> RowEncoder -> Encoded | RowError
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from sftpipe.config.schema import FormatConfig
+from sftpipe.data.chat_template import unrolled
+from sftpipe.data.cleaning import Cleaner
+from sftpipe.data.encode import Encoded, Encoder
+from sftpipe.data.formats import to_samples
+from sftpipe.data.labels import IGNORED
+from sftpipe.data.rows import Dropped, Rows
+from sftpipe.data.samples import Conversation, PromptCompletion, Row, Sample
+from sftpipe.errors import RowError
+
+BATCH = 1000  # rows that are formatted and tokenised together
+
+
+@dataclass(frozen=True)
+class SampleReader:
+    """The samples of one split of one source.
+
+    rows: as they are read from disk.
+    format: how a row becomes a sample.
+    cleaner: what the texts of a row pass.
+    place: the name of the split in messages; `[index]` follows.
+    """
+
+    rows: Rows
+    format: FormatConfig
+    cleaner: Cleaner
+    place: str
+
+    def read(self, rows: Sequence[Row], indices: Sequence[int]) -> list[Sample | RowError]:
+        """A sample, or its error, for each raw row."""
+        locations = [f"{self.place}[{index}]" for index in indices]
+        if self.format.type != "function":  # row_function.py strips what it hands to the function
+            rows = [self.cleaner.strip(row) for row in rows]
+        samples = to_samples(rows, self.format, locations, self.cleaner.clean)
+        if self.format.type != "template":
+            return samples
+        return [self._checked(one, where) for one, where in zip(samples, locations, strict=True)]
+
+    def _checked(self, sample: Sample | RowError, where: str) -> Sample | RowError:
+        try:
+            if isinstance(sample, PromptCompletion):
+                self.cleaner.check_filled(sample, self.format, where)
+        except RowError as error:
+            return error
+        return sample
+
+    def __iter__(self) -> Iterator[Sample]:
+        """The samples in the order of the data set, without rows that make none."""
+        for start in range(0, len(self.rows), BATCH):
+            rows = self.rows[start : start + BATCH]
+            for sample in self.read(rows, range(start, start + len(rows))):
+                if not isinstance(sample, RowError):
+                    yield sample
+
+    def sample(self, index: int) -> Sample | RowError:
+        """The sample of one row, read again."""
+        (found,) = self.read(self.rows[index : index + 1], [index])
+        return found
+
+
+@dataclass(frozen=True)
+class RowEncoder:
+    """Raw rows to finished ones: the one object that a worker process is given.
+
+    reader: makes the samples; the table of its rows stays with the main process.
+    encoder: makes ids and labels of them.
+    truncate_to: tokens that longer rows are truncated to (over_length=truncate); None leaves them.
+    """
+
+    reader: SampleReader
+    encoder: Encoder
+    truncate_to: int | None = None
+
+    def for_workers(self) -> RowEncoder:
+        """The same without the table; a worker is handed its batches."""
+        rows = replace(self.reader.rows, table=None)
+        return replace(self, reader=replace(self.reader, rows=rows))
+
+    def samples(self, index: int) -> list[Sample]:
+        """What the format makes of one row: several samples if `loss.unroll` makes several."""
+        found = self._unroll(self.reader.sample(index))
+        return [sample for sample in found if not isinstance(sample, RowError)]
+
+    def encode(
+        self, batch: Mapping[str, Sequence[Any]], indices: Sequence[int]
+    ) -> tuple[list[dict[str, Any]], list[Dropped]]:
+        """The finished rows of a batch of the table, and those of which nothing is trained."""
+        work = [
+            (index, f"{self.reader.place}[{index}]", sample)
+            for index, read in zip(
+                indices, self.reader.read(self.reader.rows.decode(batch), indices), strict=True
+            )
+            for sample in self._unroll(read)
+        ]
+        good = [(sample, where) for _, where, sample in work if not isinstance(sample, RowError)]
+        encoded = iter(self.encoder.encode([one for one, _ in good], [where for _, where in good]))
+        finished: list[dict[str, Any]] = []
+        dropped: list[Dropped] = []
+        for index, where, sample in work:
+            if isinstance(sample, RowError):
+                dropped.append(_dropped(index, sample, None))
+                continue
+            whole = next(encoded)
+            row = self._truncate(sample, whole, where)
+            if isinstance(row, RowError):
+                dropped.append(_dropped(index, row, whole))
+            else:
+                finished.append({**self._facts(sample, row, whole), "index": index})
+        return finished, dropped
+
+    def _unroll(self, sample: Sample | RowError) -> Sequence[Sample | RowError]:
+        """The sample, or one for each of its trained turns (`loss.unroll`)."""
+        if self.encoder.loss.unroll and isinstance(sample, Conversation):
+            return unrolled(sample, self.encoder.loss.type) or [sample]
+        return [sample]
+
+    def _truncate(
+        self, sample: Sample, row: Encoded | RowError, where: str
+    ) -> Encoded | RowError:
+        if self.truncate_to is None or isinstance(row, RowError):
+            return row
+        return self.encoder.fit(sample, row, self.truncate_to, where)
+
+    def _facts(self, sample: Sample, row: Encoded, whole: Encoded | RowError) -> dict[str, Any]:
+        return {
+            "input_ids": row.input_ids,
+            "labels": row.labels,
+            "length": len(row.input_ids),
+            "cut": row.cut,
+            "lost": _trained(whole) - _trained(row),
+            "escaped": self.reader.cleaner.has_escaped(sample),
+        }
+
+
+def _dropped(index: int, error: RowError, whole: Encoded | RowError | None) -> Dropped:
+    tokens = len(whole.input_ids) if isinstance(whole, Encoded) else 0
+    return Dropped(
+        index=index,
+        reason=error.reason,
+        **asdict(error.problem),
+        tokens=tokens,
+        trained_tokens=_trained(whole),
+    )
+
+
+def _trained(row: Encoded | RowError | None) -> int:
+    """Trained tokens of a row."""
+    return len(row.labels) - row.labels.count(IGNORED) if isinstance(row, Encoded) else 0

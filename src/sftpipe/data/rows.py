@@ -1,0 +1,178 @@
+"""Rows on disk: as they were read, then encoded, and those of which nothing is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sftpipe.data.samples import Row, Sample
+from sftpipe.errors import Problem
+from sftpipe.storage import digest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+
+TOO_LONG = "longer than sft.max_length"  # the reason of rows that are dropped for their length
+_BATCH = 4096  # rows that are in memory together
+
+JSON, ORIGIN = "json", "origin"  # columns of a table of JSON texts: the row, and its file and line
+_PEEK = 1000  # rows that are read together, and whose names are the columns of JSON texts
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row of the data set that is not trained on.
+
+    index: its number in its split.
+    reason: a short phrase; rows are counted by it.
+    where, found, allowed, fix: the parts of its `Problem`.
+    origin: file and line, where they are known.
+    tokens, trained_tokens: of a row that is too long; else 0.
+    """
+
+    index: int
+    reason: str
+    where: str
+    found: str
+    allowed: str
+    fix: str
+    origin: str = ""
+    tokens: int = 0
+    trained_tokens: int = 0
+
+    def problem(self) -> Problem:
+        """As a person reads it."""
+        where = f"{self.where} ({self.origin})" if self.origin else self.where
+        return Problem(where, self.found, allowed=self.allowed, fix=self.fix)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The encoded rows of one split of one source.
+
+    split, source: "train", and the name of the source ("" for the only one).
+    read: rows of the source.
+    rows: a table of `input_ids` and `labels`, both (T,); `length`, which is T; `index`, the number
+        of the row in the source; `cut` and `lost`, the tokens and the trained tokens that were
+        truncated; `escaped`, true if special tokens in its text were made plain text.
+    dropped: rows that made none.
+    samples: number of a row in the source -> what the format makes of that row, read again; several
+        samples where `loss.unroll` makes several.
+    origin: number of a row in the source -> file and line, "" where they are not known.
+    """
+
+    split: str
+    source: str
+    read: int
+    rows: Dataset
+    dropped: Sequence[Dropped]
+    samples: Callable[[int], Sequence[Sample]]
+    origin: Callable[[int], str]
+
+    @property
+    def place(self) -> str:
+        """The name of the part in messages; `[index]` follows."""
+        return f"{self.source} {self.split}".strip()
+
+    def where(self, position: int) -> str:
+        """The row of the data set that became a finished row, as `split[index] (file, line)`."""
+        index = self.rows[position]["index"]
+        origin = self.origin(index)
+        return f"{self.place}[{index}] ({origin})" if origin else f"{self.place}[{index}]"
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, (rows,)."""
+        return row_lengths(self.rows)
+
+
+def row_lengths(rows: Dataset) -> np.ndarray:
+    """Tokens of each row of a table, (rows,): its column `length`; of packed rows, counted."""
+    import numpy as np
+
+    if "length" in rows.column_names:
+        lengths = [table["length"].to_numpy() for table in batches(rows.select_columns("length"))]
+    else:
+        ids = rows.select_columns("input_ids")
+        lengths = [list_lengths(table["input_ids"]) for table in batches(ids)]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *lengths]).astype(np.int64)
+
+
+def batches(rows: Dataset) -> Iterator[Any]:
+    """The rows as `pyarrow.Table`s of a few thousand rows each."""
+    yield from rows.with_format("arrow").iter(batch_size=_BATCH) if len(rows) else ()
+
+
+def list_lengths(column: Any) -> np.ndarray:
+    """The lengths of the lists in an arrow column, (rows,)."""
+    import pyarrow.compute as pc
+
+    return pc.list_value_length(column).to_numpy().astype("int64")
+
+
+# --- rows as they were read -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split, read from disk as they are needed.
+
+    table: columns, or JSON texts (`JSON`, `ORIGIN`). A JSON text was parsed once when its file was
+        read, to find a bad line, and is parsed again here: that is cheaper than forcing one schema
+        on all rows.
+    digest: hash of the rows and their order.
+    columns: {our name: the table's name}.
+    """
+
+    table: Dataset
+    digest: str
+    columns: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __iter__(self) -> Iterator[Row]:
+        for start in range(0, len(self), _PEEK):
+            yield from self[start : start + _PEEK]
+
+    def __getitem__(self, where: slice) -> list[Row]:
+        return self.decode(self.table[where])
+
+    @property
+    def column_names(self) -> list[str]:
+        """Our names; of JSON texts those of the first thousand rows."""
+        theirs = list(self.table.column_names)
+        if _holds_json(theirs):
+            texts = self.table[:_PEEK][JSON]
+            theirs = list(dict.fromkeys(name for text in texts for name in json.loads(text)))
+        return list(self._rename(dict.fromkeys(theirs)))
+
+    def decode(self, batch: Mapping[str, Sequence[Any]]) -> list[Row]:
+        """The rows of a batch of `table`; a worker process has only the batch."""
+        rows: list[Row]
+        if _holds_json(batch):
+            rows = [json.loads(text) for text in batch[JSON]]
+        else:
+            values = zip(*batch.values(), strict=True)
+            rows = [dict(zip(batch, row, strict=True)) for row in values]
+        return [self._rename(row) for row in rows] if self.columns else rows
+
+    def origin(self, index: int) -> str:
+        """File and line of a row, where they are known, else ""."""
+        return str(self.table[index][ORIGIN]) if _holds_json(self.table.column_names) else ""
+
+    def select(self, indices: Any, why: str) -> Rows:
+        """Some of the rows; `why` distinguishes this choice from others in the digest."""
+        return replace(self, table=self.table.select(indices), digest=digest(self.digest, why))
+
+    def _rename(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        taken = {*self.columns, *self.columns.values()}
+        kept = {name: value for name, value in row.items() if name not in taken}
+        renamed = {ours: row[theirs] for ours, theirs in self.columns.items() if theirs in row}
+        return {**kept, **renamed}
+
+
+def _holds_json(columns: Iterable[str]) -> bool:
+    return list(columns) == [JSON, ORIGIN]

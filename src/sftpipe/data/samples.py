@@ -1,0 +1,72 @@
+"""What a row becomes before it is tokenised: one of three neutral values. Pure Python.
+
+A format makes them of rows and knows no tokenizer; the encoder tokenises them and knows no rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+Row = Mapping[str, Any]
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns for a chat template.
+
+    messages: `({"role": ..., "content": ..., ...}, ...)`, the last one the assistant's; as a
+        prompt, without it.
+    tools: JSON schemas of the tools that the template may list.
+    template_kwargs: further variables of the template, such as `{"enable_thinking": False}`.
+    train: for each message True or False where the row says so, None where the loss decides; empty
+        when no message says it.
+    prompt_length: messages that belong to the prompt, of rows that come as prompt and completion;
+        their answers are not trained.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    train: tuple[bool | None, ...] = ()
+    prompt_length: int = 0
+
+
+@dataclass(frozen=True)
+class PromptCompletion:
+    """Two strings that follow each other as they are."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """One finished string."""
+
+    text: str
+
+
+Sample = Conversation | PromptCompletion | Text
+Prompt = str | Conversation  # a string as it is, or turns without the answer
+
+
+def split_prompt(sample: Sample) -> tuple[Prompt, str]:
+    """What generation is given for a sample, and the answer that the data set holds.
+
+    A text has no prompt; its first fifth, up to a space, serves as one.
+    """
+    if isinstance(sample, Conversation):
+        return without_answer(sample), str(sample.messages[-1].get("content") or "")
+    if isinstance(sample, Text):
+        cut = sample.text.find(" ", min(len(sample.text) // 5, 100))
+        cut = cut if cut > 0 else (len(sample.text) + 1) // 2
+        return sample.text[:cut], sample.text[cut:]
+    return sample.prompt, sample.completion
+
+
+def without_answer(sample: Conversation) -> Conversation:
+    """The turns before the last one."""
+    return replace(sample, messages=sample.messages[:-1], train=())

@@ -1,0 +1,246 @@
+"""Which folder a run writes to or goes on in, and what makes two runs the same."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sftpipe.config.schema import TrainConfig, to_plain
+from sftpipe.data.source import fingerprint
+from sftpipe.errors import Problem, RunError
+from sftpipe.runs.folder import RunFolder
+from sftpipe.storage import is_whole, sha256_text
+
+# what a run that ended before its manifest leaves behind; nothing of it is worth keeping
+_WRITTEN_FIRST = ("config.yaml", "preflight.json", "manifest.json")
+_BEFORE_THE_MANIFEST = {
+    ".hydra",
+    *_WRITTEN_FIRST[:2],
+    *(f".{name}.partial" for name in _WRITTEN_FIRST),
+}
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Where a run writes, and where it begins.
+
+    folder: the run folder.
+    attempt: 1 for a new run; later starts keep their own records in attempts/<n>/.
+    checkpoint: a whole checkpoint to go on from; None begins at the first step.
+    complete: the run is finished, and there is nothing to do.
+    """
+
+    folder: Path
+    attempt: int = 1
+    checkpoint: Path | None = None
+    complete: bool = False
+
+    @property
+    def records(self) -> Path:
+        """Folder of this attempt's `.hydra` and manifest."""
+        return RunFolder(self.folder).attempt(self.attempt).path
+
+
+def stamp() -> str:
+    """`<date>_<time>_<4 hex>`: sorts by time, and two starts in one second differ."""
+    return f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(2)}"
+
+
+def plan_run(cfg: TrainConfig) -> RunPlan:
+    """Choose the run folder (`run`, `output_dir`) and the checkpoint (`sft.resume_from_checkpoint`).
+
+    Raises: RunError: the folder is finished or not ours, or the checkpoint is missing, damaged or
+        of another run.
+    """
+    resume = cfg.sft.get("resume_from_checkpoint")
+    if resume is None:
+        return RunPlan(_free_folder(cfg))
+    if resume == "auto":
+        return _plan_auto(cfg)
+    path = Path(str(resume))
+    folder, checkpoint = (
+        (path.parent, path) if path.name.startswith("checkpoint-") else (path, None)
+    )
+    where = "sft.resume_from_checkpoint"
+    if not path.is_dir():
+        raise RunError(
+            Problem(
+                where, f"no folder {path}", allowed="auto, a run folder, or a checkpoint-N in one"
+            )
+        )
+    if cfg.run is not None and Path(cfg.run).resolve() != folder.resolve():
+        raise RunError(Problem(where, f"{path} is not in run={cfg.run}", fix="leave run out"))
+    _check_same_run(cfg, folder, where)
+    if RunFolder(folder).complete.exists():
+        raise RunError(
+            Problem(where, f"{folder} is finished", fix="leave it out to start a new run")
+        )
+    if checkpoint is None:
+        checkpoint = newest_checkpoint(folder)
+        if checkpoint is None:
+            raise RunError(
+                Problem(
+                    where,
+                    f"{folder} holds no whole checkpoint",
+                    fix="auto begins such a run at its first step",
+                )
+            )
+    elif not is_whole(checkpoint):
+        raise RunError(
+            Problem(
+                where,
+                f"{checkpoint} is damaged: its files are not those that were hashed",
+                fix=f"{where}={folder} takes the newest whole one",
+            )
+        )
+    return RunPlan(folder, _next_attempt(folder), checkpoint)
+
+
+def _plan_auto(cfg: TrainConfig) -> RunPlan:
+    if cfg.run is not None:
+        folder = Path(cfg.run)
+        if not RunFolder(folder).manifest.exists():
+            return RunPlan(_free_folder(cfg))
+        _check_same_run(cfg, folder, "run")
+        if RunFolder(folder).complete.exists():
+            return RunPlan(folder, complete=True)
+        return RunPlan(folder, _next_attempt(folder), newest_checkpoint(folder))
+    key = run_key(cfg)
+    runs = sorted((path.parent for path in _runs_of(cfg).glob("*/manifest.json")), reverse=True)
+    for folder in runs:
+        files = RunFolder(folder)
+        if not files.complete.exists() and files.read_manifest().get("run_key") == key:
+            return RunPlan(folder, _next_attempt(folder), newest_checkpoint(folder))
+    return RunPlan(_free_folder(cfg))
+
+
+def _runs_of(cfg: TrainConfig) -> Path:
+    return Path(cfg.output_dir) / (cfg.recipe or "custom")
+
+
+def _free_folder(cfg: TrainConfig) -> Path:
+    folder = Path(cfg.run) if cfg.run is not None else _runs_of(cfg) / stamp()
+    if RunFolder(folder).complete.exists():
+        raise RunError(
+            Problem(
+                f"run={folder}",
+                "a finished run, which is never overwritten",
+                fix="leave run out, or name a new folder",
+            )
+        )
+    if RunFolder(folder).manifest.exists():
+        raise RunError(
+            Problem(
+                f"run={folder}",
+                "an unfinished run",
+                fix="sft.resume_from_checkpoint=auto goes on with it; or name a new folder",
+            )
+        )
+    if folder.exists() and (
+        not folder.is_dir()
+        or any(path.name not in _BEFORE_THE_MANIFEST for path in folder.iterdir())
+    ):
+        raise RunError(
+            Problem(f"run={folder}", "it holds something that is no run", fix="name a new folder")
+        )
+    return folder
+
+
+def _next_attempt(folder: Path) -> int:
+    return RunFolder(folder).attempts() + 1
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint with the highest step; damaged ones are passed over."""
+    found = RunFolder(folder).checkpoints()
+    whole = (found[step] for step in sorted(found, reverse=True) if is_whole(found[step]))
+    return next(whole, None)
+
+
+# --- what a run is --------------------------------------------------------------------------------
+
+
+def run_key(cfg: TrainConfig) -> str:
+    """Hash of what decides a run's numbers: the config without paths and tracking, and the data.
+
+    Raises:
+        DataError: a data file is missing.
+    """
+    return key_of(cfg, fingerprint(cfg.dataset, cfg.allowed_targets))
+
+
+def key_of(cfg: TrainConfig, data_sha256: str) -> str:
+    """`run_key`, of data whose digest is known."""
+    return sha256_text(
+        json.dumps([_same_numbers(_deciding(to_plain(cfg))), data_sha256], sort_keys=True)
+    )
+
+
+def _same_numbers(value: Any) -> Any:
+    """1 and 1.0 are one number, in lists and mappings too."""
+    if isinstance(value, dict):
+        return {name: _same_numbers(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_same_numbers(inner) for inner in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {
+        name: value
+        for name, value in plain.items()
+        if name not in ("output_dir", "tracking", "recipe")
+    }
+    name = plain["model"]["name_or_path"]
+    if (
+        name is not None and Path(name).expanduser().is_dir()
+    ):  # `open_run` compares the weights by their bytes
+        kept["model"] = {**plain["model"], "name_or_path": "a folder"}
+    kept["sft"] = {
+        name: value for name, value in plain["sft"].items() if name != "resume_from_checkpoint"
+    }
+    kept["dataset"] = {
+        name: value
+        for name, value in plain["dataset"].items()
+        if name not in ("data_files", "num_proc")
+    }
+    return kept
+
+
+def _check_same_run(cfg: TrainConfig, folder: Path, where: str) -> None:
+    manifest = RunFolder(folder).read_manifest()
+    if manifest.get("run_key") == run_key(cfg):
+        return
+    try:
+        recorded = yaml.safe_load(RunFolder(folder).config.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        raise RunError(
+            Problem(f"{folder}/config.yaml", "missing or damaged", fix="start a new run")
+        ) from None
+    changed = _differences(_deciding(recorded), _deciding(to_plain(cfg)))
+    raise RunError(
+        Problem(
+            where,
+            f"{folder} is a run of another config: "
+            + ("; ".join(changed) if changed else "the data files changed"),
+            fix="give it the same config, or start a new run without sft.resume_from_checkpoint",
+        )
+    )
+
+
+def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [
+            line
+            for key in keys
+            for line in _differences(before.get(key), now.get(key), f"{prefix}.{key}".lstrip("."))
+        ]
+    return [] if before == now else [f"{prefix} was {before!r} and is {now!r}"]

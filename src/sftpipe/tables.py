@@ -1,0 +1,194 @@
+"""What people read on the terminal: the tables of the preflight, and the result of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from sftpipe.errors import one_line
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sftpipe.data.packing import Isolation, PackingReport
+    from sftpipe.data.preflight.report import Preflight, SplitReport
+    from sftpipe.runs.load import Run
+
+Column = tuple[str, Callable[["SplitReport"], Any]]  # (heading, what is below it)
+
+SIZES: tuple[Column, ...] = (
+    ("rows", lambda split: split.rows),
+    ("tokens", lambda split: split.tokens),
+    ("trained", lambda split: share(split.trained_tokens, split.tokens)),
+    ("p50", lambda split: round(split.length_p50)),
+    ("p95", lambda split: round(split.length_p95)),
+    ("p99", lambda split: round(split.length_p99)),
+    ("longest", lambda split: split.length_max),
+    ("too long", lambda split: split.over_length_rows),
+    ("cut", lambda split: split.truncated_rows),
+    ("answers lost", lambda split: split.lost_answer_tokens),
+)
+FINDINGS: tuple[Column, ...] = (
+    ("dropped", lambda split: sum(split.dropped.values())),
+    ("end trained", lambda split: share(split.end_trained_rows, split.rows)),
+    ("BOS 0/1/2", lambda split: "/".join(f"{split.bos_rows[count]:,}" for count in "012")),
+    ("UNK", lambda split: split.unk_rows),
+    ("PAD", lambda split: split.pad_rows),
+    ("forged", lambda split: split.forged_rows),
+    ("repeated", lambda split: split.repeated_rows),
+    ("in 2 splits", lambda split: split.shared_rows),
+    ("prompt in 2", lambda split: split.shared_prompts),
+)
+
+
+def share(part: int, whole: int) -> str:
+    """A part of a whole in percent; a dash where there is nothing."""
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def plain(text: str) -> str:
+    """A text on one line that rich prints as it is."""
+    return escape(one_line(text))
+
+
+# --- preflight ------------------------------------------------------------------------------------
+
+
+def preflight_summary(preflight: Preflight) -> str:
+    """Rows of each split, what was dropped, and each warning, on a line each."""
+    rows: Counter[str] = Counter()
+    dropped: dict[str, Counter[str]] = {}
+    for one in preflight.splits:
+        rows[one.split] += one.rows
+        dropped.setdefault(one.split, Counter()).update(one.dropped)
+    lines = [", ".join(f"{count:,} {split}" for split, count in rows.items()) + " rows"]
+    for split, reasons in dropped.items():
+        if reasons:
+            counted = ", ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common())
+            lines.append(f"dropped   of {split}: {counted}; `sftpipe check` lists them")
+    for warning in preflight.warnings:
+        first = warning.found.splitlines()[0]
+        lines.append(f"warning   {warning.where}: {first}; `sftpipe check` says what to do")
+    return "\n".join(lines)
+
+
+def preflight_tables(preflight: Preflight) -> Iterator[Table]:
+    """Two tables with a line for each split of each source: sizes, and what was found.
+
+    Each fits 100 columns.
+    """
+    for columns in (SIZES, FINDINGS):
+        table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+        table.add_column("split")
+        for heading, _ in columns:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for report in preflight.splits:
+            table.add_row(report.place, *(_cell(value(report)) for _, value in columns))
+        yield table
+
+
+def _cell(value: Any) -> Text:
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return Text(text, style="dim" if text in ("0", "-") else "")
+
+
+def preflight_facts(preflight: Preflight) -> Iterator[str]:
+    """What holds for all splits together."""
+    for name, (token, number) in preflight.special_tokens.items():
+        yield f"{name:<10} {one_line(token)} {number if number is not None else ''}"
+    ends = one_line(", ".join(preflight.end_tokens)) or "no special token"
+    yield f"{'answers end':<10} in {ends}"
+    compared = sum(report.compared_rows for report in preflight.splits)
+    yield f"compared   {compared} rows with the prompt of generation, and with their text"
+    padding = f"{preflight.padding_share:.1%}"
+    yield f"padding    {padding} of the tokens in training batches (an estimate)"
+    if preflight.packing:
+        yield f"packing    {packing_rows(preflight.packing)}"
+        yield f"isolation  {isolation_of(preflight.packing.isolation)}"
+
+
+def packing_rows(packing: PackingReport) -> str:
+    """What packing did to the rows of each split."""
+    made = [
+        f"{before:,} {split} rows in {after:,}, {packing.fill.get(split, 0):.1%} full"
+        for split, (before, after) in packing.rows.items()
+    ]
+    return f"{packing.strategy}: {', '.join(made) or 'each batch is one row'}"
+
+
+def isolation_of(found: Isolation | None) -> str:
+    """How packed rows are kept separate, and how well."""
+    if found is None:
+        return "none: rows are joined, and see each other, by design"
+    by_positions = found.method == "positions"
+    how = "positions that restart" if by_positions else "a block-diagonal mask"
+    if found.leak is None:
+        return f"{how}; trusted, not measured"
+    alone = found.leak_of_positions
+    leak = f"; positions alone leak {alone:.2g}" if alone is not None else ""
+    return f"{how}; packing moves a logit by {found.leak:.1g} standard deviations{leak}"
+
+
+def dropped_rows(preflight: Preflight) -> Iterator[str]:
+    """Each reason with its count, and the first rows of it."""
+    for report in preflight.splits:
+        for reason, count in report.dropped.items():
+            yield f"\n{report.place}: {count} dropped, {reason}"
+            same = [
+                one
+                for one in preflight.dropped
+                if one.reason == reason and one.where.startswith(f"{report.place}[")
+            ]
+            for one in same[:3]:
+                yield f"  {one.problem()}"
+
+
+# --- a run ----------------------------------------------------------------------------------------
+
+
+def run_lines(weights: str, device: str, folder: Path) -> str:
+    """What a run begins with: its weights, device and folder."""
+    return f"weights   {weights}\ndevice    {device}\nfolder    {folder}"
+
+
+def parameter_line(trained: int, total: int) -> str:
+    """How many parameters are trained, of all."""
+    return f"training  {trained:,} of {total:,} parameters ({trained / total:.2%})"
+
+
+def print_run(run: Run) -> None:
+    """The numbers of a run, and its answers before and after, on stdout."""
+    from sftpipe.runs.folder import RunFolder
+    from sftpipe.runs.report import answers_side_by_side, metric_rows
+
+    out = Console(highlight=False, soft_wrap=True)
+    numbers = Table.grid(padding=(0, 2))
+    for name, text in metric_rows(run.metrics):
+        numbers.add_row(name, text)
+    out.print(numbers)
+    for prompt, before, after in answers_side_by_side(RunFolder(run.dir).read_samples()):
+        out.print(
+            f"\n[dim]prompt[/]  {plain(prompt)}",
+            f"[dim]before[/]  {plain(before)}",
+            f"[green]after[/]   {plain(after)}",
+            sep="\n",
+        )
+    out.print(
+        f"\n{run.dir}/README.md shows how to load the model; {run.dir}/loss.png is its loss curve."
+    )
+
+
+def print_options(described: dict[str, dict[str, str]]) -> None:
+    """{group: {option: what it is}} as a table, on stdout."""
+    table = Table.grid(padding=(0, 2))
+    for group, options in described.items():
+        table.add_row(f"[bold]{group}[/]", "")
+        for name, text in options.items():
+            table.add_row(f"  {name}", plain(text))
+    Console(highlight=False).print(table)
