@@ -127,7 +127,7 @@ def test_each_file_says_in_one_line_what_it_is(path: Path) -> None:
     first = lines[1] if lines[0] == "# @package _global_" else lines[0]
 
     assert 15 < len(header(path)) <= 140
-    assert header(path) in first  # nothing stands above it
+    assert header(path) in first  # it is the first line
 
 
 @pytest.mark.parametrize("path", [path for path in OPTIONS if path.suffix == ".yaml"], ids=named)

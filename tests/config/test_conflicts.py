@@ -428,7 +428,8 @@ OTHERS = [
     [*BLOCKS, "over_length=truncate"],
     ["over_length=truncate", "sft.max_length=null"],
 ]
-TABLES = (CHOICES, OF_THE_DATA_SET, OF_A_MIXTURE, OF_THE_FORMAT, OF_THE_LOSS)
+# no override reaches a source of a mixture
+TABLES = (CHOICES, OF_THE_DATA_SET, OF_THE_FORMAT, OF_THE_LOSS)
 MISTAKES = [*(overrides for table in TABLES for overrides, _ in table), *OTHERS]
 
 

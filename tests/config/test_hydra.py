@@ -262,7 +262,10 @@ RECORDED = ["recipe=yoda", "lora.r=8", "+lora.use_dora=true", "lora.bias=none"]
 
 
 @pytest.mark.parametrize("folder", ["out", "it's a run"])
-def test_the_records_of_a_run_are_those_of_hydra_main(folder: str) -> None:
+def test_the_records_of_a_run_are_those_of_hydra_main(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # enter_hydra sets it
     overrides = [*RECORDED, "output_dir=o-${now:%Y}", "hydra.sweeper.max_batch_size=3"]
     settings = [literal("hydra.run.dir", folder), literal("hydra.output_subdir", "2/.hydra")]
     enter_hydra([], overrides, settings, lambda _cfg, _number: None)

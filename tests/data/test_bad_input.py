@@ -603,7 +603,7 @@ def test_a_row_over_the_limit_is_an_error_that_counts_and_shows(
                 "7 of 8 rows teach nothing: 4 x null or missing, 1 x roles out of order, 1 x "
                 "empty text, 1 x wrong type",
                 "preflight.max_empty_rows=0.01 of the rows",
-                "mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets "
+                "fix the rows below, the format or the loss; preflight.max_empty_rows=1 lets "
                 "sftpipe preview show the rest",
             ),
             *(
@@ -1675,14 +1675,14 @@ UNREAD = "nothing reads it with path: json"
                 "format.prompt",
                 "not set, and format=template needs it",
                 "",
-                "format.prompt='{prompt} ##>'",
+                "\"format.prompt='{prompt} ##>'\"",
             )
             + "\n"
             + message(
                 "format.completion",
                 "not set, and format=template needs it",
                 "",
-                "format.completion=' {completion}'",
+                "\"format.completion=' {completion}'\"",
             ),
             id="no patterns",
         ),
@@ -1722,7 +1722,7 @@ UNREAD = "nothing reads it with path: json"
                 "loss.response_template",
                 "not set",
                 "the text before each answer, or its token ids",
-                "loss.response_template='### Answer:'",
+                "\"loss.response_template='### Answer:'\"",
             ),
             id="no response template",
         ),
@@ -1732,7 +1732,7 @@ UNREAD = "nothing reads it with path: json"
                 "loss.response_template",
                 "'' (str)",
                 "the text before each answer, or its token ids",
-                "loss.response_template='### Answer:'",
+                "\"loss.response_template='### Answer:'\"",
             ),
             id="empty response template",
         ),
@@ -1753,7 +1753,7 @@ UNREAD = "nothing reads it with path: json"
                 "dataset.sources",
                 "not set, and dataset=mixture needs it",
                 "",
-                "dataset.sources=[{path: json, data_files: a.jsonl}]",
+                '"dataset.sources=[{path: json, data_files: a.jsonl}]"',
             ),
             id="mixture of nothing",
         ),

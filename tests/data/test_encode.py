@@ -418,14 +418,14 @@ REWRITES = CHATML.replace(
             "{{ raise_exception('one turn at most') }}",
             "refused by the chat template",
             "train[3]: the chat template refuses the conversation: one turn at most\n"
-            "    mend the row or the template",
+            "    fix the row or the template",
             id="raises",
         ),
         pytest.param(
             "{{ nothing + bos_token }}",
             "refused by the chat template",
             "train[3]: the chat template refuses the conversation: 'nothing' is undefined\n"
-            "    mend the row or the template",
+            "    fix the row or the template",
             id="undefined-name",
         ),
         pytest.param(

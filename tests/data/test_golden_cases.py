@@ -587,7 +587,7 @@ def test_the_chapters_split_entries_and_batches(
         sizes["test"],
     )
     assert len(data.train) + len(data.validation) + len(data.test) == cases["004-len"]["expected"]
-    rows = {name: data.reader.sources[0].splits[name] for name in ("train", "validation", "test")}
+    rows = {name: data.readers[name][0].rows for name in ("train", "validation", "test")}
     first = cases["004-split-first"]["expected"]
     assert [rows["test"][:1], rows["validation"][:1]] == [[first["test0"]], [first["val0"]]]
     assert rows["train"][50:51] == [cases["004-entry50-en"]["expected"]]

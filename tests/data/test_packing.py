@@ -20,6 +20,7 @@ import sftpipe
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import Collator, RandomWindows, blocks, count, pack, sequence_lengths
 from sftpipe.errors import ConfigError, DataError
+from sftpipe.tables import isolation_of, packing_rows
 
 Row = dict[str, list[int]]
 TRAINED = st.lists(st.tuples(st.integers(3, 90), st.booleans()), min_size=1, max_size=12)
@@ -114,7 +115,7 @@ def test_blocks_predict_each_token_of_the_stream_once(
 ) -> None:
     rows = rows_of(drawn)
     stream = stream_of(rows)
-    made = list(blocks(Dataset.from_list(rows), size, "validation"))
+    made = list(blocks(Dataset.from_list(rows), size))
     assert [token for row in made for token in row["input_ids"][1:]] == stream[1:]
     assert [row["input_ids"] for row in made] == [
         stream[at : at + size + 1] for at in range(0, len(stream) - 1, size)
@@ -133,7 +134,7 @@ def test_random_windows_are_windows_of_the_stream(
     drawn: list[list[tuple[int, bool]]], size: int, seed: int, epoch: int
 ) -> None:
     stream = stream_of(rows_of(drawn))
-    windows = RandomWindows(blocks(Dataset.from_list(rows_of(drawn)), size, "train"))
+    windows = RandomWindows(blocks(Dataset.from_list(rows_of(drawn)), size))
     assert (windows.block_size, windows.tokens, len(windows)) == (
         size,
         len(stream),
@@ -153,9 +154,7 @@ def test_random_windows_are_windows_of_the_stream(
 def test_each_seed_and_each_epoch_draws_other_windows_over_the_whole_stream() -> None:
     windows = RandomWindows(
         blocks(
-            Dataset.from_list([{"input_ids": list(range(2000)), "labels": list(range(2000))}]),
-            2,
-            "train",
+            Dataset.from_list([{"input_ids": list(range(2000)), "labels": list(range(2000))}]), 2
         )
     )
     drawn = [tuple(windows.starts(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)]
@@ -189,7 +188,7 @@ def test_a_runs_blocks_have_eos_between_documents_in_the_order_of_the_split() ->
     assert report.fill["train"] == pytest.approx(
         (tokens + len(data.train) - 1) / (len(data.train) * 65), abs=1e-4
     )
-    assert report.lines()[1] == "none: rows are joined, and see each other, by design"
+    assert isolation_of(report.isolation) == "none: rows are joined, and see each other, by design"
     assert data.isolation is None
     assert data.preflight.padding_share < 0.1
 
@@ -360,7 +359,8 @@ def test_the_report_tells_how_full_packed_rows_are_and_how_they_are_kept_apart()
     }
     assert data.preflight.packing.isolation == data.isolation
     assert data.preflight.padding_share == 0
-    first, second = data.preflight.packing.lines()
+    packing = data.preflight.packing
+    first, second = packing_rows(packing), isolation_of(packing.isolation)
     assert (
         first
         == f"bfd: 20 train rows in {len(data.train)}, {tokens / (len(data.train) * 256):.1%} full"
@@ -391,7 +391,8 @@ def test_the_report_says_what_was_not_measured(words: list[str], lines: list[str
         sftpipe.compose(["recipe=yoda", "dataset.limit=20", "sft.max_length=256", *words])
     )
     assert data.preflight.packing is not None
-    said = data.preflight.packing.lines()
+    packing = data.preflight.packing
+    said = [packing_rows(packing), isolation_of(packing.isolation)]
     assert all(line.startswith(start) for line, start in zip(said, lines, strict=True)), said
 
 

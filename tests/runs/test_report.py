@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.report import SHOWN, plot_loss, short_prompts, token_ticks
 
 HISTORY = [
@@ -31,7 +32,7 @@ def test_a_run_without_a_logged_step_has_one_tick() -> None:
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     for history in (HISTORY, HISTORY[:1], []):
         (tmp_path / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
-        plot_loss(tmp_path)
+        plot_loss(RunFolder(tmp_path))
         assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
         (tmp_path / "loss.png").unlink()
 

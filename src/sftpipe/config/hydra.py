@@ -91,7 +91,7 @@ def compose(overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: holds every problem that was found.
     """
-    return _compose(overrides, lambda _composed, _origin: []).config
+    return _compose(overrides, in_main=True).config
 
 
 def compose_run(overrides: Sequence[str] = ()) -> ComposedRun:
@@ -103,16 +103,11 @@ def compose_run(overrides: Sequence[str] = ()) -> ComposedRun:
     Raises:
         ConfigError: holds every problem; settings that only hydra.main acts on are among them.
     """
-
-    def without_hydra(composed: DictConfig, origin: Origin) -> list[Problem]:
-        return _check_settings(composed, origin, overrides)
-
-    return _compose(overrides, without_hydra)
+    return _compose(overrides, in_main=False)
 
 
-def _compose(
-    overrides: Sequence[str], more: Callable[[DictConfig, Origin], list[Problem]]
-) -> ComposedRun:
+def _compose(overrides: Sequence[str], *, in_main: bool) -> ComposedRun:
+    """A run, whose settings of Hydra are checked where it does not go through hydra.main."""
     if isinstance(overrides, str):
         raise TypeError(f'compose takes a list: compose(["{overrides}"])')
     parsed, problems = parse_overrides(overrides)
@@ -127,7 +122,7 @@ def _compose(
         except _BAD_YAML as error:
             raise ConfigError(*problems, _not_composed(error, parsed)) from None
     origin = _origin(composed.hydra.runtime.choices, parsed)
-    problems += more(composed, origin)
+    problems += [] if in_main else _check_settings(composed, origin, overrides)
     return ComposedRun(_from_composed(composed, origin, parsed, problems), composed)
 
 
@@ -153,7 +148,7 @@ def _check_settings(
     found = "a single run does not go through hydra.main, and nothing else acts on it"
     used = [key for key in _ONLY_IN_MAIN if OmegaConf.select(composed, key)]
     used += ["hydra.mode"] if composed.hydra.mode == RunMode.MULTIRUN else []
-    fix = f"leave it out, or train a sweep of one run, which does: {_sweep(overrides)}"
+    fix = f"leave it out, or train a sweep of one run: {_sweep(overrides)}"
     return [Problem(origin.locate(key), found, fix=fix) for key in used]
 
 

@@ -7,7 +7,6 @@ the number of tokens of a row.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from sftpipe.data.labels import IGNORED, Span, labels_from_spans, response_spans
 from sftpipe.data.rows import TOO_LONG
 from sftpipe.data.samples import Conversation, Prompt, PromptCompletion, Sample, Text, split_prompt
 from sftpipe.errors import DataError, Problem, RowError
-from sftpipe.tokenizer.special_tokens import how_to_add, unknown_tokens
+from sftpipe.tokenizer.special_tokens import SpecialTokens, how_to_add, unknown_tokens
 
 _TOGETHER = 128  # samples that are tokenised by one call
 
@@ -64,7 +63,7 @@ class Encoder:
         # whether a character outside the vocabulary may be read as UNK, or is an error
         self.reads_unknown = reads_unknown
         self.template = ChatTemplate(tokenizer)
-        self.special_ids = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        self.special = SpecialTokens.of(tokenizer)
         self._eos = tokenizer.eos_token_id
         self.added_bos = self._find_added_bos()
         letter = tokenizer("a", add_special_tokens=False).input_ids
@@ -74,10 +73,6 @@ class Encoder:
         )  # keeps white space from the edges of a text
         self._swallowing = tuple(
             str(token) for token in tokenizer.added_tokens_decoder.values() if token.rstrip
-        )
-        self._added = re.compile(
-            "|".join(re.escape(str(token)) for token in tokenizer.added_tokens_decoder.values())
-            or "(?!)"
         )
         self._known_characters: set[str] = set()
         self._turn_ends: set[int] | None = None
@@ -362,7 +357,7 @@ class Encoder:
     def lost_character(self, parts: Sequence[str], where: str) -> RowError | None:
         """The error of a text that the tokenizer would lose: what it does not know is dropped, or written as UNK, without a word."""
         characters = (
-            set().union(*(piece for part in parts for piece in self._added.split(part)))
+            set().union(*(piece for part in parts for piece in self.special.pattern.split(part)))
             - self._known_characters
         )
         for character in sorted(characters):
@@ -493,7 +488,7 @@ class Encoder:
         for at in range(first if start is None else max(first, start), len(ids)):
             if offsets[at][1] > answer.limit:
                 break
-            if ids[at] in self.special_ids and offsets[at][1] > answer.stop:
+            if ids[at] in self.special and offsets[at][1] > answer.stop:
                 behind.append(at)
         if answer.called:
             ends = self._plain_ends(where)
@@ -520,7 +515,7 @@ class Encoder:
         last = next(
             (token for token in reversed(trained) if self.tokenizer.decode([token]).strip()), None
         )
-        if last not in self.special_ids:
+        if last not in self.special:
             raise DataError(
                 Problem(
                     f"{where}, tokenizer.chat_template",
@@ -559,7 +554,7 @@ class Encoder:
             ends = (
                 token
                 for token, (_, end) in zip(ids, encoding.offsets, strict=True)
-                if end > stop and token in self.special_ids
+                if end > stop and token in self.special
             )
             self._turn_ends = set(islice(ends, 1))
         if not self._turn_ends:

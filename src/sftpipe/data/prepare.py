@@ -81,7 +81,7 @@ class PreparedData:
 
         Rows that make none are left out.
         """
-        for reader in self.readers[split]:
+        for reader in self.readers.get(split, ()):
             yield from reader
 
 

@@ -18,6 +18,7 @@ from sftpipe.data.prepare import PreparedData, _joined
 from sftpipe.data.rows import Dropped, Part
 from sftpipe.data.samples import Conversation, PromptCompletion, Sample
 from sftpipe.errors import DataError, Problem, RowError
+from sftpipe.tables import preflight_summary
 from support.rows import prepare_data, split_of
 
 Write = Callable[..., str]
@@ -285,7 +286,7 @@ def test_more_dropped_rows_than_the_limit_fail_with_a_summary_and_the_first_thre
     assert str(summary) == (
         "train: 9 of 99 rows teach nothing: 5 x wrong type, 4 x empty text\n"
         "    allowed: preflight.max_empty_rows=0.02 of the rows\n"
-        "    mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets "
+        "    fix the rows below, the format or the loss; preflight.max_empty_rows=1 lets "
         "sftpipe preview show the rest"
     )
     assert [problem.where for problem in rows] == [
@@ -298,7 +299,8 @@ def test_more_dropped_rows_than_the_limit_fail_with_a_summary_and_the_first_thre
 
 def test_no_dropped_row_passes_when_none_is_allowed(tokenizer: Any) -> None:
     assert (
-        check(with_dropped(0), tokenizer=tokenizer, max_empty_rows=0).split("train").dropped == {}
+        split_of(check(with_dropped(0), tokenizer=tokenizer, max_empty_rows=0), "train").dropped
+        == {}
     )
     assert "1 of 100 rows teach nothing: 1 x empty text" in problems_of(
         with_dropped(1), tokenizer=tokenizer, max_empty_rows=0
@@ -313,8 +315,8 @@ def test_a_split_without_a_row_left_fails_whatever_is_allowed(tokenizer: Any) ->
 
 def test_rows_dropped_for_their_length_have_a_limit_of_their_own(tokenizer: Any) -> None:
     rows = part("train", *(row(at, 2) for at in range(20, 38)), dropped=[long(3, 40), long(7, 60)])
-    report = check(rows, tokenizer=tokenizer, max_empty_rows=0, max_over_length_rows=0.1).split(
-        "train"
+    report = split_of(
+        check(rows, tokenizer=tokenizer, max_empty_rows=0, max_over_length_rows=0.1), "train"
     )
     assert (report.over_length_rows, report.lost_answer_tokens) == (2, 2)
     assert problems_of(rows, tokenizer=tokenizer, max_over_length_rows=0.09) == (
@@ -330,16 +332,12 @@ def test_a_loss_that_masks_nothing_fails_unless_it_is_full(tokenizer: Any) -> No
     whole = part("train", row(20, 2, trained=2), row(21, 2, trained=2))
     assert problems_of(whole, tokenizer=tokenizer) == (
         "train, loss=completion_only: every token of every row is trained: no prompt is masked\n"
-        "    allowed: a prompt in front of what is trained\n"
+        "    allowed: a prompt before what is trained\n"
         "    loss=full if that is meant; else look at sftpipe preview"
     )
-    assert check(whole, tokenizer=tokenizer, loss="full").split("train").trained_tokens == 4
-    assert (
-        check(part("train", row(20, 2, trained=2), row(21, 2)), tokenizer=tokenizer)
-        .split("train")
-        .trained_tokens
-        == 3
-    )
+    assert split_of(check(whole, tokenizer=tokenizer, loss="full"), "train").trained_tokens == 4
+    partly = check(part("train", row(20, 2, trained=2), row(21, 2)), tokenizer=tokenizer)
+    assert split_of(partly, "train").trained_tokens == 3
 
 
 def test_two_bos_fail(tokenizer: Any) -> None:
@@ -489,7 +487,7 @@ def test_a_summary_counts_the_rows_what_was_dropped_and_the_warnings(tokenizer: 
         part("train", *(row(at, 2) for at in range(20, 1219)), row(20, 21), dropped=dropped),
         part("test", row(3, 4, 2)),
     ]
-    assert check(*parts, tokenizer=tokenizer).summary() == (
+    assert preflight_summary(check(*parts, tokenizer=tokenizer)) == (
         "1,200 train, 1 test rows\n"
         "dropped   of train: 3 x longer than sft.max_length, 2 x empty text; `sftpipe check` "
         "lists them\n"
@@ -540,7 +538,7 @@ def test_a_row_with_another_prompt_than_generation_fails(tokenizer: Any) -> None
         "train[1]: 1 of 2 rows that were compared do not read back as their text\n"
         "    Really? Yes?⟦ No.<|im_end|>⟧\n"
         "    allowed: ids that decode to what was encoded\n"
-        "    another tokenizer, or mend the characters that it loses"
+        "    another tokenizer, or fix the characters that it loses"
     )
 
 
@@ -665,7 +663,7 @@ def test_more_bad_rows_than_the_limit_stop_the_preparation_and_are_named(
     assert str(error.value) == (
         "train: 1 of 11 rows teach nothing: 1 x empty text\n"
         "    allowed: preflight.max_empty_rows=0.01 of the rows\n"
-        "    mend the rows below, the format or the loss; preflight.max_empty_rows=1 lets "
+        "    fix the rows below, the format or the loss; preflight.max_empty_rows=1 lets "
         "sftpipe preview show the rest\n"
         "train[10].completion (rows.jsonl, line 11): an empty string\n    allowed: text\n"
         "    fix or remove the row"
@@ -911,8 +909,7 @@ def test_a_pattern_that_ends_in_a_space_is_a_warning_with_the_patterns_to_type(
     (warning,) = warned("{q} ##> ", "{a}")
     assert warning.found.splitlines()[0] == (
         "the prompt ends in a space, as in 3 of 3 rows that were compared: the model begins its "
-        "answer behind a space that stands by "
-        "itself, which it never saw in running text"
+        "answer after a lone space, which it never saw in running text"
     )
     assert (warning.where, warning.fix) == (
         "train[0] (rows.jsonl, line 1)",
@@ -928,5 +925,5 @@ def test_a_joint_boundary_that_hides_the_first_character_is_a_warning(
     file = rows_file([{"prompt": "Answer:", "completion": "-) yes"}])
     (warning,) = prepare(file, tokenizer, "loss.boundary=joint").preflight.warnings
     assert "do not go on from the prompt of generation" in warning.found
-    assert warning.fix == "loss.boundary=split"
+    assert warning.commands == ("loss.boundary=split",)
     assert prepare(file, tokenizer).preflight.warnings == []

@@ -117,17 +117,17 @@ def _ends(ids: Any, last: Any, answer: Any, encoder: Encoder) -> Any:
     """The special token at the end of each answer; white space behind it is passed over, a row at a time."""
     import numpy as np
 
-    special = np.fromiter(encoder.special_ids, dtype=np.int64)
+    special = np.fromiter(encoder.special.ids, dtype=np.int64)
     end = np.where(np.isin(ids[last], special), ids[last], -1).astype(np.int64)
     for row in np.flatnonzero(end == -1):
         at = last[row]
         while (
             at > answer[row]
             and not encoder.tokenizer.decode([ids[at]]).strip()
-            and ids[at] not in encoder.special_ids
+            and ids[at] not in encoder.special
         ):
             at -= 1
-        end[row] = ids[at] if ids[at] in encoder.special_ids else -1
+        end[row] = ids[at] if ids[at] in encoder.special else -1
     return end
 
 

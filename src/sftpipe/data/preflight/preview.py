@@ -21,6 +21,7 @@ from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import sequence_lengths
 from sftpipe.errors import Problem, RunError
 from sftpipe.storage import write_text
+from sftpipe.tokenizer.special_tokens import SpecialTokens
 
 TRAINED, MASKED, BOUNDARY = "bold green", "dim", "cyan"
 
@@ -178,9 +179,7 @@ def page_row(row: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
         (as they are shown; None: the rest of a character that a token before began), why (numbers
         in `REASONS`), special (0 or 1): all (T,)}.
     """
-    special = {
-        number for number, token in tokenizer.added_tokens_decoder.items() if token.special
-    } | set(tokenizer.all_special_ids)
+    special = set(tokenizer.convert_tokens_to_ids(SpecialTokens.of(tokenizer).special))
     ids = list(row["input_ids"])
     tokens = [token if token is not None else "" for token in tokenizer.convert_ids_to_tokens(ids)]
     texts, why = [], []
