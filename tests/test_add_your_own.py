@@ -98,5 +98,3 @@ def test_a_format_a_data_set_a_model_a_recipe_and_a_packing_option(
         timeout=60,
     )
     assert "A question and its answer." in listed.stdout
-
-

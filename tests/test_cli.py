@@ -18,7 +18,7 @@ from sftpipe.cli import main
 from sftpipe.config.hydra import compose
 from sftpipe.config.options import find_recipes, groups
 from sftpipe.config.schema import to_plain
-from sftpipe.runs.folder import run_key
+from sftpipe.runs.plan import run_key
 from sftpipe.verbs import VERBS
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]

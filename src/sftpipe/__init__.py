@@ -1,9 +1,9 @@
 """sftpipe: declarative supervised fine-tuning.
 
-    cfg = sftpipe.compose(["recipe=yoda", "lora.r=8"])   # the config of `sftpipe train recipe=yoda lora.r=8`
-    data = sftpipe.prepare(cfg)                          # finished rows: .train .validation .test .tokenizer .collate(rows)
-    run = sftpipe.train(cfg)                             # a run folder
-    run = sftpipe.load_run(run.dir)                      # .config .metrics .tokenizer .load_model()
+    cfg = sftpipe.compose(["recipe=yoda", "lora.r=8"])   # as `sftpipe train recipe=yoda lora.r=8`
+    data = sftpipe.prepare(cfg)       # finished rows: .train .validation .test .collate(rows)
+    run = sftpipe.train(cfg)          # a run folder
+    run = sftpipe.load_run(run.dir)   # .config .metrics .tokenizer .load_model()
 
 Importing the package is cheap; torch and the trainers load when a function needs them.
 """

@@ -1,4 +1,4 @@
-"""Measurements behind the changes that were made for speed: each against its baseline, in one run."""
+"""Measurements of what was changed for speed: each against its baseline, in one run."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ _PACKED_LENGTH = 2048
 
 
 def step() -> dict[str, Any]:
-    """Seconds of forward and backward of one Yoda batch (8 rows, NF4 + LoRA): our loss against TRL's own.
+    """Seconds of forward and backward of one Yoda batch: our loss against TRL's own.
+
+    The batch has 8 rows; NF4 + LoRA.
 
     Ours projects hidden states at trained positions only; both run on the same model and batch, in
     turns.
     """
+    # longer than most: one measurement, from top to bottom
     from trl import SFTTrainer
 
     from sftpipe.config.hydra import compose
@@ -91,11 +94,14 @@ def step() -> dict[str, Any]:
 
 
 def data(rows: int = 22_000) -> dict[str, Any]:
-    """Rows a second of preparing generated instruction rows (about 64 tokens): ours against TRL's own, and a cache hit against a miss.
+    """Rows a second of preparing generated instruction rows: ours against TRL's own.
+
+    Also a cache hit against a miss. Rows have about 64 tokens.
 
     Both render SmolLM2's chat template, tokenise, mask the prompt and write the rows to disk. Ours
     also reads and checks every row.
     """
+    # longer than most: one measurement, from top to bottom
     from unittest.mock import patch
 
     from sftpipe.config.hydra import compose
@@ -151,7 +157,7 @@ def data(rows: int = 22_000) -> dict[str, Any]:
         "sftpipe / trl, 2 processes": round(median["trl"] / median["miss, 2 processes"], 2),
         "cache miss / hit": round(median["miss"] / median["hit"], 1),
         f"bfd at {_PACKED_LENGTH} tokens": f"{len(packed)} rows, {tokens / (len(packed) * _PACKED_LENGTH):.2%} full",
-        "same ids and labels": f"{same} of {rows}, the line break behind the end token apart, which TRL trains",
+        "same ids and labels": f"{same} of {rows}, except the line break after the end token, which TRL trains",
     }
 
 
@@ -215,7 +221,7 @@ def _encoded(cfg: TrainConfig, tokenizer: Any) -> Any:
 
 
 def _instructions(rows: int) -> Iterator[dict[str, str]]:
-    """Instruction rows of random words, each another; a third of them with an input, answers mostly short and some long."""
+    """Instruction rows of random words; a third have an input, answers are mostly short."""
     draw = random.Random(0)
     words = [
         "the",
@@ -262,7 +268,7 @@ def _instructions(rows: int) -> Iterator[dict[str, str]]:
 
 
 def _conversations(file: Path) -> Any:
-    """The rows as TRL wants them: a `datasets.Dataset` of conversations in prompt and completion."""
+    """The rows as TRL wants them: conversations in prompt and completion."""
     import datasets
 
     def turns(row: dict[str, str]) -> dict[str, Any]:
@@ -301,7 +307,10 @@ def _prepared_by_trl(source: Any, tokenizer: Any) -> Any:
 
 
 def _compared(ours: Any, theirs: Any, end: list[int]) -> tuple[int, int]:
-    """(rows whose ids and labels are the same, tokens of all); ours mask the line break behind the end token."""
+    """(rows with the same ids and labels, tokens of all).
+
+    Ours mask the line break after the end token.
+    """
     same = tokens = 0
     for row, other in zip(ours, theirs, strict=True):
         labels = other.get("labels") or [

@@ -4,8 +4,8 @@
            -> model + adapter -> trainer -> artifacts
 
 `prepare` makes and checks the rows, `train` makes the model of them. Data comes before the model on
-purpose: bad data fails before gigabytes are loaded. Imports that cost seconds of torch, trl and peft wait
-in `train`, so that `check` and `preview`, which need none of them, are quick.
+purpose: bad data fails before gigabytes are loaded. Imports of trl and peft, which cost seconds,
+wait in `train`, so that `check` and `preview`, which need neither, are quick.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def prepare(cfg: TrainConfig, weights: Weights | None = None) -> PreparedData:
         SftpipeError: the weights, the data set, the tokenizer, or everything that the preflight
             found.
     """
+    # longer than most: a line a step, so that one read shows all of them
     with quiet(), quiet_libraries():
         from sftpipe.model.architecture import check_windows
         from sftpipe.model.isolation import find_isolation
@@ -105,12 +106,10 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
     if plan.complete:
         console.print(f"{plan.folder} is complete; there is nothing to do.")
         return load_run(plan.folder)
+    # longer than most: see `prepare`
     with quiet(), quiet_libraries():
         from sftpipe.evaluation.answers import sample_prompts
-        from sftpipe.model.adapters import count_parameters, make_adapter
-        from sftpipe.model.embedding import fit_to_tokenizer
-        from sftpipe.model.isolation import verify
-        from sftpipe.model.load import make_base
+        from sftpipe.model import adapters, embedding, isolation, load
         from sftpipe.model.precision import choose_precision
         from sftpipe.runs.record import Record
         from sftpipe.runs.report import plot_loss, write_card
@@ -127,20 +126,16 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
         data = prepare(cfg, weights)
         console.print(f"data      {preflight_summary(data.preflight)}", markup=False)
         with console.status("Loading the model ..."):
-            model = make_base(cfg, weights, data.tokenizer, precision)
-            embedding_rows = fit_to_tokenizer(
-                model,
-                data.tokenizer,
-                end_ids=data.end_ids(),
-                new_tokens=data.new_tokens,
-                multiple=cfg.tokenizer.pad_to_multiple_of,
-            )
-            verify(model, data.isolation)
+            model = load.make_base(cfg, weights, data.tokenizer, precision)
+        embedding_rows = embedding.fit_to_tokenizer(
+            model, data.tokenizer, data.end_ids(), data.new_tokens, cfg.tokenizer.pad_to_multiple_of
+        )
+        isolation.verify(model, data.isolation)
         open_run(plan, cfg, weights.identity, precision.reason, data)
 
-        adapter = make_adapter(cfg.lora, model, weights, data.trained_tokens())
+        adapter = adapters.make_adapter(cfg.lora, model, weights, data.trained_tokens())
         trainer = build_trainer(arguments, model, adapter, data, precision, folder.log)
-        console.print(parameter_line(*count_parameters(trainer.model)))
+        console.print(parameter_line(*adapters.count_parameters(trainer.model)))
         prompts = sample_prompts(cfg.evaluation, cfg.format, data, trainer.model.config)
         record = Record(folder, trainer, data, cfg.evaluation, prompts, plan.checkpoint)
         with track(cfg, plan.folder, trainer) as tracker:

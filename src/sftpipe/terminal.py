@@ -1,4 +1,4 @@
-"""What people see: one console for progress and remarks, third-party noise kept down, third-party telemetry switched off.
+"""One console for progress and remarks; third-party noise and telemetry switched off.
 
 Remarks go to stderr, so that stdout holds results alone.
 """
@@ -27,7 +27,10 @@ _ENVIRONMENT = {
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Run a block without telemetry and without the libraries' chatter. What a user set in the environment stays."""
+    """Run a block without telemetry and without the libraries' chatter.
+
+    What a user set in the environment stays.
+    """
     missing = [name for name in _ENVIRONMENT if name not in os.environ]
     os.environ.update({name: _ENVIRONMENT[name] for name in missing})
     logger = logging.getLogger(
@@ -49,7 +52,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Lower the log levels and hide the progress bars of transformers and datasets (imports both)."""
+    """Lower the log levels and hide the bars of transformers and datasets (imports both)."""
     import datasets
     from transformers.utils import logging as hf_logging
 

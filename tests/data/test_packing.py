@@ -219,7 +219,7 @@ def test_a_corpus_shorter_than_a_window_is_an_error_that_names_both_sizes(tmp_pa
         sftpipe.prepare(sftpipe.compose([*words, "packing=blocks", "packing.block_size=4"]))
     assert str(error.value) == (
         "packing.block_size: 4, and the train split has 4 tokens: less than one window and the "
-        "token behind it\n"
+        "token after it\n"
         "    packing.block_size=3 or less, or more text"
     )
     data = sftpipe.prepare(sftpipe.compose([*words, "packing=blocks", "packing.block_size=3"]))

@@ -1,13 +1,26 @@
-"""Rows to finished training examples; prepare.py runs the steps in this order.
+"""A file to finished rows.
 
-read.py       files, functions and the hub -> tables on disk, with errors that name file and line
-source.py     config -> `Rows` of each split of each source, with our column names
-guard.py      strings of a row: markers stripped, special tokens kept from opening or ending turns
-formats.py    row -> `Conversation`, `PromptCompletion` or `Text` (knows the data set, not the model)
-chat.py       conversation -> text, and where the answers lie in it
-encode.py     sample -> text -> ids and labels (knows the tokenizer, not the data set)
-labels.py     ids and spans -> labels (-100 where not trained)
-cache.py      finished rows by content
-measure.py    finished rows in numbers; compare.py holds a sample of them against the prompts of generation
-preflight.py  what must hold before the first step; preview.py shows it
+Each module, with what goes in and what comes out:
+
+    source.py         DatasetConfig        -> Source: the Rows of each split, and their digest
+    readers.py        files, hub, function -> tables on disk; errors name file and line
+    fetch.py          URL                  -> a file in the cache
+    user_code.py      dotted path          -> a user's function, from the allowed packages
+    row_function.py   Rows                 -> Rows of what format.function returned
+    rows.py           Rows, before encoding; Part and Dropped, after it
+    row_chain.py      a raw row            -> a sample -> an encoded row
+    formats.py        a row                -> Conversation, PromptCompletion or Text
+    messages.py       turns, fields        -> the same, checked
+    cleaning.py       a text               -> without markers and special tokens of its own
+    samples.py        the three kinds of sample
+    chat_template.py  Conversation         -> text, and where its answers are
+    encode.py         a sample             -> Encoded: input_ids and labels
+    labels.py         ids, spans           -> labels
+    encode_split.py   RowEncoder           -> Part, from the cache where it was made before
+    packing.py        rows                 -> packed rows; rows -> batches
+    prepare.py        sources, encoder     -> the rows of each split: the steps of the spine
+    version.py        code, libraries      -> digest of the code that decides ids and labels
+
+preflight/ checks the finished rows. A format knows rows and no tokenizer, the encoder knows
+tokenizers and no rows.
 """

@@ -1,9 +1,9 @@
 """The one door for the texts of a data set: markers stripped, special-token injection prevented.
 
-A tokenizer reads `<|im_end|>` as the end of a turn wherever it is written, so an answer or a question
-that quotes it would end or open a turn. Formats pass each text through `Cleaner.clean` before a
-template or a pattern takes it in. Finished texts (format=text, and the strings that a user's own
-format makes) may hold special tokens: that is how those are written.
+A tokenizer reads `<|im_end|>` as the end of a turn wherever it is written, so an answer or a
+question that quotes it would end or open a turn. Formats pass each text through `Cleaner.clean`
+before a template or a pattern takes it in. Finished texts (format=text, and the strings that a
+user's own format makes) may hold special tokens: that is how those are written.
 """
 
 from __future__ import annotations
@@ -64,9 +64,11 @@ class Cleaner:
             # again: an escaped token may have hidden another that overlaps it
             return self._clean_text(self._control.sub(lambda hit: _escape(hit[0]), text), where)
         around = text[max(0, found.start() - 20) : found.end() + 20]
-        fix = f"{FIX_ROW}, or `preflight.forged_turns=escape` to have such tokens read as plain text"
+        escape = "`preflight.forged_turns=escape` to have such tokens read as plain text"
         found_text = f"the special token {found[0]!r} in {around!r}"
-        raise RowError(FORGED, Problem(where, found_text, allowed=_ALLOWED, fix=fix))
+        raise RowError(
+            FORGED, Problem(where, found_text, allowed=_ALLOWED, fix=f"{FIX_ROW}, or {escape}")
+        )
 
     def check_filled(self, sample: PromptCompletion, cfg: FormatConfig, where: str) -> None:
         """Check a filled pattern, each of whose columns is clean.
@@ -118,9 +120,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _map(
-    value: Any, change: Callable[[str, str], str], where: str, *, names: bool = True
-) -> Any:
+def _map(value: Any, change: Callable[[str, str], str], where: str, *, names: bool = True) -> Any:
     """The value with each string in it changed, by default names of fields too.
 
     `where` grows with the way to the string.

@@ -1,4 +1,4 @@
-"""The encoded rows of one split of one source, from the cache where the same ones were made before."""
+"""The encoded rows of one split of one source: made once, then taken from the cache."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def encode_split(
 
     Args:
         rows: reads and encodes them.
-        split, source: names of both, for messages.
+        split: its name, for messages.
+        source: its name, for messages.
         depends_on: values of the config that the rows depend on.
         num_proc: processes that encode; None encodes in this one.
 
@@ -48,21 +49,6 @@ def encode_split(
 
     raw = rows.reader.rows
     check_columns(raw.column_names, rows.reader.format, split)
-
-    def build(folder: Path) -> None:
-        raw.table.map(
-            partial(_encode_batch, rows=rows.for_workers(), folder=folder),
-            with_indices=True,
-            batched=True,
-            batch_size=BATCH,
-            num_proc=num_proc,
-            remove_columns=raw.table.column_names,
-            features=_features(),
-            load_from_cache_file=False,
-            cache_file_name=str(folder / "rows.arrow"),
-            new_fingerprint=key[:32],
-            desc=f"Encoding {rows.reader.place}",
-        )
 
     def load(folder: Path) -> Part:
         files = sorted(folder.glob("rows*.arrow"))
@@ -79,7 +65,24 @@ def encode_split(
         )
 
     key = _key(rows, depends_on)
-    return cached("encoded", key, build, load)
+    return cached("encoded", key, partial(_build, rows, key, num_proc), load)
+
+
+def _build(rows: RowEncoder, key: str, num_proc: int | None, folder: Path) -> None:
+    table = rows.reader.rows.table
+    table.map(
+        partial(_encode_batch, rows=rows.for_workers(), folder=folder),
+        with_indices=True,
+        batched=True,
+        batch_size=BATCH,
+        num_proc=num_proc,
+        remove_columns=table.column_names,
+        features=_features(),
+        load_from_cache_file=False,
+        cache_file_name=str(folder / "rows.arrow"),
+        new_fingerprint=key[:32],
+        desc=f"Encoding {rows.reader.place}",
+    )
 
 
 def _encode_batch(

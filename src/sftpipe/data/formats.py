@@ -172,9 +172,10 @@ def _sharegpt(row: Row, cfg: FormatConfig, where: str, clean: Clean) -> Conversa
 
 
 def _prompt_completion(row: Row, cfg: FormatConfig, where: str, clean: Clean) -> Sample:
-    """Two strings, or two lists of messages, the assistant turns of the second of which are trained.
+    """Two strings, which are finished texts, or two lists of messages.
 
-    The second is TRL's conversational prompt-completion form. The strings are finished texts.
+    Of messages the assistant turns of the completion are trained; that is TRL's conversational
+    prompt-completion form.
     """
     prompt, completion = row.get("prompt"), row.get("completion")
     if not isinstance(prompt, list) and not isinstance(completion, list):
@@ -198,9 +199,9 @@ def _template(row: Row, cfg: FormatConfig, where: str, clean: Clean) -> PromptCo
     `prompt_no_input` serves rows whose `input` is empty, as the two prompts of Stanford Alpaca do.
     """
     prompt, completion = cfg.prompt or "", cfg.completion or ""
-    if cfg.prompt_no_input is not None:
-        if not (read_optional_text(row, "input", where) or "").strip():
-            prompt = cfg.prompt_no_input
+    extra = read_optional_text(row, "input", where) if cfg.prompt_no_input is not None else "-"
+    if not (extra or "").strip():
+        prompt = cfg.prompt_no_input or ""
     fields = pattern_fields(prompt + completion)
     values = {name: read_text(row, name, where, clean) for name in fields}
     return PromptCompletion(prompt.format_map(values), completion.format_map(values))

@@ -37,7 +37,9 @@ def response_spans(
     response, each up to the next instruction template, white space included (TRL's
     DataCollatorForCompletionOnlyLM).
 
-        <|user|>a<|assistant|>b<|user|>c<|assistant|>d      response <|assistant|>, instruction <|user|>
+    response <|assistant|>, instruction <|user|>:
+
+        <|user|>a<|assistant|>b<|user|>c<|assistant|>d
                               b                      d      both templates
                                                      d      the response template alone
     """

@@ -14,7 +14,7 @@ from sftpipe.config.schema import FormatConfig
 from sftpipe.data.samples import Conversation, Row
 from sftpipe.errors import Problem, RowError
 
-Clean = Callable[[Any, str], Any]  # (text or nested value with texts, location) -> the same, cleaned
+Clean = Callable[[Any, str], Any]  # (text or nested value of texts, location) -> cleaned
 
 FIX_ROW = "fix or remove the row"
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -38,7 +38,7 @@ _NO_VARIABLES = (
 
 
 def as_it_is(value: Any, where: str) -> Any:
-    """The `Clean` of finished texts, which may hold special tokens: that is how those are written."""
+    """The `Clean` of finished texts, which may hold special tokens."""
     return value
 
 
@@ -250,9 +250,7 @@ def _whole(text: str, where: str) -> str:
         return text
     around = text[max(0, half.start() - 20) : half.end() + 20]
     found = f"a lone surrogate, U+{ord(half[0]):04X}, in {around!r}"
-    raise RowError(
-        "broken text", Problem(where, found, allowed="whole characters", fix=FIX_ROW)
-    )
+    raise RowError("broken text", Problem(where, found, allowed="whole characters", fix=FIX_ROW))
 
 
 def bad_role(where: str, role: str, allowed: Sequence[str]) -> RowError:

@@ -152,7 +152,10 @@ class RandomWindows:
         return {"input_ids": ids, "labels": ids}
 
     def starts(self, seed: int, epoch: int) -> list[int]:
-        """Where the windows of an epoch begin; decided by the two numbers alone, so that a resumed run sees the same ones."""
+        """Where the windows of an epoch begin.
+
+        The two numbers alone decide it, so that a resumed run sees the same windows.
+        """
         import numpy as np
 
         return [
@@ -215,10 +218,11 @@ class Collator:
 
     pad_token_id: PAD.
     pad_to_multiple_of: T is rounded up to it.
-    method: how the sequences of packed rows are kept separate. None: rows are not packed, and padded on
-        the right. "positions": all rows of the batch make one, (1, sum of T), whose positions
-        restart with each sequence, which the model's own mask follows. "mask": rows stay rows, with
-        a block-diagonal mask (B, 1, T, T), for models whose own mask does not follow positions.
+    method: how the sequences of packed rows are kept separate. None: rows are not packed, and
+        padded on the right. "positions": all rows of the batch make one, (1, sum of T), whose
+        positions restart with each sequence, which the model's own mask follows. "mask": rows stay
+        rows, with a block-diagonal mask (B, 1, T, T), for models whose own mask does not follow
+        positions.
     """
 
     pad_token_id: int

@@ -192,7 +192,7 @@ def pack_splits(
 def tokenizer_corpus(
     sources: Sequence[Source], blank: PreTrainedTokenizerFast, cfg: TrainConfig
 ) -> Iterator[str]:
-    """The texts that a tokenizer is trained on: as they will be tokenised, less their special tokens.
+    """The texts that a tokenizer is trained on: as they are tokenised, less their special tokens.
 
     For tokenizer=char those of all splits, so that no character of the data set is unknown; for bpe
     those of train. Rows that make no sample are left out; the preflight names them.
@@ -218,7 +218,7 @@ def tokenizer_corpus(
 
 
 def corpus_key(sources: Sequence[Source], cfg: TrainConfig) -> str:
-    """Digest of everything that `tokenizer_corpus` depends on, beside the tokenizer's own config."""
+    """Digest of all that `tokenizer_corpus` depends on, beside the tokenizer's own config."""
     return digest(
         code_digest(),
         [[source.name, asdict(source.format)] for source in sources],

@@ -1,6 +1,7 @@
-"""The straight way of a row: parsed, stripped of markers, formatted and cleaned, encoded, truncated.
+"""The straight way of a row: parsed, stripped of markers, formatted, cleaned, encoded, truncated.
 
-raw row -> SampleReader -> Conversation | PromptCompletion | Text -> RowEncoder -> Encoded | RowError
+raw row -> SampleReader -> Conversation | PromptCompletion | Text
+        -> RowEncoder -> Encoded, or a RowError at any step
 """
 
 from __future__ import annotations
@@ -125,9 +126,7 @@ class RowEncoder:
             return unrolled(sample, self.encoder.loss.type) or [sample]
         return [sample]
 
-    def _truncate(
-        self, sample: Sample, row: Encoded | RowError, where: str
-    ) -> Encoded | RowError:
+    def _truncate(self, sample: Sample, row: Encoded | RowError, where: str) -> Encoded | RowError:
         if self.truncate_to is None or isinstance(row, RowError):
             return row
         return self.encoder.fit(sample, row, self.truncate_to, where)

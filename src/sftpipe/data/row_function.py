@@ -106,7 +106,7 @@ def as_json(value: Any, cfg: FormatConfig, where: str) -> str:
 
 
 def _call_batched(function: RowFunction, rows: Sequence[Row], cfg: FormatConfig) -> list[Any]:
-    """One call for all rows. A per-row function that is given a batch is recognised by its result."""
+    """One call for all rows; a per-row function that is given them is known by its result."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     batch = {name: [row.get(name) for row in rows] for name in names}
     try:

@@ -104,7 +104,9 @@ def generate(
     batch_size: int = 16,
     sampling: Sampling | None = None,
 ) -> list[str]:
-    """An answer to each prompt, without special tokens. The random state of the process is left as it was.
+    """An answer to each prompt, without special tokens.
+
+    The random state of the process is left as it was.
 
     Args:
         model: a causal language model; its generation config says where answers end.
@@ -115,11 +117,9 @@ def generate(
         sampling: how tokens are drawn; by default the most likely one is taken.
     """
     device, was_training = model.device, model.training
-    choice = (
-        {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k}
-        if sampling
-        else {"do_sample": False}
-    )
+    choice: dict[str, Any] = {"do_sample": sampling is not None}
+    if sampling:
+        choice |= {"temperature": sampling.temperature, "top_k": sampling.top_k}
     model.eval()
     answers = []
     try:
@@ -130,23 +130,24 @@ def generate(
             if sampling:
                 torch.manual_seed(sampling.seed)
             for start in range(0, len(prompts), batch_size):
-                batch = [list(ids) for ids in prompts[start : start + batch_size]]
-                width = max(map(len, batch))
-                input_ids = torch.tensor(
-                    [[tokenizer.pad_token_id] * (width - len(ids)) + ids for ids in batch],
-                    device=device,
-                )
-                mask = torch.tensor(
-                    [[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=device
-                )
+                batch = _padded(prompts[start : start + batch_size], tokenizer.pad_token_id, device)
                 output = model.generate(
-                    input_ids=input_ids,
-                    attention_mask=mask,
-                    max_new_tokens=max_new_tokens,
-                    use_cache=True,
-                    **choice,
+                    **batch, max_new_tokens=max_new_tokens, use_cache=True, **choice
                 )
-                answers += tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+                new = output[:, batch["input_ids"].shape[1] :]
+                answers += tokenizer.batch_decode(new, skip_special_tokens=True)
     finally:
         model.train(was_training)
     return [answer.strip() for answer in answers]
+
+
+def _padded(prompts: Sequence[Sequence[int]], pad: int, device: Any) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask`, both (B, T), padded on the left."""
+    width = max(map(len, prompts))
+    missing = [width - len(ids) for ids in prompts]
+    ids = [[pad] * pads + list(ids) for pads, ids in zip(missing, prompts, strict=True)]
+    mask = [[0] * pads + [1] * (width - pads) for pads in missing]
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }

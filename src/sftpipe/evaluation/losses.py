@@ -17,14 +17,20 @@ if TYPE_CHECKING:
 
 
 def split_loss(trainer: SFTPipeTrainer, rows: Any, split: str) -> dict[str, float]:
-    """Loss and perplexity per trained token of a split; what an evaluation of these weights has logged is not measured again."""
+    """Loss and perplexity per trained token of a split.
+
+    What an evaluation of these very weights has logged is not measured again.
+    """
     prefix = "eval" if split == "validation" else split
     measured = _logged_now(trainer, prefix) or trainer.evaluate(rows, metric_key_prefix=prefix)
     return {"loss": measured[f"{prefix}_loss"], "perplexity": measured[f"{prefix}_perplexity"]}
 
 
 def _logged_now(trainer: SFTPipeTrainer, prefix: str) -> dict[str, float] | None:
-    """The log entry of an evaluation behind the last step (`sft.eval_strategy`), if the weights are those of that step."""
+    """The log entry of an evaluation after the last step (`sft.eval_strategy`).
+
+    None if the weights are no longer those of that step.
+    """
     last: dict[str, float] | None = next(
         (entry for entry in reversed(trainer.state.log_history) if f"{prefix}_loss" in entry), None
     )
@@ -61,7 +67,10 @@ def sample_answers(
 
 
 def train_metrics(trainer: SFTPipeTrainer) -> dict[str, Any]:
-    """The `train` part of metrics.json: loss per trained token, seconds of the loop, rates, steps, peak memory in bytes."""
+    """The `train` part of metrics.json.
+
+    Loss per trained token, seconds of the loop, rates, steps, peak memory in bytes.
+    """
     counter = trainer.counter
     seconds = max(counter.seconds, 1e-9)
     return {

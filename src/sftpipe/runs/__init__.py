@@ -1,1 +1,11 @@
-"""To be written."""
+"""The run folder.
+
+Each module, with what goes in and what comes out:
+
+folder.py  a path           -> RunFolder: its files, and the small ones read and written
+plan.py    TrainConfig      -> RunPlan: which folder, and from which checkpoint
+write.py   plan, data       -> config.yaml, preflight.json, manifest.json
+record.py  a trainer, data  -> Record: metrics.json and samples.jsonl
+report.py  RunFolder        -> loss.png, the model card, rows for tables
+load.py    a path           -> Run: config, metrics, tokenizer, model
+"""

@@ -54,52 +54,43 @@ def stamp() -> str:
 
 
 def plan_run(cfg: TrainConfig) -> RunPlan:
-    """Choose the run folder (`run`, `output_dir`) and the checkpoint (`sft.resume_from_checkpoint`).
+    """Choose the run folder and the checkpoint.
 
-    Raises: RunError: the folder is finished or not ours, or the checkpoint is missing, damaged or
-        of another run.
+    The keys are `run`, `output_dir` and `sft.resume_from_checkpoint`.
+
+    Raises:
+        RunError: the folder is finished or not ours, or the checkpoint is missing, damaged or of
+            another run.
     """
     resume = cfg.sft.get("resume_from_checkpoint")
     if resume is None:
         return RunPlan(_free_folder(cfg))
     if resume == "auto":
         return _plan_auto(cfg)
-    path = Path(str(resume))
-    folder, checkpoint = (
-        (path.parent, path) if path.name.startswith("checkpoint-") else (path, None)
-    )
-    where = "sft.resume_from_checkpoint"
+    return _plan_from(cfg, Path(str(resume)), "sft.resume_from_checkpoint")
+
+
+def _plan_from(cfg: TrainConfig, path: Path, where: str) -> RunPlan:
+    """Go on from a run folder, or from one checkpoint of it."""
+    is_checkpoint = path.name.startswith("checkpoint-")
+    folder = path.parent if is_checkpoint else path
     if not path.is_dir():
-        raise RunError(
-            Problem(
-                where, f"no folder {path}", allowed="auto, a run folder, or a checkpoint-N in one"
-            )
-        )
+        allowed = "auto, a run folder, or a checkpoint-N in one"
+        raise RunError(Problem(where, f"no folder {path}", allowed=allowed))
     if cfg.run is not None and Path(cfg.run).resolve() != folder.resolve():
         raise RunError(Problem(where, f"{path} is not in run={cfg.run}", fix="leave run out"))
     _check_same_run(cfg, folder, where)
     if RunFolder(folder).complete.exists():
-        raise RunError(
-            Problem(where, f"{folder} is finished", fix="leave it out to start a new run")
-        )
+        fix = "leave it out to start a new run"
+        raise RunError(Problem(where, f"{folder} is finished", fix=fix))
+    checkpoint = path if is_checkpoint else newest_checkpoint(folder)
     if checkpoint is None:
-        checkpoint = newest_checkpoint(folder)
-        if checkpoint is None:
-            raise RunError(
-                Problem(
-                    where,
-                    f"{folder} holds no whole checkpoint",
-                    fix="auto begins such a run at its first step",
-                )
-            )
-    elif not is_whole(checkpoint):
-        raise RunError(
-            Problem(
-                where,
-                f"{checkpoint} is damaged: its files are not those that were hashed",
-                fix=f"{where}={folder} takes the newest whole one",
-            )
-        )
+        fix = f"`{where}=auto` begins such a run at its first step"
+        raise RunError(Problem(where, f"{folder} holds no whole checkpoint", fix=fix))
+    if is_checkpoint and not is_whole(checkpoint):
+        found = f"{checkpoint} is damaged: its files are not those that were hashed"
+        fix = f"`{where}={folder}` takes the newest whole one"
+        raise RunError(Problem(where, found, fix=fix))
     return RunPlan(folder, _next_attempt(folder), checkpoint)
 
 

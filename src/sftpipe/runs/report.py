@@ -64,7 +64,10 @@ def plot_loss(folder: RunFolder) -> None:
 
 
 def token_ticks(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[str]]:
-    """Round numbers of training tokens, as (epochs at which they were seen, texts such as 20k); the steps in between count evenly."""
+    """Round numbers of training tokens: (epochs at which they were seen, texts such as 20k).
+
+    Steps between two log entries count evenly.
+    """
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     seen = [
@@ -148,7 +151,7 @@ def _samples_table(samples: Sequence[Mapping[str, Any]]) -> str:
 
 
 def answers_side_by_side(samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """(prompt as people see it, answer before training, answer after it) of the rows of samples.jsonl."""
+    """(prompt as people see it, answer before, answer after) of the rows of samples.jsonl."""
     before, after = (
         [row for row in samples if row["phase"] == phase] for phase in ("before", "after")
     )
@@ -160,7 +163,10 @@ def answers_side_by_side(samples: Sequence[Mapping[str, Any]]) -> list[tuple[str
 
 
 def short_prompts(prompts: Sequence[str]) -> list[str]:
-    """Prompts on one line each, for people: without the words that all of them begin with, and the end of long ones."""
+    """Prompts on one line each, for people.
+
+    Without the words that all of them begin with; of long ones the end.
+    """
     lines = [text.split() for text in prompts]
     shared = (
         len(list(takewhile(lambda words: len(set(words)) == 1, zip(*lines, strict=False))))
@@ -212,7 +218,10 @@ def _usage(cfg: TrainConfig, weights: str, rows: tuple[int, int]) -> str:
 
 
 def _resize(before: int, after: int) -> list[str]:
-    """The lines that give a base the rows that the adapter was trained with; those that are not trained are the mean of the old ones."""
+    """The lines that give a base the rows that the adapter was trained with.
+
+    Rows that are not trained are the mean of the old ones.
+    """
     if before == after:
         return []
     return [

@@ -1,1 +1,8 @@
-"""To be written."""
+"""Model and rows to a trained model.
+
+Each module, with what goes in and what comes out:
+
+trainer.py    SFTConfig, model, adapter, rows -> SFTPipeTrainer: loss, evaluation, checkpoints
+callbacks.py  a trainer                       -> progress bar, log file, stop on a signal
+tracking.py   TrackingConfig                  -> a Tracker that mirrors the run, or does nothing
+"""

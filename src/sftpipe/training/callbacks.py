@@ -1,4 +1,4 @@
-"""What happens around the training loop: counting, the progress bar, the log file, and stopping on a signal."""
+"""Around the training loop: counting, the progress bar, the log file, stopping on a signal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sftpipe.terminal import console
 
 
 class Counter(TrainerCallback, ExportableState):
-    """What has been trained so far, over all attempts: saved in each checkpoint and restored from it.
+    """What has been trained so far, over all attempts; each checkpoint saves and restores it.
 
     tokens counts real tokens without padding, loss_sum adds the loss of each trained token, seconds
     is the time inside the training loop.
@@ -146,7 +146,10 @@ class ProgressBar(TrainerCallback):
 
 
 class LogFile(TrainerCallback):
-    """log.jsonl: one JSON object each time the trainer logs; a resumed run goes on behind the checkpoint's last entry."""
+    """log.jsonl: one JSON object each time the trainer logs.
+
+    A resumed run goes on after the checkpoint's last entry.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -183,7 +186,10 @@ class EpochSamples(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGINT and SIGTERM end the run behind the current step, with a checkpoint; a second signal ends it at once."""
+    """SIGINT and SIGTERM end the run after the current step, with a checkpoint.
+
+    A second signal ends it at once.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None

@@ -1,4 +1,7 @@
-"""Mirror a run to Weights & Biases, or nowhere; both sides have the same methods, so that no caller asks which it is."""
+"""Mirror a run to Weights & Biases, or nowhere.
+
+Both have the same methods, so that no caller asks which it is.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,7 @@ class WandbTracker(Tracker):
 
 
 def wandb_key_is_set() -> bool:
-    """Whether an API key stands in the environment or in the netrc file, where `wandb login` puts it."""
+    """True if an API key is in the environment or in netrc, where `wandb login` puts it."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""

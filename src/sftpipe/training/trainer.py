@@ -149,7 +149,7 @@ class EpochLengthSampler(LengthGroupedSampler):
 
 
 class SFTPipeTrainer(SFTTrainer):
-    """TRL's trainer, with hidden states projected at trained positions only and checkpoints that are whole or absent."""
+    """TRL's trainer, with a loss at trained positions only and checkpoints whole or absent."""
 
     def __init__(self, *, adapter_dtype: torch.dtype, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -168,7 +168,7 @@ class SFTPipeTrainer(SFTTrainer):
 
     @property
     def counter(self) -> Counter:
-        """What was trained so far; looked up, because resuming replaces the callback by a restored one."""
+        """What was trained so far; looked up, because resuming replaces the callback."""
         return next(
             callback
             for callback in self.callback_handler.callbacks
@@ -245,7 +245,10 @@ class SFTPipeTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Mean loss per trained token of the whole optimizer step, whatever the accumulation (`sft.loss_type`: nll or dft)."""
+        """Mean loss per trained token of the whole optimizer step, whatever the accumulation.
+
+        `sft.loss_type` is nll or dft.
+        """
         if self.aux_loss_enabled:
             inputs = {**inputs, "output_router_logits": True}
         logits, targets, outputs = self._project(model, inputs)
@@ -306,7 +309,10 @@ class SFTPipeTrainer(SFTTrainer):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        """Safetensors and tokenizer; no pickled training_args.bin, no embedding copies, no second README."""
+        """Safetensors and tokenizer.
+
+        No pickled training_args.bin, no copies of embeddings, no second README.
+        """
         folder = Path(output_dir or self.args.output_dir)
         extra = {"save_embedding_layers": False} if isinstance(self.model, PeftModel) else {}
         self.model.save_pretrained(folder, state_dict=state_dict, **extra)
@@ -323,7 +329,7 @@ class SFTPipeTrainer(SFTTrainer):
         return str(self._staging or super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Write a checkpoint beside its place, hash it, flush it, rename it; then remove the oldest ones."""
+        """Write a checkpoint beside its place, hash, flush and rename it; remove the oldest."""
         final = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(final)

@@ -828,7 +828,8 @@ def test_the_same_row_in_two_files_is_found(rows_file: Write, tokenizer: Any) ->
     files = [rows_file(PAIRS[:2], "a.jsonl"), rows_file(PAIRS[1:2], "b.jsonl")]
     with pytest.raises(
         DataError,
-        match=r"^validation\[0\] \(b.jsonl, line 1\): the same row as train\[1\] \(a.jsonl, line 2\): "
+        match=r"^validation\[0\] \(b.jsonl, line 1\): the same row as train\[1\] "
+        r"\(a.jsonl, line 2\): "
         r"1 row of validation",
     ):
         prepare(f"{{train: '{files[0]}', validation: '{files[1]}'}}", tokenizer)

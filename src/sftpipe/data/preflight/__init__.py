@@ -1,1 +1,13 @@
-"""To be written."""
+"""Finished rows to a report, or an error.
+
+Each module, with what goes in and what comes out:
+
+    report.py      encoded rows, packed rows, config -> Preflight, or a DataError with every problem
+    checks.py      Findings                          -> Problems; to add a check, see there
+    facts.py       Part                              -> RowFacts: numbers about each row
+    parity.py      Part, Encoder                     -> Comparison with the prompts of generation
+    duplicates.py  Parts, RowFacts                   -> Duplicates
+    preview.py     rows                              -> a coloured text, preview.html
+
+The digest of cached rows leaves this folder out: a reworded report keeps them valid.
+"""

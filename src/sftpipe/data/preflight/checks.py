@@ -1,7 +1,7 @@
 """What must hold before the first step, and what deserves a look.
 
-To add a check, write a function from `PartFindings` or `Findings` to a list of `Problem`s and add its
-line to one of the four tuples at the end of this file. All problems are reported together.
+To add a check, write a function from `PartFindings` or `Findings` to a list of `Problem`s and add
+its line to one of the four tuples at the end of this file. All problems are reported together.
 """
 
 from __future__ import annotations

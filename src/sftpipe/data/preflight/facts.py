@@ -18,7 +18,9 @@ _BATCH = 4096  # rows that are in memory together
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What the checks ask about each finished row; every array is (rows,), the digests are (rows, 2).
+    """What the checks ask about each finished row.
+
+    Every array is (rows,), the digests are (rows, 2).
 
     length, trained: its tokens, and those that are trained.
     cut, lost: tokens, and trained tokens, that truncation took.
@@ -114,7 +116,7 @@ def _holds(ids: Any, starts: Any, token: int | None, ends: set[int | None]) -> A
 
 
 def _ends(ids: Any, last: Any, answer: Any, encoder: Encoder) -> Any:
-    """The special token at the end of each answer; white space behind it is passed over, a row at a time."""
+    """The special token at the end of each answer; white space after it is passed over."""
     import numpy as np
 
     special = np.fromiter(encoder.special.ids, dtype=np.int64)
@@ -147,7 +149,9 @@ def _digests(ids: Any, starts: Any, stops: Any) -> Any:
 
 
 def equal_before(digests: Any) -> tuple[Any, Any]:
-    """For each row the first row that equals it (itself, mostly), and the one just before it (-1 without one); both (rows,).
+    """For each row the first row that equals it, and the last one before it; both (rows,).
+
+    The first is mostly the row itself; the other is -1 where there is none.
 
     digests   a  b  a  a  b
     first     0  1  0  0  1
@@ -165,7 +169,9 @@ def equal_before(digests: Any) -> tuple[Any, Any]:
 
 
 def padding_share(lengths: Any, batch_size: int, strategy: str, multiple: int) -> float:
-    """The share of padding in all tokens of an epoch's batches; estimated, as the order of the real ones is drawn later.
+    """The share of padding in all tokens of an epoch's batches.
+
+    An estimate: the order of the real batches is drawn later.
 
     Args: lengths: tokens of each row, (rows,). batch_size: rows of a batch. strategy:
         `sft.train_sampling_strategy`; of group_by_length as transformers does it: rows in random

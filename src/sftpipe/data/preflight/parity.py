@@ -1,4 +1,4 @@
-"""A sample of finished rows, held against what generation is given for them and against their text."""
+"""A sample of finished rows, compared with the prompts of generation and with their texts."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def preview_rows(rows: Any, tokenizer: Any, count: int) -> Iterator[dict[str, An
             "text": tokenizer.decode(row["input_ids"]),
             "input_ids": row["input_ids"],
             "labels": [label for sequence in sequences(row) for label in sequence["labels"]],
-            "position_ids": [position for length in sequence_lengths(row) for position in range(length)],
+            "position_ids": [at for length in sequence_lengths(row) for at in range(length)],
         }
 
 
@@ -99,7 +99,9 @@ def spans(row: Mapping[str, Any], tokenizer: Any) -> list[tuple[str, bool]]:
 
 
 def colored(row: Mapping[str, Any], tokenizer: Any) -> Text:
-    """A row for the terminal: trained text green and bold, masked text dim, special tokens as they are written.
+    """A row for the terminal: trained text green and bold, masked text dim.
+
+    Special tokens are shown as they are written.
 
     A line stands in front of each sequence of a packed row. Characters that a terminal would obey
     are written as U+001B.
@@ -135,7 +137,9 @@ def _sign(character: str) -> str:
 def write_page(
     folder: Path, splits: Mapping[str, Any], tokenizer: Any, count: int, title: str
 ) -> Path:
-    """Write the first `count` rows of each split as `preview.html`, one file that needs no other and loads nothing.
+    """Write the first `count` rows of each split as `preview.html`.
+
+    It is one file that needs no other and loads nothing.
 
     Raises:
         RunError: the folder cannot be written.
@@ -227,7 +231,9 @@ def reasons(labels: Sequence[int], *, packed: bool) -> list[int]:
 
 
 def pieces(ids: Sequence[int], tokenizer: Any) -> list[str | None]:
-    """The text of each token, (T,); a character of several tokens stands whole at the first, None at the others.
+    """The text of each token, (T,).
+
+    A character of several tokens is whole at the first, and None at the others.
 
         bytes   61    E2    82    AC    62
         text    a     €     None  None  b
@@ -256,7 +262,10 @@ def pieces(ids: Sequence[int], tokenizer: Any) -> list[str | None]:
 
 
 def visible(text: str) -> str:
-    """A token with everything in it to be seen: · for a space, ↵ for a newline, [U+2028], ◌ in front of a combining character."""
+    """A token with everything in it to be seen.
+
+    · for a space, ↵ for a newline, [U+2028], ◌ before a combining character.
+    """
     shown = "".join(
         character if character in _JOINERS and len(text) > 1 else _sign(character)
         for character in text

@@ -30,6 +30,7 @@ from sftpipe.errors import DataError, Problem
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass
@@ -53,8 +54,7 @@ class SplitReport:
     shared_rows: rows that equal one of an earlier split.
     shared_prompts: other rows whose prompt is in an earlier split.
     forged_rows: rows with special tokens in their texts: escaped, or dropped.
-    compared_rows: how many were compared with the prompt that generation is given, and against their
-        text.
+    compared_rows: how many were compared with the prompt of generation, and with their text.
     """
 
     split: str
@@ -95,7 +95,8 @@ class Preflight:
     warnings: what deserves a look, and stops nothing.
     end_tokens: {special token that ends a trained part: rows}; generation must stop at each.
     special_tokens: {its name in the tokenizer: [token, id]}.
-    padding_share: of all tokens of the training batches; an estimate, as their order is drawn later.
+    padding_share: of all tokens of the training batches; an estimate, for their order is drawn
+        later.
     packing: what packing made of the rows; None without it.
     """
 
@@ -131,7 +132,6 @@ def check_data(
     Raises:
         DataError: holds every problem that was found.
     """
-    tokenizer = encoder.tokenizer
     found = [_find(part, encoder, cfg) for group in parts.values() for part in group]
     duplicates = find_duplicates([one.part for one in found], [one.facts for one in found])
     run = Findings(parts, found, duplicates, encoder, cfg)
@@ -139,9 +139,6 @@ def check_data(
     problems += [problem for check in RUN_ERRORS for problem in check(run)]
     if problems:
         raise DataError(*problems)
-    ends = Counter[int]()
-    for one in found:
-        ends.update(one.facts.end[one.facts.end >= 0].tolist())
     return Preflight(
         splits=[_split_report(one, number, duplicates) for number, one in enumerate(found)],
         dropped=[dropped for one in found for dropped in one.part.dropped],
@@ -149,16 +146,23 @@ def check_data(
             *(problem for one in found for check in PART_WARNINGS for problem in check(one)),
             *(problem for check in RUN_WARNINGS for problem in check(run)),
         ],
-        end_tokens={
-            tokenizer.convert_ids_to_tokens(token): count for token, count in ends.most_common()
-        },
+        end_tokens=_end_tokens(found, encoder.tokenizer),
         special_tokens={
-            name: [getattr(tokenizer, name), getattr(tokenizer, f"{name}_id")]
+            name: [getattr(encoder.tokenizer, name), getattr(encoder.tokenizer, f"{name}_id")]
             for name in ("pad_token", "eos_token", "bos_token", "unk_token")
         },
         padding_share=_padding(rows["train"], cfg, packing.isolation if packing else None),
         packing=packing,
     )
+
+
+def _end_tokens(
+    found: Sequence[PartFindings], tokenizer: PreTrainedTokenizerFast
+) -> dict[str, int]:
+    ends = Counter[int]()
+    for one in found:
+        ends.update(one.facts.end[one.facts.end >= 0].tolist())
+    return {tokenizer.convert_ids_to_tokens(end): count for end, count in ends.most_common()}
 
 
 def _find(part: Part, encoder: Encoder, cfg: TrainConfig) -> PartFindings:
