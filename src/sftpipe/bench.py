@@ -13,24 +13,58 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sftpipe.config.schema import TrainConfig
 from sftpipe.data.labels import IGNORED
 from sftpipe.terminal import console, quiet_libraries
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
+
 ROUNDS = 5
 _DATA_ROUNDS = 3
 _PACKED_LENGTH = 2048
+_WORDS = [
+    "the",
+    "of",
+    "a",
+    "robot",
+    "weather",
+    "river",
+    "summer",
+    "small",
+    "question",
+    "answer",
+    "learn",
+    "model",
+    "data",
+    "light",
+    "house",
+    "green",
+    "winter",
+    "apple",
+    "music",
+    "write",
+    "simple",
+    "careful",
+    "morning",
+    "letter",
+    "build",
+    "quiet",
+    "window",
+    "travel",
+    "number",
+    "story",
+]  # of generated rows
 
 
 def step() -> dict[str, Any]:
     """Seconds of forward and backward of one Yoda batch: our loss against TRL's own.
 
-    The batch has 8 rows; NF4 + LoRA.
-
-    Ours projects hidden states at trained positions only; both run on the same model and batch, in
-    turns.
+    The batch has 8 rows; the model is in NF4, with LoRA. Our loss projects hidden states at trained
+    positions only. Both run on the same model and batch, alternately.
     """
     # longer than most: one measurement, from top to bottom
     from trl import SFTTrainer
@@ -64,7 +98,7 @@ def step() -> dict[str, Any]:
         )
     trainer.model.train()
     batch = trainer._prepare_inputs(data.collate([data.train[row] for row in range(8)]))
-    items = (batch["labels"][:, 1:] != -100).sum()
+    items = (batch["labels"][:, 1:] != IGNORED).sum()
 
     def timed(compute_loss: Callable[..., Any]) -> float:
         start = time.perf_counter()
@@ -148,6 +182,7 @@ def data(rows: int = 22_000) -> dict[str, Any]:
                 made, theirs, tokenizer("\n", add_special_tokens=False).input_ids
             )
     median = {name: statistics.median(values) for name, values in seconds.items()}
+    fill = tokens / (len(packed) * _PACKED_LENGTH)
     return {
         "rows": f"{rows}, {tokens / rows:.0f} tokens on average",
         "trl_rows_per_s": round(rows / median["trl"]),
@@ -156,8 +191,9 @@ def data(rows: int = 22_000) -> dict[str, Any]:
         "sftpipe / trl": round(median["trl"] / median["miss"], 2),
         "sftpipe / trl, 2 processes": round(median["trl"] / median["miss, 2 processes"], 2),
         "cache miss / hit": round(median["miss"] / median["hit"], 1),
-        f"bfd at {_PACKED_LENGTH} tokens": f"{len(packed)} rows, {tokens / (len(packed) * _PACKED_LENGTH):.2%} full",
-        "same ids and labels": f"{same} of {rows}, except the line break after the end token, which TRL trains",
+        f"bfd at {_PACKED_LENGTH} tokens": f"{len(packed)} rows, {fill:.2%} full",
+        "same ids and labels": f"{same} of {rows}, except the line break after the end token, "
+        "which TRL trains",
     }
 
 
@@ -205,7 +241,7 @@ def _own_memory(pid: int) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _encoded(cfg: TrainConfig, tokenizer: Any) -> Any:
+def _encoded(cfg: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Dataset:
     """The train rows of a config, encoded and checked as `sftpipe check` does."""
     from sftpipe.data import prepare
     from sftpipe.data.preflight.report import check_data
@@ -223,41 +259,9 @@ def _encoded(cfg: TrainConfig, tokenizer: Any) -> Any:
 def _instructions(rows: int) -> Iterator[dict[str, str]]:
     """Instruction rows of random words; a third have an input, answers are mostly short."""
     draw = random.Random(0)
-    words = [
-        "the",
-        "of",
-        "a",
-        "robot",
-        "weather",
-        "river",
-        "summer",
-        "small",
-        "question",
-        "answer",
-        "learn",
-        "model",
-        "data",
-        "light",
-        "house",
-        "green",
-        "winter",
-        "apple",
-        "music",
-        "write",
-        "simple",
-        "careful",
-        "morning",
-        "letter",
-        "build",
-        "quiet",
-        "window",
-        "travel",
-        "number",
-        "story",
-    ]
 
     def sentence(length: int) -> str:
-        return " ".join(draw.choice(words) for _ in range(length)).capitalize() + "."
+        return " ".join(draw.choice(_WORDS) for _ in range(length)).capitalize() + "."
 
     for number in range(rows):
         yield {
@@ -267,7 +271,7 @@ def _instructions(rows: int) -> Iterator[dict[str, str]]:
         }
 
 
-def _conversations(file: Path) -> Any:
+def _conversations(file: Path) -> Dataset:
     """The rows as TRL wants them: conversations in prompt and completion."""
     import datasets
 
@@ -284,7 +288,7 @@ def _conversations(file: Path) -> Any:
     return datasets.load_from_disk(str(file.parent / "conversations"))
 
 
-def _prepared_by_trl(source: Any, tokenizer: Any) -> Any:
+def _prepared_by_trl(source: Dataset, tokenizer: PreTrainedTokenizerFast) -> Dataset:
     """The rows as TRL's trainer prepares conversations in prompt and completion."""
     import datasets
     from trl import SFTTrainer
@@ -306,7 +310,7 @@ def _prepared_by_trl(source: Any, tokenizer: Any) -> Any:
         datasets.enable_caching()
 
 
-def _compared(ours: Any, theirs: Any, end: list[int]) -> tuple[int, int]:
+def _compared(ours: Dataset, theirs: Dataset, end: list[int]) -> tuple[int, int]:
     """(rows with the same ids and labels, tokens of all).
 
     Ours mask the line break after the end token.

@@ -1,6 +1,6 @@
 """`sftpipe VERB [key=value ...]`: verbs, flags, exit codes, and how errors are printed.
 
-Exit codes: 0 done; 2 a mistake that the user can mend, printed without a traceback; 130 or 143
+Exit codes: 0 done; 2 a mistake that the user can fix, printed without a traceback; 130 or 143
 stopped by a signal; 1 a bug, with its traceback. Results go to stdout, everything else to stderr.
 Nothing heavy is imported before a verb needs it.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -61,8 +62,9 @@ def _parse(words: list[str]) -> Arguments:
         match = nearest(verb, VERBS)
         example = f"sftpipe {match}" if match else "sftpipe --help"
         if "=" in verb:
-            example = f"sftpipe train {' '.join(words)}"
-        raise ConfigError(Problem(verb, "no such verb", allowed=", ".join(VERBS), fix=example))
+            example = f"sftpipe train {shlex.join(words)}"
+        fix = f"`{example}`"
+        raise ConfigError(Problem(verb, "no such verb", allowed=", ".join(VERBS), fix=fix))
     arguments = Arguments(verb)
     while rest:
         word = rest.pop(0)

@@ -1,4 +1,4 @@
-"""What a bug report needs to know of a machine."""
+"""Versions, hardware and folders, for a bug report and the manifest of a run."""
 
 from __future__ import annotations
 

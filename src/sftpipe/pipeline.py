@@ -99,8 +99,7 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
         plan: where to write and where to begin; by default what `cfg` asks for.
 
     Raises:
-        SftpipeError: whatever a user can fix; `Interrupted` after SIGINT or SIGTERM, with a
-            checkpoint written.
+        SftpipeError: whatever a user can fix; `Interrupted` after a signal and a checkpoint.
     """
     plan = plan or plan_run(cfg)
     if plan.complete:
@@ -114,9 +113,10 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
         from sftpipe.runs.record import Record
         from sftpipe.runs.report import plot_loss, write_card
         from sftpipe.training.callbacks import watch
-        from sftpipe.training.tracking import track
+        from sftpipe.training.tracking import check_tracking, track
         from sftpipe.training.trainer import build_arguments, build_trainer
 
+        check_tracking(cfg.tracking)
         folder = RunFolder(plan.folder)
         precision = choose_precision(cfg.model, use_cpu=bool(cfg.sft.get("use_cpu", False)))
         arguments = build_arguments(cfg.sft, seed=cfg.seed, folder=plan.folder, precision=precision)

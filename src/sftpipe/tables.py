@@ -1,4 +1,4 @@
-"""What people read on the terminal: the tables of the preflight, and the result of a run."""
+"""The text of the terminal: the tables of the preflight, and the lines and results of a run."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _cell(value: Any) -> Text:
 
 
 def preflight_facts(preflight: Preflight) -> Iterator[str]:
-    """What holds for all splits together."""
+    """The facts about all splits together."""
     for name, (token, number) in preflight.special_tokens.items():
         yield f"{name:<10} {one_line(token)} {number if number is not None else ''}"
     ends = one_line(", ".join(preflight.end_tokens)) or "no special token"
@@ -114,7 +114,7 @@ def preflight_facts(preflight: Preflight) -> Iterator[str]:
 
 
 def packing_rows(packing: PackingReport) -> str:
-    """What packing did to the rows of each split."""
+    """The rows of each split before and after packing."""
     made = [
         f"{before:,} {split} rows in {after:,}, {packing.fill.get(split, 0):.1%} full"
         for split, (before, after) in packing.rows.items()
@@ -153,7 +153,7 @@ def dropped_rows(preflight: Preflight) -> Iterator[str]:
 
 
 def run_lines(weights: str, device: str, folder: Path) -> str:
-    """What a run begins with: its weights, device and folder."""
+    """The first lines of a run: its weights, device and folder."""
     return f"weights   {weights}\ndevice    {device}\nfolder    {folder}"
 
 

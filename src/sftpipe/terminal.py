@@ -27,15 +27,14 @@ _ENVIRONMENT = {
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Run a block without telemetry and without the libraries' chatter.
+    """Run a block without telemetry and without needless messages of the libraries.
 
     What a user set in the environment stays.
     """
     missing = [name for name in _ENVIRONMENT if name not in os.environ]
     os.environ.update({name: _ENVIRONMENT[name] for name in missing})
-    logger = logging.getLogger(
-        "bitsandbytes"
-    )  # warns at import of an optional kernel that nobody asked for
+    # bitsandbytes warns at import of an optional kernel that nobody asked for
+    logger = logging.getLogger("bitsandbytes")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -57,10 +56,8 @@ def quiet_libraries() -> Iterator[None]:
     from transformers.utils import logging as hf_logging
 
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    dataset_bars, dataset_verbosity = (
-        datasets.are_progress_bars_disabled(),
-        datasets.logging.get_verbosity(),
-    )
+    dataset_bars_off = datasets.are_progress_bars_disabled()
+    dataset_verbosity = datasets.logging.get_verbosity()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -72,5 +69,5 @@ def quiet_libraries() -> Iterator[None]:
         datasets.logging.set_verbosity(dataset_verbosity)
         if bars:
             hf_logging.enable_progress_bar()
-        if not dataset_bars:
+        if not dataset_bars_off:
             datasets.enable_progress_bars()

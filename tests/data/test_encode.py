@@ -23,7 +23,9 @@ from sftpipe.data.chat_template import ChatTemplate, trained_turns, unrolled
 from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.preflight.preview import spans
+from sftpipe.data.prompts import split_answer
 from sftpipe.data.samples import Conversation, PromptCompletion, Sample, Text, without_answer
+from sftpipe.data.truncation import truncate
 from sftpipe.errors import DataError, RowError
 
 Templated = Callable[[str | None], Any]
@@ -820,8 +822,8 @@ def test_an_empty_answer_trains_nothing_and_is_refused(tokenizer: Any) -> None:
 
 def test_the_answer_of_a_text_stands_behind_its_last_response_template(tokenizer: Any) -> None:
     encoder = Encoder(tokenizer, response("### A:"))
-    assert encoder.answer_apart(QUESTIONS) == ("### Q: a\n### A: b\n### Q: c\n### A:", " d\n")
-    assert encoder.answer_apart(PromptCompletion("### Q: a", "\n### A: b")) == (
+    assert split_answer(QUESTIONS, encoder.loss) == ("### Q: a\n### A: b\n### Q: c\n### A:", " d\n")
+    assert split_answer(PromptCompletion("### Q: a", "\n### A: b"), encoder.loss) == (
         "### Q: a\n### A:",
         " b",
     )
@@ -833,7 +835,8 @@ def test_the_answer_of_a_text_stands_behind_its_last_response_template(tokenizer
 def fit(
     tokenizer: Any, sample: Sample, limit: int, loss: LossConfig = COMPLETION
 ) -> Encoded | RowError:
-    return Encoder(tokenizer, loss).fit(sample, encode(tokenizer, sample, loss), limit, "train[3]")
+    row = encode(tokenizer, sample, loss)
+    return truncate(sample, row, limit, Encoder(tokenizer, loss), "train[3]")
 
 
 LONG = talk("a a a a", "b", "c c c c", "d", "e", "f", system="S")

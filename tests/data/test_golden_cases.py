@@ -39,6 +39,7 @@ from torch.utils.data import DataLoader
 import sftpipe
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import RandomWindows
+from sftpipe.data.prompts import split_answer
 
 Prepared = Callable[..., Any]
 
@@ -199,7 +200,7 @@ def test_phi3_writes_the_golden_chat_and_the_golden_prompt(
     data = prepared([{"messages": messages}], PHI3, "format=messages")
     (sample,) = data.samples("train")
     assert data.encoder.template.text(sample, "", prompt=False) == cases["002-phi-chat"]["expected"]
-    prompt, answer = data.encoder.answer_apart(sample)
+    prompt, answer = split_answer(sample, data.encoder.loss)
     assert (
         data.encoder.template.text(prompt, "", prompt=True) == cases["002-phi-chat-gen"]["expected"]
     )

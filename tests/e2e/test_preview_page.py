@@ -24,9 +24,9 @@ HOSTILE = MARKUP + "\u2028 \u05e9\u05dc\u05d5\u05dd e\u0301 \U0001f9d1\u200d\U00
 WIDE = "<|im_start|>user\n" + "x" * 400 + " " + "\ud55c\uad6d\uc5b4" * 40 + "<|im_end|>\n"
 
 
-def encoded(tokenizer: Any, prompt: str, answer: str, behind: str = "") -> dict[str, list[int]]:
+def encoded(tokenizer: Any, prompt: str, answer: str, after: str = "") -> dict[str, list[int]]:
     parts = [
-        tokenizer(part, add_special_tokens=False).input_ids for part in (prompt, answer, behind)
+        tokenizer(part, add_special_tokens=False).input_ids for part in (prompt, answer, after)
     ]
     return {
         "input_ids": [*parts[0], *parts[1], *parts[2]],
@@ -111,8 +111,8 @@ def test_pointing_at_a_token_shows_its_id_place_and_reason(opened: Any, tokenize
     token(opened, "test[0]", 0).hover()
     assert (
         detail(opened)
-        == "token <|im_start|> id 1 in the vocabulary <|im_start|> position 0 masked prompt: in "
-        "front of what is trained"
+        == "token <|im_start|> id 1 in the vocabulary <|im_start|> position 0 masked "
+        "prompt: before what is trained"
     )
 
     good = tokenizer(PROMPT, add_special_tokens=False).input_ids
@@ -137,7 +137,7 @@ def test_a_packed_row_shows_where_a_sequence_begins_and_counts_positions_anew(
     ]
     token(opened, "train[0]", length - 1).hover()
     assert detail(opened).endswith(
-        f"position {length - 1} in sequence 1, {length - 1} in the row masked behind the end of "
+        f"position {length - 1} in sequence 1, {length - 1} in the row masked after the end of "
         "the answer"
     )
     token(opened, "train[0]", length).hover()

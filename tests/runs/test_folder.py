@@ -324,7 +324,7 @@ def test_a_path_to_a_run_without_a_whole_checkpoint_is_refused() -> None:
 
     message = (
         "sft.resume_from_checkpoint: mine holds no whole checkpoint\n"
-        "    auto begins such a run at its first step"
+        "    sft.resume_from_checkpoint=auto begins such a run at its first step"
     )
     assert refusal(config("sft.resume_from_checkpoint=mine")) == message
 

@@ -84,7 +84,7 @@ def test_white_space_and_decomposed_letters_stay_as_they_are(text: str) -> None:
 def test_a_lone_surrogate_is_left_to_the_encoder() -> None:
     tokenizer = train_tokenizer(CHAR, ["a\ud800"])
     assert "a" in tokenizer.get_vocab()
-    error = Encoder(tokenizer, LossConfig("full")).lost_character(["a\ud800"], "train[0]")
+    error = Encoder(tokenizer, LossConfig("full")).characters.first_lost(["a\ud800"], "train[0]")
     assert isinstance(error, RowError)
     assert error.reason == "broken text"
 
@@ -111,8 +111,8 @@ def test_a_blank_tokenizer_has_special_tokens_alone() -> None:
 
 def test_an_encoder_works_with_a_vocabulary_that_lacks_the_letter_a() -> None:
     encoder = Encoder(train_tokenizer(CHAR, ["한글 \n"]), LossConfig("full"))
-    assert encoder.lost_character([" 글한\n"], "train[0]") is None
-    error = encoder.lost_character(["한국"], "train[3]")
+    assert encoder.characters.first_lost([" 글한\n"], "train[0]") is None
+    error = encoder.characters.first_lost(["한국"], "train[3]")
     assert error is not None
     assert error.reason == "character outside the vocabulary"
     assert str(error).startswith(
@@ -274,7 +274,7 @@ def test_a_prompt_with_an_unknown_character_is_an_error(rows_file: RowsFile) -> 
     assert str(error.value) == (
         "evaluation.sample_prompts[1]: 'X' (U+0058) is not in the tokenizer's vocabulary; it "
         "would be read as ''\n"
-        "    another prompt, or tokenizer.unk_token='[UNK]' to read it as that"
+        "    another prompt, or \"tokenizer.unk_token='[UNK]'\" to read it as that"
     )
     data = prepare(file, *words, "tokenizer.unk_token='[UNK]'")
     assert data.encoder.prompt_ids("bXd") == [0, data.tokenizer.unk_token_id, 1]

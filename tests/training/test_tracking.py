@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import sftpipe
 from sftpipe.config.schema import TrackingConfig
 from sftpipe.errors import ConfigError
-from sftpipe.training.tracking import WandbTracker, wandb_key_is_set
+from sftpipe.training.tracking import check_tracking, wandb_is_installed, wandb_key_is_set
 
-BLOCK = (
-    32 * 1024
-)  # .wandb files are LevelDB logs: a 7-byte file header, then records cut into blocks
+# .wandb files are LevelDB logs: a 7-byte file header, then records that are split into blocks
+BLOCK = 32 * 1024
 
 
 def records(file: Path) -> Iterator[Any]:
@@ -33,6 +35,16 @@ def records(file: Path) -> Iterator[Any]:
         if kind in (1, 4):  # a whole record, or the last part of one
             yield Record.FromString(parts)
             parts = b""
+
+
+def without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine on which the extra `wandb` was not installed."""
+    find_spec = importlib.util.find_spec
+
+    def find(name: str, package: str | None = None) -> Any:
+        return None if name == "wandb" else find_spec(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
 
 
 @pytest.mark.slow
@@ -100,6 +112,51 @@ def test_online_without_a_key_says_what_to_do(
 ) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "nothing"))
     with pytest.raises(ConfigError) as error:
-        WandbTracker(TrackingConfig(mode="online"), tmp_path, {})
-    assert "tracking.mode" in str(error.value)
-    assert "wandb login" in str(error.value)
+        check_tracking(TrackingConfig(mode="online"))
+    assert str(error.value) == (
+        "tracking.mode: online, but no Weights & Biases key is set\n"
+        "    wandb login, WANDB_API_KEY, or tracking.mode=offline"
+    )
+    check_tracking(TrackingConfig())  # offline, when no key is set
+
+
+def test_a_run_without_the_package_says_what_to_install_before_it_reads_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    without_wandb(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    overrides = ["dataset=json", "dataset.data_files=missing.jsonl", "tracking=wandb", "run=run"]
+    with pytest.raises(ConfigError) as error:
+        sftpipe.train(sftpipe.compose(overrides))
+    assert str(error.value) == (
+        "tracking: the package wandb is not installed\n"
+        "    pip install 'sftpipe[wandb]', or tracking=none"
+    )
+    assert error.value.problems[0].commands == ("pip install 'sftpipe[wandb]'", "tracking=none")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_package_and_a_missing_key_are_named_together(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    without_wandb(monkeypatch)
+    monkeypatch.setenv("NETRC", str(tmp_path / "nothing"))
+    with pytest.raises(ConfigError) as error:
+        check_tracking(TrackingConfig(mode="online"))
+    assert [problem.where for problem in error.value.problems] == ["tracking", "tracking.mode"]
+
+
+def test_without_tracking_the_package_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_wandb(monkeypatch)
+    check_tracking(None)
+
+
+def test_a_folder_named_wandb_is_not_the_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for name in [name for name in sys.modules if name.split(".")[0] == "wandb"]:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.invalidate_caches()
+    assert not wandb_is_installed()

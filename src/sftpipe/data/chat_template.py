@@ -42,7 +42,7 @@ class Answer:
 
     start: behind the prompt that generation would be given.
     stop: end of the answer itself, or of its generation block.
-    limit: where the template's text of the turn ends, the token that ends the turn included; of no
+    end_of_turn: where the template's text of the turn ends, with the token that ends it; of no
         use when closed.
     closed: whether `stop` includes the token that ends the turn (generation blocks); else the token
         follows.
@@ -51,7 +51,7 @@ class Answer:
 
     start: int
     stop: int
-    limit: int = 0
+    end_of_turn: int = 0
     closed: bool = False
     called: bool = False
 

@@ -18,6 +18,7 @@ from sftpipe.data.formats import to_samples
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.rows import Dropped, Rows
 from sftpipe.data.samples import Conversation, PromptCompletion, Row, Sample
+from sftpipe.data.truncation import truncate
 from sftpipe.errors import RowError
 
 BATCH = 1000  # rows that are formatted and tokenised together
@@ -129,7 +130,7 @@ class RowEncoder:
     def _truncate(self, sample: Sample, row: Encoded | RowError, where: str) -> Encoded | RowError:
         if self.truncate_to is None or isinstance(row, RowError):
             return row
-        return self.encoder.fit(sample, row, self.truncate_to, where)
+        return truncate(sample, row, self.truncate_to, self.encoder, where)
 
     def _facts(self, sample: Sample, row: Encoded, whole: Encoded | RowError) -> dict[str, Any]:
         return {

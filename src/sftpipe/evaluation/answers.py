@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,8 +13,12 @@ from sftpipe.config.schema import EvaluationConfig, FormatConfig
 from sftpipe.data.encode import Encoder
 from sftpipe.data.formats import to_prompt
 from sftpipe.data.prepare import PreparedData
+from sftpipe.data.prompts import split_answer
 from sftpipe.data.samples import Prompt
 from sftpipe.model.architecture import check_room
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 SAMPLES = 5  # prompts taken from the data when a config names none
 
@@ -34,7 +38,10 @@ class SamplePrompt:
 
 
 def sample_prompts(
-    cfg: EvaluationConfig | None, format_cfg: FormatConfig, data: PreparedData, model_config: Any
+    cfg: EvaluationConfig | None,
+    format_cfg: FormatConfig,
+    data: PreparedData,
+    model_config: PreTrainedConfig,
 ) -> list[SamplePrompt]:
     """The prompts of a run: those of `evaluation.sample_prompts`, or rows of the data set.
 
@@ -67,7 +74,7 @@ def sample_prompts(
 def split_prompts(data: PreparedData, split: str, count: int | None = None) -> list[SamplePrompt]:
     """A prompt, with its reference, for the first `count` rows of a split, or for all."""
     return [
-        _sample(*data.encoder.answer_apart(sample), data.encoder)
+        _sample(*split_answer(sample, data.encoder.loss), data.encoder)
         for sample in islice(data.samples(split), count)
     ]
 
@@ -77,63 +84,44 @@ def _sample(prompt: Prompt, reference: str | None, encoder: Encoder) -> SamplePr
     return SamplePrompt(text, encoder.prompt_ids(prompt), reference)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn.
-
-    temperature, top_k: as in transformers' `GenerationConfig`.
-    seed: of the draws.
-    """
-
-    temperature: float
-    top_k: int
-    seed: int
-
-    @classmethod
-    def of(cls, cfg: EvaluationConfig, seed: int) -> Sampling | None:
-        """What the `evaluation` group asks for; None: the most likely token."""
-        return cls(cfg.temperature, cfg.top_k, seed) if cfg.do_sample else None
-
-
 def generate(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int = 50,
+    seed: int = 0,
     batch_size: int = 16,
-    sampling: Sampling | None = None,
 ) -> list[str]:
-    """An answer to each prompt, without special tokens.
-
-    The random state of the process is left as it was.
+    """An answer to each prompt, without special tokens; the random state stays as it was.
 
     Args:
         model: a causal language model; its generation config says where answers end.
         tokenizer: to pad and decode.
         prompts: token ids of each prompt.
-        max_new_tokens: answers are cut there.
+        max_new_tokens: the length at which an answer ends at the latest.
+        do_sample: draw each token; by default the most likely one is taken.
+        temperature: of the draws, as in transformers' `GenerationConfig`.
+        top_k: of the draws, as in transformers' `GenerationConfig`.
+        seed: of the draws.
         batch_size: prompts that run together, padded on the left.
-        sampling: how tokens are drawn; by default the most likely one is taken.
     """
     device, was_training = model.device, model.training
-    choice: dict[str, Any] = {"do_sample": sampling is not None}
-    if sampling:
-        choice |= {"temperature": sampling.temperature, "top_k": sampling.top_k}
-    model.eval()
+    draws = {"temperature": temperature, "top_k": top_k} if do_sample else {}
+    options = {"max_new_tokens": max_new_tokens, "do_sample": do_sample, **draws}
+    cuda = [device] if device.type == "cuda" else []
     answers = []
+    model.eval()
     try:
-        with (
-            torch.inference_mode(),
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        ):
-            if sampling:
-                torch.manual_seed(sampling.seed)
+        with torch.inference_mode(), torch.random.fork_rng(devices=cuda):
+            if do_sample:
+                torch.manual_seed(seed)
             for start in range(0, len(prompts), batch_size):
                 batch = _padded(prompts[start : start + batch_size], tokenizer.pad_token_id, device)
-                output = model.generate(
-                    **batch, max_new_tokens=max_new_tokens, use_cache=True, **choice
-                )
+                output = model.generate(**batch, use_cache=True, **options)
                 new = output[:, batch["input_ids"].shape[1] :]
                 answers += tokenizer.batch_decode(new, skip_special_tokens=True)
     finally:
@@ -141,7 +129,9 @@ def generate(
     return [answer.strip() for answer in answers]
 
 
-def _padded(prompts: Sequence[Sequence[int]], pad: int, device: Any) -> dict[str, torch.Tensor]:
+def _padded(
+    prompts: Sequence[Sequence[int]], pad: int, device: torch.device
+) -> dict[str, torch.Tensor]:
     """`input_ids` and `attention_mask`, both (B, T), padded on the left."""
     width = max(map(len, prompts))
     missing = [width - len(ids) for ids in prompts]

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sftpipe.config.schema import EvaluationConfig
-from sftpipe.evaluation.answers import SamplePrompt, Sampling, generate
+from sftpipe.evaluation.answers import SamplePrompt, generate
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from sftpipe.training.trainer import SFTPipeTrainer
 
 
-def split_loss(trainer: SFTPipeTrainer, rows: Any, split: str) -> dict[str, float]:
+def split_loss(trainer: SFTPipeTrainer, rows: Dataset, split: str) -> dict[str, float]:
     """Loss and perplexity per trained token of a split.
 
-    What an evaluation of these very weights has logged is not measured again.
+    If the last evaluation was of the same weights, its log entry is used instead.
     """
     prefix = "eval" if split == "validation" else split
     measured = _logged_now(trainer, prefix) or trainer.evaluate(rows, metric_key_prefix=prefix)
@@ -27,10 +29,7 @@ def split_loss(trainer: SFTPipeTrainer, rows: Any, split: str) -> dict[str, floa
 
 
 def _logged_now(trainer: SFTPipeTrainer, prefix: str) -> dict[str, float] | None:
-    """The log entry of an evaluation after the last step (`sft.eval_strategy`).
-
-    None if the weights are no longer those of that step.
-    """
+    """The log entry of an evaluation of the present weights (`sft.eval_strategy`), or None."""
     last: dict[str, float] | None = next(
         (entry for entry in reversed(trainer.state.log_history) if f"{prefix}_loss" in entry), None
     )
@@ -52,17 +51,20 @@ def sample_answers(
         trainer.processing_class,
         [prompt.input_ids for prompt in prompts],
         max_new_tokens=cfg.max_new_tokens,
-        sampling=Sampling.of(cfg, trainer.args.seed),
+        do_sample=cfg.do_sample,
+        temperature=cfg.temperature,
+        top_k=cfg.top_k,
+        seed=trainer.args.seed,
     )
     return [
         {
             "phase": phase,
             "step": trainer.state.global_step,
-            "prompt": p.text,
+            "prompt": prompt.text,
             "completion": answer,
-            "reference": p.reference,
+            "reference": prompt.reference,
         }
-        for p, answer in zip(prompts, answers, strict=True)
+        for prompt, answer in zip(prompts, answers, strict=True)
     ]
 
 

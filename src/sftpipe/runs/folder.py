@@ -94,7 +94,7 @@ class RunFolder:
         try:
             return dict(json.loads(self.manifest.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            found = "no readable manifest.json: not a run of sftpipe"
+            found = f"no readable {self.manifest.name}: not a run of sftpipe"
             raise RunError(Problem(str(self.path), found, fix="name a run folder")) from None
 
     def read_metrics(self) -> dict[str, Any]:

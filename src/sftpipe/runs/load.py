@@ -6,7 +6,7 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -15,6 +15,10 @@ from sftpipe.config.schema import TrainConfig
 from sftpipe.errors import Problem, RunError
 from sftpipe.runs.folder import RunFolder
 from sftpipe.terminal import quiet, quiet_libraries
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,13 @@ class Run:
     metrics: dict[str, Any]
 
     @functools.cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer as trained with, its PAD and chat template included."""
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.dir)
 
-    def load_model(self) -> Any:
+    def load_model(self) -> PreTrainedModel | PeftModel:
         """The trained model, ready for generation.
 
         Its device and precision are those that the config asks for on this machine.
@@ -74,13 +78,9 @@ def load_run(folder: str | Path) -> Run:
     if not files.complete.is_file():
         unfinished = files.manifest.is_file()
         found = "an unfinished run" if unfinished else "no run of sftpipe"
-        fix = "the command that began it, with sft.resume_from_checkpoint=auto, goes on with it"
-        problem = Problem(
-            str(files.path),
-            found,
-            allowed="a run folder with a COMPLETE file",
-            fix=fix if unfinished else "",
-        )
+        fix = "the command that began it, with `sft.resume_from_checkpoint=auto`, goes on with it"
+        allowed = f"a run folder with a {files.complete.name} file"
+        problem = Problem(str(files.path), found, allowed=allowed, fix=fix if unfinished else "")
         raise RunError(problem)
     recorded = yaml.safe_load(files.config.read_text(encoding="utf-8"))
     return Run(files.path, from_recorded(recorded, str(files.config)), files.read_metrics())

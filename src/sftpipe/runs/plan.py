@@ -14,16 +14,17 @@ import yaml
 
 from sftpipe.config.schema import TrainConfig, to_plain
 from sftpipe.data.source import fingerprint
-from sftpipe.errors import Problem, RunError
+from sftpipe.errors import Problem, RunError, override
 from sftpipe.runs.folder import RunFolder
 from sftpipe.storage import is_whole, sha256_text
 
-# what a run that ended before its manifest leaves behind; nothing of it is worth keeping
-_WRITTEN_FIRST = ("config.yaml", "preflight.json", "manifest.json")
+# what a run that ended before its manifest leaves in its folder; nothing of it is worth keeping
+_FILES = RunFolder(Path())
+_WRITTEN_FIRST = (_FILES.config.name, _FILES.preflight.name)
 _BEFORE_THE_MANIFEST = {
-    ".hydra",
-    *_WRITTEN_FIRST[:2],
-    *(f".{name}.partial" for name in _WRITTEN_FIRST),
+    _FILES.hydra.name,
+    *_WRITTEN_FIRST,
+    *(f".{name}.partial" for name in (*_WRITTEN_FIRST, _FILES.manifest.name)),
 }
 
 
@@ -89,7 +90,7 @@ def _plan_from(cfg: TrainConfig, path: Path, where: str) -> RunPlan:
         raise RunError(Problem(where, f"{folder} holds no whole checkpoint", fix=fix))
     if is_checkpoint and not is_whole(checkpoint):
         found = f"{checkpoint} is damaged: its files are not those that were hashed"
-        fix = f"`{where}={folder}` takes the newest whole one"
+        fix = f"{override(where, str(folder))} takes the newest whole one"
         raise RunError(Problem(where, found, fix=fix))
     return RunPlan(folder, _next_attempt(folder), checkpoint)
 
@@ -104,7 +105,8 @@ def _plan_auto(cfg: TrainConfig) -> RunPlan:
             return RunPlan(folder, complete=True)
         return RunPlan(folder, _next_attempt(folder), newest_checkpoint(folder))
     key = run_key(cfg)
-    runs = sorted((path.parent for path in _runs_of(cfg).glob("*/manifest.json")), reverse=True)
+    manifests = _runs_of(cfg).glob(f"*/{_FILES.manifest.name}")
+    runs = sorted((path.parent for path in manifests), reverse=True)
     for folder in runs:
         files = RunFolder(folder)
         if not files.complete.exists() and files.read_manifest().get("run_key") == key:
@@ -118,30 +120,23 @@ def _runs_of(cfg: TrainConfig) -> Path:
 
 def _free_folder(cfg: TrainConfig) -> Path:
     folder = Path(cfg.run) if cfg.run is not None else _runs_of(cfg) / stamp()
+    where = f"run={folder}"
     if RunFolder(folder).complete.exists():
-        raise RunError(
-            Problem(
-                f"run={folder}",
-                "a finished run, which is never overwritten",
-                fix="leave run out, or name a new folder",
-            )
-        )
+        fix = "leave run out, or name a new folder"
+        raise RunError(Problem(where, "a finished run, which is never overwritten", fix=fix))
     if RunFolder(folder).manifest.exists():
-        raise RunError(
-            Problem(
-                f"run={folder}",
-                "an unfinished run",
-                fix="sft.resume_from_checkpoint=auto goes on with it; or name a new folder",
-            )
-        )
-    if folder.exists() and (
-        not folder.is_dir()
-        or any(path.name not in _BEFORE_THE_MANIFEST for path in folder.iterdir())
-    ):
-        raise RunError(
-            Problem(f"run={folder}", "it holds something that is no run", fix="name a new folder")
-        )
+        fix = "`sft.resume_from_checkpoint=auto` goes on with it; or name a new folder"
+        raise RunError(Problem(where, "an unfinished run", fix=fix))
+    if folder.exists() and not _is_free(folder):
+        raise RunError(Problem(where, "it holds something that is no run", fix="name a new folder"))
     return folder
+
+
+def _is_free(folder: Path) -> bool:
+    """True for an empty folder, and for one whose run ended before its manifest was written."""
+    if not folder.is_dir():
+        return False
+    return all(path.name in _BEFORE_THE_MANIFEST for path in folder.iterdir())
 
 
 def _next_attempt(folder: Path) -> int:
@@ -149,7 +144,7 @@ def _next_attempt(folder: Path) -> int:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint with the highest step; damaged ones are passed over."""
+    """The whole checkpoint with the highest step; damaged ones are left out."""
     found = RunFolder(folder).checkpoints()
     whole = (found[step] for step in sorted(found, reverse=True) if is_whole(found[step]))
     return next(whole, None)
@@ -190,9 +185,8 @@ def _deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
         if name not in ("output_dir", "tracking", "recipe")
     }
     name = plain["model"]["name_or_path"]
-    if (
-        name is not None and Path(name).expanduser().is_dir()
-    ):  # `open_run` compares the weights by their bytes
+    # of a folder of weights, `open_run` compares the bytes
+    if name is not None and Path(name).expanduser().is_dir():
         kept["model"] = {**plain["model"], "name_or_path": "a folder"}
     kept["sft"] = {
         name: value for name, value in plain["sft"].items() if name != "resume_from_checkpoint"
@@ -206,24 +200,18 @@ def _deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_same_run(cfg: TrainConfig, folder: Path, where: str) -> None:
-    manifest = RunFolder(folder).read_manifest()
-    if manifest.get("run_key") == run_key(cfg):
+    files = RunFolder(folder)
+    if files.read_manifest().get("run_key") == run_key(cfg):
         return
     try:
-        recorded = yaml.safe_load(RunFolder(folder).config.read_text(encoding="utf-8"))
+        recorded = yaml.safe_load(files.config.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
-        raise RunError(
-            Problem(f"{folder}/config.yaml", "missing or damaged", fix="start a new run")
-        ) from None
+        problem = Problem(str(files.config), "missing or damaged", fix="start a new run")
+        raise RunError(problem) from None
     changed = _differences(_deciding(recorded), _deciding(to_plain(cfg)))
-    raise RunError(
-        Problem(
-            where,
-            f"{folder} is a run of another config: "
-            + ("; ".join(changed) if changed else "the data files changed"),
-            fix="give it the same config, or start a new run without sft.resume_from_checkpoint",
-        )
-    )
+    what = "; ".join(changed) if changed else "the data files changed"
+    fix = "give it the same config, or start a new run without sft.resume_from_checkpoint"
+    raise RunError(Problem(where, f"{folder} is a run of another config: {what}", fix=fix))
 
 
 def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:

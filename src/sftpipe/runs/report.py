@@ -1,4 +1,4 @@
-"""What a person looks at when a run is over: the loss curve and the model card."""
+"""The loss curve and the model card, which people look at when a run is over."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sftpipe.errors import one_line
 from sftpipe.runs.folder import RunFolder
 from sftpipe.storage import write_text
 
-BOILERPLATE = 4  # words; what prompts share in front, if it is longer, comes from their format
+BOILERPLATE = 4  # words; a longer beginning that all prompts share comes from their format
 SHOWN = 200  # characters of a prompt or an answer in a table
 
 
@@ -58,7 +58,7 @@ def plot_loss(folder: RunFolder) -> None:
     axes.spines["right"].set_visible(False)
     if train or validation:
         axes.legend(frameon=False)
-    partial = folder.path / ".loss.png.partial"
+    partial = folder.path / f".{folder.loss_curve.name}.partial"
     figure.savefig(partial, format="png")
     partial.replace(folder.loss_curve)
 
@@ -83,14 +83,16 @@ def token_ticks(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], list
     return np.interp(ticks, tokens, epochs).tolist(), [EngFormatter(sep="")(tick) for tick in ticks]
 
 
-def write_card(folder: RunFolder, cfg: TrainConfig, weights: str, rows: tuple[int, int]) -> None:
-    """README.md of the run folder: what the model is, its numbers, its answers, and how to load it.
+def write_card(
+    folder: RunFolder, cfg: TrainConfig, weights: str, embedding_rows: tuple[int, int]
+) -> None:
+    """README.md of the run folder: where the model comes from, numbers, answers, how to load it.
 
     Args:
         folder: the run folder.
         cfg: the config.
         weights: identity of the base weights.
-        rows: of the embedding, as the base has them and as the run has them.
+        embedding_rows: how many the base has, and how many the run has.
     """
     metrics, samples = folder.read_metrics(), folder.read_samples()
     name = cfg.recipe or folder.path.name
@@ -105,14 +107,14 @@ def write_card(folder: RunFolder, cfg: TrainConfig, weights: str, rows: tuple[in
         head["base_model"] = base
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}\n",
-        f"{made} `{weights}` with sftpipe. `config.yaml` holds the whole config, `manifest.json` "
-        "the versions and hashes.\n",
+        f"{made} `{weights}` with sftpipe. `{folder.config.name}` holds the whole config, "
+        f"`{folder.manifest.name}` the versions and hashes.\n",
         "## Numbers\n\n" + _metrics_table(metrics),
-        "![Loss](loss.png)\n",
+        f"![Loss]({folder.loss_curve.name})\n",
     ]
     if samples:
         parts.append("## Answers before and after\n\n" + _samples_table(samples))
-    parts.append("## Use\n\n" + _usage(cfg, weights, rows))
+    parts.append("## Use\n\n" + _usage(cfg, weights, embedding_rows))
     write_text(folder.card, "\n".join(parts))
 
 
@@ -168,13 +170,18 @@ def short_prompts(prompts: Sequence[str]) -> list[str]:
     Without the words that all of them begin with; of long ones the end.
     """
     lines = [text.split() for text in prompts]
-    shared = (
-        len(list(takewhile(lambda words: len(set(words)) == 1, zip(*lines, strict=False))))
-        if len(lines) > 1
-        else 0
-    )
-    cut = shared if shared > BOILERPLATE and all(len(line) > shared for line in lines) else 0
-    return [_end(("... " if cut else "") + " ".join(line[cut:])) for line in lines]
+    shared = _shared_words(lines)
+    if shared <= BOILERPLATE or any(len(line) == shared for line in lines):
+        return [_end(" ".join(line)) for line in lines]
+    return [_end("... " + " ".join(line[shared:])) for line in lines]
+
+
+def _shared_words(lines: Sequence[Sequence[str]]) -> int:
+    """Number of words that all lines begin with; 0 for a single line."""
+    if len(lines) < 2:
+        return 0
+    columns = zip(*lines, strict=False)
+    return len(list(takewhile(lambda words: len(set(words)) == 1, columns)))
 
 
 def epoch_lines(number: int, samples: Sequence[Mapping[str, Any]]) -> str:
@@ -191,7 +198,7 @@ def _end(line: str) -> str:
     return "... " + end[end.find(" ") + 1 :]
 
 
-def _usage(cfg: TrainConfig, weights: str, rows: tuple[int, int]) -> str:
+def _usage(cfg: TrainConfig, weights: str, embedding_rows: tuple[int, int]) -> str:
     with_sftpipe = (
         '```python\nimport sftpipe\n\nrun = sftpipe.load_run("PATH/OF/THIS/FOLDER")\n'
         "model, tokenizer = run.load_model(), run.tokenizer\n```\n"
@@ -209,7 +216,7 @@ def _usage(cfg: TrainConfig, weights: str, rows: tuple[int, int]) -> str:
         )
         lines = [
             f'base = AutoModelForCausalLM.from_pretrained("{base}")',
-            *_resize(*rows),
+            *_resize(*embedding_rows),
             'model = PeftModel.from_pretrained(base, "PATH/OF/THIS/FOLDER")',
         ]
         plain = "\n".join(lines)
@@ -218,9 +225,9 @@ def _usage(cfg: TrainConfig, weights: str, rows: tuple[int, int]) -> str:
 
 
 def _resize(before: int, after: int) -> list[str]:
-    """The lines that give a base the rows that the adapter was trained with.
+    """Lines of Python that give a base the embedding that the adapter was trained with.
 
-    Rows that are not trained are the mean of the old ones.
+    New rows that are not trained are the mean of the old ones.
     """
     if before == after:
         return []

@@ -1,4 +1,4 @@
-"""What is written before training: config, preflight, manifest."""
+"""The files that are written before training: config, preflight, manifest."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def open_run(
     A later attempt writes a manifest of its own.
 
     Args:
-        plan: what `plan_run` chose.
+        plan: of `plan_run`.
         cfg: the config.
         weights: identity of the base weights.
         device: hardware and precision, in words.
@@ -66,12 +66,9 @@ def open_run(
 def _check_weights(folder: RunFolder, weights: str) -> None:
     began_with = folder.read_manifest().get("weights")
     if began_with != weights:
-        problem = Problem(
-            str(folder.path),
-            f"it began with the weights {began_with}, and these are {weights}",
-            fix="pin model.source and model.revision, or start a new run",
-        )
-        raise RunError(problem)
+        found = f"it began with the weights {began_with}, and these are {weights}"
+        fix = "pin model.source and model.revision, or start a new run"
+        raise RunError(Problem(str(folder.path), found, fix=fix))
 
 
 def _provenance() -> dict[str, Any]:
@@ -90,7 +87,7 @@ def _provenance() -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of the working folder's repository, and true if it is dirty; None outside of one."""
+    """Commit of the working folder's repository, and true for changed files; None outside one."""
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10

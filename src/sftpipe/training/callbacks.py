@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import (
     BarColumn,
@@ -19,7 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from sftpipe.data.packing import count
@@ -27,12 +27,18 @@ from sftpipe.errors import Interrupted, Problem
 from sftpipe.storage import write_text
 from sftpipe.terminal import console
 
+if TYPE_CHECKING:
+    from sftpipe.training.trainer import SFTPipeTrainer
+
 
 class Counter(TrainerCallback, ExportableState):
-    """What has been trained so far, over all attempts; each checkpoint saves and restores it.
+    """Sums over what was trained so far, in all attempts; each checkpoint saves and restores them.
 
-    tokens counts real tokens without padding, loss_sum adds the loss of each trained token, seconds
-    is the time inside the training loop.
+    tokens: real tokens, without padding.
+    trained_tokens: those of them that have a label.
+    rows: sequences; a packed row holds several.
+    loss_sum: the loss of each trained token, added up.
+    seconds: time inside the training loop.
     """
 
     def __init__(
@@ -43,21 +49,16 @@ class Counter(TrainerCallback, ExportableState):
         loss_sum: float = 0.0,
         seconds: float = 0.0,
     ) -> None:
-        self.tokens, self.trained_tokens, self.rows, self.loss_sum = (
-            tokens,
-            trained_tokens,
-            rows,
-            loss_sum,
-        )
+        self.tokens, self.trained_tokens, self.rows = tokens, trained_tokens, rows
+        self.loss_sum = loss_sum
         self._earlier_seconds = seconds
         self._started: float | None = None
 
     @property
     def seconds(self) -> float:
         """Seconds in the training loop, with those of earlier attempts."""
-        return self._earlier_seconds + (
-            0.0 if self._started is None else time.perf_counter() - self._started
-        )
+        now = 0.0 if self._started is None else time.perf_counter() - self._started
+        return self._earlier_seconds + now
 
     def add(self, inputs: Mapping[str, Any], trained: int, loss_sum: float) -> None:
         """Count one micro-batch."""
@@ -74,13 +75,16 @@ class Counter(TrainerCallback, ExportableState):
         self._earlier_seconds, self._started = self.seconds, None
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it (transformers' `ExportableState`)."""
+        """The arguments of `Counter` that a checkpoint keeps (transformers' `ExportableState`)."""
         names = ("tokens", "trained_tokens", "rows", "loss_sum", "seconds")
         return {"args": {name: getattr(self, name) for name in names}, "attributes": {}}
 
 
 class ProgressBar(TrainerCallback):
-    """One bar on a terminal; elsewhere one line each time the trainer logs."""
+    """One bar on a terminal; elsewhere one line each time the trainer logs.
+
+    counter: looked up each time, because resuming replaces it.
+    """
 
     def __init__(self, counter: Callable[[], Counter]) -> None:
         self._counter = counter
@@ -133,7 +137,7 @@ class ProgressBar(TrainerCallback):
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Clears the bar off the terminal however the block ends."""
+        """Remove the bar from the terminal, however the block ends."""
         try:
             yield
         finally:
@@ -156,13 +160,10 @@ class LogFile(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         lines = self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
-        before = [
-            line for line in lines if json.loads(line)["step"] == 0
-        ]  # logged before training; no checkpoint holds it
-        write_text(
-            self._file,
-            "".join(line + "\n" for line in (*before, *map(json.dumps, state.log_history))),
-        )
+        # what was logged before training is in no checkpoint
+        before = [line for line in lines if json.loads(line)["step"] == 0]
+        kept = [*before, *map(json.dumps, state.log_history)]
+        write_text(self._file, "".join(f"{line}\n" for line in kept))
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         with self._file.open("a", encoding="utf-8") as file:
@@ -172,17 +173,21 @@ class LogFile(TrainerCallback):
 class EpochSamples(TrainerCallback):
     """Calls `take` with the number of each epoch that ends, before the checkpoint of its last step.
 
-    Before it, so that a checkpoint never lacks the samples of a step that it holds; a resumed run
-    begins the next epoch.
+    A checkpoint then never lacks the samples of a step that it holds. transformers writes it before
+    it calls `on_epoch_end`, so the last step of an epoch is found by `state.epoch`, the number of
+    epochs done: 0.5 halfway through the first one.
     """
+
+    # far less than a step adds to `state.epoch`, and far more than rounding does
+    _TOLERANCE = 1e-9
 
     def __init__(self, take: Callable[[int], None]) -> None:
         self._take = take
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # epochs done + steps done / steps of the epoch: the last step adds 1.0, which is exact
-        if float(state.epoch).is_integer():
-            self._take(int(state.epoch))
+        number = round(state.epoch)
+        if abs(state.epoch - number) < self._TOLERANCE:
+            self._take(number)
 
 
 class StopOnSignal(TrainerCallback):
@@ -197,11 +202,8 @@ class StopOnSignal(TrainerCallback):
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take the two signals while the block runs."""
-        numbers = (
-            (signal.SIGINT, signal.SIGTERM)
-            if threading.current_thread() is threading.main_thread()
-            else ()
-        )
+        in_main = threading.current_thread() is threading.main_thread()  # only it may set handlers
+        numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
         before = {number: signal.signal(number, self._receive) for number in numbers}
         try:
             yield
@@ -221,11 +223,13 @@ class StopOnSignal(TrainerCallback):
 
 
 @contextmanager
-def watch(trainer: Trainer, folder: Path, epoch_ended: Callable[[int], None]) -> Iterator[None]:
+def watch(
+    trainer: SFTPipeTrainer, folder: Path, epoch_ended: Callable[[int], None]
+) -> Iterator[None]:
     """Show and log the training that the block does, and end it on a signal.
 
     Args:
-        trainer: what trains.
+        trainer: the trainer of the run.
         folder: the run folder, for messages.
         epoch_ended: called with the number of each epoch, before its last checkpoint.
 
@@ -238,11 +242,6 @@ def watch(trainer: Trainer, folder: Path, epoch_ended: Callable[[int], None]) ->
     with stop.listening(), bar.shown():
         yield
     if stop.received is not None:
-        raise Interrupted(
-            stop.received,
-            Problem(
-                str(folder),
-                f"stopped by {signal.Signals(stop.received).name}; a checkpoint was written",
-                fix="the same command with `sft.resume_from_checkpoint=auto` goes on from there",
-            ),
-        )
+        found = f"stopped by {signal.Signals(stop.received).name}; a checkpoint was written"
+        fix = "the same command with `sft.resume_from_checkpoint=auto` goes on from there"
+        raise Interrupted(stop.received, Problem(str(folder), found, fix=fix))

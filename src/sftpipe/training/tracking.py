@@ -1,22 +1,26 @@
 """Mirror a run to Weights & Biases, or nowhere.
 
-Both have the same methods, so that no caller asks which it is.
+Both trackers have the same methods, so that no caller asks which one it has.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import netrc
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from transformers import TrainerCallback
 
 from sftpipe.config.schema import TrackingConfig, TrainConfig, to_plain
 from sftpipe.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from sftpipe.training.trainer import SFTPipeTrainer
 
 
 class Tracker(TrainerCallback):
@@ -26,7 +30,7 @@ class Tracker(TrainerCallback):
         """The content of metrics.json and samples.jsonl, when a run is over."""
 
     def close(self) -> None:
-        """Flush and let go, however the run ended."""
+        """Flush and release what is held, however the run ended."""
 
 
 class WandbTracker(Tracker):
@@ -38,14 +42,6 @@ class WandbTracker(Tracker):
         mode: Any = cfg.mode
         if mode == "auto":
             mode = "online" if wandb_key_is_set() else "offline"
-        if mode == "online" and not wandb_key_is_set():
-            raise ConfigError(
-                Problem(
-                    "tracking.mode",
-                    "online, but no Weights & Biases key is set",
-                    fix="`wandb login`, WANDB_API_KEY, or tracking.mode=offline",
-                )
-            )
         self._wandb = wandb
         self._run = wandb.init(
             project=cfg.project,
@@ -67,15 +63,8 @@ class WandbTracker(Tracker):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        names = {
-            name: f"eval/{name.removeprefix('eval_')}"
-            if name.startswith("eval_")
-            else f"train/{name}"
-            for name in logs or {}
-        }
-        self._run.log(
-            {names[name]: value for name, value in (logs or {}).items()}, step=state.global_step
-        )
+        grouped = {_with_group(name): value for name, value in (logs or {}).items()}
+        self._run.log(grouped, step=state.global_step)
 
     def finish(self, metrics: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
         if samples:
@@ -86,6 +75,42 @@ class WandbTracker(Tracker):
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _with_group(name: str) -> str:
+    """train/loss and eval/loss: Weights & Biases draws a section for each group."""
+    if name.startswith("eval_"):
+        return f"eval/{name.removeprefix('eval_')}"
+    return f"train/{name}"
+
+
+def check_tracking(cfg: TrackingConfig | None) -> None:
+    """Ask for what tracking needs before the run loads anything.
+
+    Raises:
+        ConfigError: wandb is not installed, or online tracking has no key.
+    """
+    if cfg is None:
+        return
+    problems = []
+    if not wandb_is_installed():
+        fix = "`pip install 'sftpipe[wandb]'`, or `tracking=none`"
+        problems.append(Problem("tracking", "the package wandb is not installed", fix=fix))
+    if cfg.mode == "online" and not wandb_key_is_set():
+        found = "online, but no Weights & Biases key is set"
+        fix = "`wandb login`, WANDB_API_KEY, or `tracking.mode=offline`"
+        problems.append(Problem("tracking.mode", found, fix=fix))
+    if problems:
+        raise ConfigError(*problems)
+
+
+def wandb_is_installed() -> bool:
+    """True if the package can be imported.
+
+    A mere folder of that name has no origin: wandb itself writes one where it is run.
+    """
+    spec = importlib.util.find_spec("wandb")
+    return spec is not None and spec.origin is not None
 
 
 def wandb_key_is_set() -> bool:
@@ -100,12 +125,8 @@ def wandb_key_is_set() -> bool:
 
 
 @contextmanager
-def track(cfg: TrainConfig, folder: Path, trainer: Any) -> Iterator[Tracker]:
-    """The tracker of the `tracking` group, attached to a trainer and closed behind the block.
-
-    Raises:
-        ConfigError: online tracking without a key.
-    """
+def track(cfg: TrainConfig, folder: Path, trainer: SFTPipeTrainer) -> Iterator[Tracker]:
+    """The tracker of the `tracking` group, attached to a trainer and closed after the block."""
     tracker = (
         Tracker() if cfg.tracking is None else WandbTracker(cfg.tracking, folder, to_plain(cfg))
     )

@@ -1,7 +1,7 @@
 """Our SFTTrainer: the loss, the evaluation, the checkpoints.
 
 Shapes: B rows of a batch, T tokens of its longest row, N trained positions of the batch, H hidden
-    size, V vocabulary.
+    size, V size of the vocabulary.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def build_arguments(
     """The `SFTConfig` of the `sft` group, with what other keys own filled in.
 
     Raises:
-        ConfigError: transformers or TRL refuses a value.
+        ConfigError: transformers or TRL rejects a value.
     """
     fields = {
         name: value
@@ -55,7 +55,7 @@ def build_arguments(
             restore_callback_states_from_checkpoint=True,
             bf16=precision.compute is torch.bfloat16,
             fp16=precision.compute is torch.float16,
-            # the rows are finished: TRL must neither cut, drop, pack nor shuffle them again
+            # the rows are finished: TRL must not truncate, drop, pack or shuffle them again
             dataset_kwargs={"skip_prepare_dataset": True},
             max_length=None,
             packing=False,
@@ -100,13 +100,8 @@ def build_trainer(
             peft_config=adapter,
         )
     except ValueError as error:
-        raise ModelError(
-            Problem(
-                "lora",
-                f"the adapter does not fit the model: {error}",
-                fix="see lora.target_modules",
-            )
-        ) from None
+        found = f"the adapter does not fit the model: {error}"
+        raise ModelError(Problem("lora", found, fix="see lora.target_modules")) from None
     if data.preflight.packing and data.preflight.packing.strategy == "blocks":
         trainer.train_dataset = RandomWindows(data.train)
     trainer.add_callback(LogFile(log))
@@ -114,7 +109,7 @@ def build_trainer(
 
 
 class WindowSampler(torch.utils.data.Sampler[int]):
-    """Where the random windows of each epoch begin, by seed and epoch alone (packing=blocks)."""
+    """Starts of the random windows of each epoch, by seed and epoch alone (packing=blocks)."""
 
     def __init__(self, windows: RandomWindows, seed: int) -> None:
         self._windows, self._seed = windows, seed
@@ -135,7 +130,7 @@ class EpochLengthSampler(LengthGroupedSampler):
     """transformers' length grouping, shuffled by seed and epoch alone.
 
     transformers draws this order from the global random state, which dropout and every evaluation
-    move on: a resumed run would see other batches than the one that it continues.
+    change: a resumed run would see other batches than the run that it continues.
     """
 
     def __init__(self, seed: int, sampler: LengthGroupedSampler) -> None:
@@ -162,18 +157,14 @@ class SFTPipeTrainer(SFTTrainer):
                 parameter.data = parameter.data.to(adapter_dtype)
         self.add_callback(Counter())
         self._eval_sums = [0.0, 0, 0]  # nll, right tokens, tokens
-        self._staging: Path | None = (
-            None  # where transformers writes the checkpoint that is being made
-        )
+        # the folder in which transformers writes the checkpoint that is being made
+        self._staging: Path | None = None
 
     @property
     def counter(self) -> Counter:
-        """What was trained so far; looked up, because resuming replaces the callback."""
-        return next(
-            callback
-            for callback in self.callback_handler.callbacks
-            if isinstance(callback, Counter)
-        )
+        """Sums over what was trained so far; looked up, because resuming replaces the callback."""
+        callbacks = self.callback_handler.callbacks
+        return next(one for one in callbacks if isinstance(one, Counter))
 
     def _send_telemetry(self) -> None:
         """TRL reports each run to the hub; sftpipe reports nothing."""
@@ -194,11 +185,9 @@ class SFTPipeTrainer(SFTTrainer):
         if isinstance(self.train_dataset, RandomWindows):
             return WindowSampler(self.train_dataset, self.args.seed)
         sampler = super()._get_train_sampler(train_dataset)
-        return (
-            EpochLengthSampler(self.args.seed, sampler)
-            if isinstance(sampler, LengthGroupedSampler)
-            else sampler
-        )
+        if isinstance(sampler, LengthGroupedSampler):
+            return EpochLengthSampler(self.args.seed, sampler)
+        return sampler
 
     # --- loss -------------------------------------------------------------------------------------
 
@@ -207,17 +196,16 @@ class SFTPipeTrainer(SFTTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Logits at the positions whose next token is trained.
 
-        Selecting in front of the output embedding, as a module, keeps whatever wraps it (PEFT) and
-        follows it (soft-capping), and leaves out the B * T - N rows of a (V x H) product that no
-        loss would read.
+        The positions are selected by a hook before the output embedding. The module itself still
+        runs, so what wraps it (PEFT) and what follows it (soft-capping) stays in effect, and the
+        product with its (V, H) weights is made for N positions instead of B * T.
 
         Returns:
             logits (N, V) in float32, targets (N,), and the model's outputs.
         """
         labels, mask = inputs["labels"], inputs.get("attention_mask")
-        if (
-            mask is not None and mask.is_floating_point()
-        ):  # of packed rows; added to scores in the precision that they have
+        # a mask of packed rows is added to the attention scores, so it needs their dtype
+        if mask is not None and mask.is_floating_point():
             inputs = {**inputs, "attention_mask": mask.to(self.model.dtype)}
         trained = torch.zeros_like(labels, dtype=torch.bool)
         trained[:, :-1] = labels[:, 1:] != IGNORED  # position t predicts token t + 1
@@ -227,12 +215,10 @@ class SFTPipeTrainer(SFTTrainer):
             hidden = arguments[0]  # (B, T, H)
             return (hidden[trained.to(hidden.device)].unsqueeze(0), *arguments[1:])  # (1, N, H)
 
+        unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
         hook = self.model.get_output_embeddings().register_forward_pre_hook(select)
         try:
-            outputs = model(
-                **{name: value for name, value in inputs.items() if name != "labels"},
-                use_cache=False,
-            )
+            outputs = model(**unlabelled, use_cache=False)
         finally:
             hook.remove()
         logits = outputs.logits[0].float()
@@ -253,21 +239,18 @@ class SFTPipeTrainer(SFTTrainer):
             inputs = {**inputs, "output_router_logits": True}
         logits, targets, outputs = self._project(model, inputs)
         smoothing = self.args.label_smoothing_factor if self.args.loss_type == "nll" else 0.0
-        per_token = F.cross_entropy(
-            logits, targets, reduction="none", label_smoothing=smoothing
-        )  # (N,)
+        # (N,)
+        per_token = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
         if self.args.loss_type == "dft":  # https://arxiv.org/abs/2508.05629
             per_token = per_token * torch.exp(-per_token).detach()
         tokens = targets.numel() if num_items_in_batch is None else num_items_in_batch
         loss = per_token.sum() / torch.as_tensor(tokens, device=per_token.device).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = (
-                loss * self.accelerator.num_processes
-            )  # the count is of all ranks, and DDP averages over them
+            # the count is of all ranks, and DDP averages over them
+            loss = loss * self.accelerator.num_processes
         if self.aux_loss_enabled:
-            steps = (
-                self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
-            )
+            whole_step = num_items_in_batch is not None
+            steps = self.current_gradient_accumulation_steps if whole_step else 1
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
         with torch.no_grad():
             right = (logits.argmax(-1) == targets).sum().item()
@@ -309,7 +292,7 @@ class SFTPipeTrainer(SFTTrainer):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        """Safetensors and tokenizer.
+        """Write safetensors and tokenizer.
 
         No pickled training_args.bin, no copies of embeddings, no second README.
         """
@@ -320,7 +303,7 @@ class SFTPipeTrainer(SFTTrainer):
         self.processing_class.save_pretrained(folder)
 
     def save_final(self) -> None:
-        """Model, tokenizer and trainer_state.json into the run folder, file by whole file."""
+        """Write model, tokenizer and trainer_state.json to the run folder, each file whole."""
         with publish_files(Path(self.args.output_dir)) as partial:
             self._save(str(partial))
             self.state.save_to_json(str(partial / "trainer_state.json"))
@@ -329,7 +312,7 @@ class SFTPipeTrainer(SFTTrainer):
         return str(self._staging or super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Write a checkpoint beside its place, hash, flush and rename it; remove the oldest."""
+        """Write a checkpoint beside its final name, hash, flush and rename it; remove old ones."""
         final = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(final)
@@ -346,6 +329,5 @@ class SFTPipeTrainer(SFTTrainer):
             if self.state.best_model_checkpoint != best:  # transformers noted the staged path
                 self.state.best_model_checkpoint = best
                 self.state.save_to_json(str(partial / "trainer_state.json"))
-        rotate_checkpoints(
-            str(final.parent), self.args.save_total_limit, best_model_checkpoint=best
-        )
+        limit = self.args.save_total_limit
+        rotate_checkpoints(str(final.parent), limit, best_model_checkpoint=best)

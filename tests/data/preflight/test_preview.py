@@ -1,4 +1,4 @@
-"""What people are shown of a finished row."""
+"""Finished rows as people are shown them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def row(tokenizer: Any) -> dict[str, list[int]]:
     return {"input_ids": encoded.input_ids, "labels": encoded.labels}
 
 
-def test_spans_cut_the_text_where_training_begins_and_ends(
+def test_spans_split_the_text_where_training_begins_and_ends(
     row: dict[str, list[int]], tokenizer: Any
 ) -> None:
     assert spans(row, tokenizer) == [
@@ -158,7 +158,7 @@ def test_the_first_token_of_each_packed_sequence_is_shown_masked_as_it_is_in_the
     assert Collator(0, method="positions")([row])["labels"].tolist() == [line["labels"]]
 
 
-def test_a_line_stands_in_front_of_each_sequence_of_a_packed_row(
+def test_a_line_is_before_each_sequence_of_a_packed_row(
     packed: dict[str, list[int]], tokenizer: Any
 ) -> None:
     text, length = colored(packed, tokenizer), packed["seq_lengths"][0]
@@ -193,7 +193,7 @@ def test_a_terminal_is_shown_control_characters_and_not_given_them(tokenizer: An
 @pytest.mark.parametrize(
     ("pattern", "packed", "expected"),
     [
-        ("..tt.t..", False, "prompt prompt trained trained between trained behind behind"),
+        ("..tt.t..", False, "prompt prompt trained trained between trained after after"),
         (".ttt", False, "prompt trained trained trained"),
         (".ttt", True, "first trained trained trained"),
         ("..tt", True, "prompt prompt trained trained"),
@@ -211,15 +211,15 @@ def test_each_token_says_why_it_is_trained_or_masked(
     ] == expected.split()
 
 
-def test_reasons_are_found_for_each_sequence_apart(
+def test_reasons_are_found_for_each_sequence_separately(
     packed: dict[str, list[int]], tokenizer: Any
 ) -> None:
     shown, length = page_row(packed, tokenizer), packed["seq_lengths"][0]
     assert shown["why"][:length] == shown["why"][length:]
     assert {REASONS[why] for why in shown["why"]} == {
         "trained",
-        "prompt: in front of what is trained",
-        "behind the end of the answer",
+        "prompt: before what is trained",
+        "after the end of the answer",
     }
 
 
@@ -230,7 +230,7 @@ def test_reasons_are_found_for_each_sequence_apart(
 @pytest.mark.parametrize(
     "text", ["Hi  there\n", "안녕, 세계", "😀👍🏽 €", "שלום e\u0301", "\u2028<script>"]
 )
-def test_pieces_join_to_the_text_and_a_split_character_stands_at_its_first_token(
+def test_pieces_join_to_the_text_and_a_split_character_is_at_its_first_token(
     name: str, text: str, request: pytest.FixtureRequest
 ) -> None:
     tokenizer = request.getfixturevalue(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 from datasets import Dataset, Features, List, Value
 
 from sftpipe import compose
-from sftpipe.data.encode import TOO_LONG, Encoder
+from sftpipe.data.encode import Encoder
 from sftpipe.data.labels import IGNORED
+from sftpipe.data.preflight.checks import pattern_override
 from sftpipe.data.preflight.facts import equal_before, padding_share
 from sftpipe.data.preflight.report import Preflight, SplitReport, check_data
 from sftpipe.data.prepare import PreparedData, _joined
-from sftpipe.data.rows import Dropped, Part
+from sftpipe.data.rows import TOO_LONG, Dropped, Part
 from sftpipe.data.samples import Conversation, PromptCompletion, Sample
 from sftpipe.errors import DataError, Problem, RowError
 from sftpipe.tables import preflight_summary
@@ -45,7 +47,7 @@ def row(*ids: int, trained: int = 1, **facts: Any) -> Row:
 
 def lost(index: int, reason: str = "empty text", origin: str = "") -> Dropped:
     return Dropped(
-        index, reason, f"train[{index}].text", "an empty string", "text", "mend it", origin
+        index, reason, f"train[{index}].text", "an empty string", "text", "fix it", origin
     )
 
 
@@ -193,7 +195,7 @@ def test_each_split_of_each_source_has_a_report_and_the_special_tokens_are_named
     assert (report["warnings"], report["packing"]) == ([], None)
 
 
-def test_white_space_behind_the_end_token_is_passed_over(tokenizer: Any) -> None:
+def test_white_space_after_the_end_token_is_passed_over(tokenizer: Any) -> None:
     (newline,) = tokenizer("\n", add_special_tokens=False).input_ids
     report = check(
         part("train", row(20, 21, 2, newline, trained=3), row(20, 22, 2)), tokenizer=tokenizer
@@ -293,7 +295,7 @@ def test_more_dropped_rows_than_the_limit_fail_with_a_summary_and_the_first_thre
         f"train[{at}].text (rows.jsonl, line {at + 1})" for at in (90, 92, 94, 91, 93, 95)
     ]
     assert {(problem.found, problem.allowed, problem.fix) for problem in rows} == {
-        ("an empty string", "text", "mend it")
+        ("an empty string", "text", "fix it")
     }
 
 
@@ -548,7 +550,7 @@ def test_an_answer_whose_first_token_is_masked_fails(tokenizer: Any) -> None:
         late["labels"].index(next(label for label in late["labels"] if label != IGNORED))
     ] = IGNORED
     assert (
-        "the token behind it, ' It', is not trained\n    Is it? It⟦ is.<|im_end|>⟧"
+        "the token after it, ' It', is not trained\n    Is it? It⟦ is.<|im_end|>⟧"
         in problems_of(part("train", late, samples=SAMPLES[:1]), tokenizer=tokenizer)
     )
 
@@ -914,10 +916,28 @@ def test_a_pattern_that_ends_in_a_space_is_a_warning_with_the_patterns_to_type(
     )
     assert (warning.where, warning.fix) == (
         "train[0] (rows.jsonl, line 1)",
-        "format.prompt='{q} ##>' format.completion=' {a}'",
+        "`\"format.prompt='{q} ##>'\"` `\"format.completion=' {a}'\"`",
     )
+    assert [shlex.split(one) for one in warning.commands] == [
+        ["format.prompt='{q} ##>'"],
+        ["format.completion=' {a}'"],
+    ]
     assert warned("{q} ##>", " {a}") == []
     assert warned("{q}\n", "{a}") == []
+
+
+@pytest.mark.parametrize("text", ["A: {q}", "it's {q}", 'say "{q}"', "$HOME {q}!", "[{q}]"])
+def test_a_pattern_to_type_is_the_pattern_after_the_shell_and_hydra(text: str) -> None:
+    (word,) = shlex.split(
+        pattern_override("format.prompt", text).removeprefix("`").removesuffix("`")
+    )
+    cfg = compose(["format=template", "format.completion='{a}'", word])
+    assert cfg.format.prompt == text
+
+
+@pytest.mark.parametrize("text", ["{q}\n", "\\{q}"])
+def test_a_pattern_that_no_shell_takes_is_not_a_command(text: str) -> None:
+    assert Problem("", "", fix=pattern_override("format.prompt", text)).commands == ()
 
 
 def test_a_joint_boundary_that_hides_the_first_character_is_a_warning(

@@ -1,7 +1,8 @@
-"""What must hold before the first step, and what deserves a look.
+"""The checks of data against config: errors before the first step, and warnings.
 
-To add a check, write a function from `PartFindings` or `Findings` to a list of `Problem`s and add
-its line to one of the four tuples at the end of this file. All problems are reported together.
+To add a check, write one function from `PartFindings` (one split of one source) or `Findings` (the
+whole run) to a list of `Problem`s, and add its name to one of the four tuples at the end of this
+file. All errors are reported together; warnings stop nothing.
 """
 
 from __future__ import annotations
@@ -9,25 +10,29 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sftpipe.config.schema import PACKING, TrainConfig
 from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.packing import too_few_tokens
 from sftpipe.data.preflight.duplicates import Duplicates
 from sftpipe.data.preflight.facts import RowFacts
-from sftpipe.data.preflight.parity import Comparison, excerpt, first_difference
+from sftpipe.data.preflight.parity import Comparison, first_difference
+from sftpipe.data.preflight.preview import excerpt
 from sftpipe.data.rows import TOO_LONG, Dropped, Part
 from sftpipe.data.samples import Conversation
-from sftpipe.errors import Problem
+from sftpipe.errors import Problem, override
 from sftpipe.tokenizer.special_tokens import how_to_add, unknown_tokens
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _SHOWN = 3  # rows that a message shows of each reason
 
 
 @dataclass(frozen=True)
 class PartFindings:
-    """What a check of one split of one source may look at."""
+    """All that a check of one split of one source may look at."""
 
     part: Part
     facts: RowFacts
@@ -38,7 +43,7 @@ class PartFindings:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a check of the whole run may look at.
+    """All that a check of the whole run may look at.
 
     parts: {split: its encoded rows, one part for each source}.
     found: the findings of every part, in the same order.
@@ -137,7 +142,7 @@ def two_bos(find: PartFindings) -> list[Problem]:
 
 def unlike_generation(find: PartFindings) -> list[Problem]:
     """Rows that do not begin with the prompt of generation (docs/rules.md, L1)."""
-    return _unlike_generation(find) if find.encoder.cuts_at_answers else []
+    return _unlike_generation(find) if find.encoder.splits_at_answers else []
 
 
 def not_read_back(find: PartFindings) -> list[Problem]:
@@ -167,11 +172,12 @@ def lost_characters_of_prompts(find: Findings) -> list[Problem]:
     prompts = (find.cfg.evaluation and find.cfg.evaluation.sample_prompts) or ()
     problems = []
     for index, prompt in enumerate(prompts):
-        error = find.encoder.lost_character([prompt], f"evaluation.sample_prompts[{index}]")
+        error = find.encoder.characters.first_lost([prompt], f"evaluation.sample_prompts[{index}]")
         if error:
             fix = "another prompt"
             if find.cfg.tokenizer.type == "char":
-                fix += ", or `tokenizer.unk_token='[UNK]'` to read it as that"
+                typed = override("tokenizer.unk_token", "'[UNK]'")
+                fix += f", or {typed} to read it as that"
             problems.append(replace(error.problem, fix=fix))
     return problems
 
@@ -217,7 +223,7 @@ def counts_beyond_sources(find: Findings) -> list[Problem]:
     return problems
 
 
-# --- what deserves a look -------------------------------------------------------------------------
+# --- warnings -------------------------------------------------------------------------------------
 
 
 def rows_without_end(find: PartFindings) -> list[Problem]:
@@ -245,7 +251,7 @@ def rows_with_pad(find: PartFindings) -> list[Problem]:
 
 def unlike_generation_by_choice(find: PartFindings) -> list[Problem]:
     """As `unlike_generation`, for a boundary that the config asks for."""
-    return [] if find.encoder.cuts_at_answers else _unlike_generation(find)
+    return [] if find.encoder.splits_at_answers else _unlike_generation(find)
 
 
 def rows_in_two_splits_by_choice(find: Findings) -> list[Problem]:
@@ -254,7 +260,7 @@ def rows_in_two_splits_by_choice(find: Findings) -> list[Problem]:
 
 
 def lone_spaces(find: Findings) -> list[Problem]:
-    """Prompts that end in a lone space; reported once for all parts."""
+    """Prompts that end in a space that is a token of its own; reported once for all parts."""
     hits = [(one.part, one.compared.spaces[0]) for one in find.found if one.compared.spaces]
     if not hits:
         return []
@@ -293,7 +299,7 @@ def split_turn_tokens(find: Findings) -> list[Problem]:
         f"split into {len(pieces)} tokens",
         allowed="a template whose turn tokens the model was trained with, or new tokens that this "
         "run trains",
-        fix=f"`{how_to_add(unknown)}`",
+        fix=how_to_add(unknown),
     )
     return [problem]
 
@@ -367,7 +373,7 @@ def _rows_in_two_splits(find: Findings) -> list[Problem]:
 
 
 def _shared(
-    find: Findings, hits: Any, first: Any, found: str, allowed: str, fix: str
+    find: Findings, hits: np.ndarray, first: np.ndarray, found: str, allowed: str, fix: str
 ) -> list[Problem]:
     """A problem for each split with hits; `first` is the earlier row of each."""
     duplicates, problems = find.duplicates, []
@@ -382,7 +388,7 @@ def _shared(
     return problems
 
 
-def _hits(find: PartFindings, hits: Any, what: str, allowed: str, fix: str) -> list[Problem]:
+def _hits(find: PartFindings, hits: np.ndarray, what: str, allowed: str, fix: str) -> list[Problem]:
     """The problem of the rows that `hits` marks, shown by the first of them."""
     if not len(find.part.rows) or not hits.any():
         return []
@@ -399,15 +405,24 @@ def _of_row(
 
 
 def _moved_space(cfg: TrainConfig) -> str:
+    """The patterns without the space at the end of the prompt, to type."""
     form, response = cfg.format, cfg.loss.response_template
     if cfg.loss.type == "response_template" and isinstance(response, str):
-        return f"loss.response_template={response.rstrip(' ')!r}"
+        return pattern_override("loss.response_template", response.rstrip(" "))
     if form.type == "template" and form.prompt and form.completion and form.prompt.endswith(" "):
+        prompt = pattern_override("format.prompt", form.prompt.rstrip(" "))
         return (
-            f"format.prompt={form.prompt.rstrip(' ')!r} "
-            f"format.completion={' ' + form.completion.lstrip(' ')!r}"
+            f"{prompt} {pattern_override('format.completion', ' ' + form.completion.lstrip(' '))}"
         )
     return "move the space from the end of the prompt to the front of the completion"
+
+
+def pattern_override(key: str, text: str) -> str:
+    """The override that gives a key this text, in backticks where it can be typed as it is."""
+    if "\\" in text or not text.isprintable():
+        return f"{key}={text!r}"
+    quoted = text.replace("'", r"\'")
+    return override(key, f"'{quoted}'")
 
 
 # --- the checks -----------------------------------------------------------------------------------

@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from sftpipe.config.schema import TrainConfig
 from sftpipe.data.encode import Encoder
 from sftpipe.data.labels import IGNORED
-from sftpipe.data.rows import Part, batches
+from sftpipe.data.packing import Isolation
+from sftpipe.data.rows import Part, batches, row_lengths
 
 if TYPE_CHECKING:
     import numpy as np
-
-_BATCH = 4096  # rows that are in memory together
+    import pyarrow as pa
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What the checks ask about each finished row.
+    """The facts about each row of a part that the checks ask for.
 
     Every array is (rows,), the digests are (rows, 2).
 
     length, trained: its tokens, and those that are trained.
     cut, lost: tokens, and trained tokens, that truncation took.
-    escaped: whether special tokens in its text were made plain text.
-    end: the special token that its trained part ends in (white space behind it does not count); -1
+    escaped: true if special tokens in its text were made plain text.
+    end: the special token that its trained part ends in (white space after it does not count); -1
         without one.
     bos: BOS tokens at its front, two at the most.
-    has_unk, has_pad: whether the tokens are in it.
-    row, prompt: digests of its ids, and of those in front of the last answer; 0, 0 where nothing
-        stands in front.
+    has_unk, has_pad: true if the token is in it.
+    row, prompt: digests of its ids, and of those before the last answer; 0, 0 where there are none.
     """
 
     length: np.ndarray
@@ -47,7 +48,7 @@ class RowFacts:
 
 
 def read_facts(part: Part, encoder: Encoder) -> RowFacts:
-    """Go once through the rows of a part."""
+    """The facts about the rows of a part, read in one pass."""
     import numpy as np
 
     made = [_facts(table, encoder) for table in batches(part.rows)]
@@ -61,13 +62,13 @@ def read_facts(part: Part, encoder: Encoder) -> RowFacts:
     return RowFacts(**joined)
 
 
-def _facts(table: Any, encoder: Encoder) -> RowFacts:
-    """The facts of a batch; all positions are those of the joined rows.
+def _facts(table: pa.Table, encoder: Encoder) -> RowFacts:
+    """The facts of a batch; positions count through all of its rows, joined.
 
     ids         1  9  8  7  2 | 1  9  6  2        two rows
     is_trained  0  0  0  1  1 | 0  0  1  1
     starts      0               5
-    answer               3            7           behind the last masked token
+    answer               3            7           after the last masked token
     last                    4            8        the last trained token
     """
     import numpy as np
@@ -87,10 +88,8 @@ def _facts(table: Any, encoder: Encoder) -> RowFacts:
     is_bos = ids == (-1 if bos_id is None else bos_id)
     second = np.minimum(starts + 1, len(ids) - 1)
     bos = is_bos[starts].astype(np.int64) * (1 + (is_bos[second] & (length > 1)))
-    ends = {
-        tokenizer.eos_token_id,
-        bos_id,
-    }  # a token that has this meaning, too, says nothing as UNK or PAD
+    # a token that is EOS or BOS, too, is no sign of something unknown or of padding
+    ends = {tokenizer.eos_token_id, bos_id}
     return RowFacts(
         length=length,
         trained=np.add.reduceat(is_trained, starts, dtype=np.int64),
@@ -106,16 +105,18 @@ def _facts(table: Any, encoder: Encoder) -> RowFacts:
     )
 
 
-def _holds(ids: Any, starts: Any, token: int | None, ends: set[int | None]) -> Any:
+def _holds(
+    ids: np.ndarray, starts: np.ndarray, token: int | None, ends: set[int | None]
+) -> np.ndarray:
+    """True for each row with the token in it; false for all where the token is one of `ends`."""
     import numpy as np
 
-    found = (
-        ids == token if token is not None and token not in ends else np.zeros(len(ids), dtype=bool)
-    )
+    counts = token is not None and token not in ends
+    found = ids == token if counts else np.zeros(len(ids), dtype=bool)
     return np.logical_or.reduceat(found, starts)
 
 
-def _ends(ids: Any, last: Any, answer: Any, encoder: Encoder) -> Any:
+def _ends(ids: np.ndarray, last: np.ndarray, answer: np.ndarray, encoder: Encoder) -> np.ndarray:
     """The special token at the end of each answer; white space after it is passed over."""
     import numpy as np
 
@@ -133,7 +134,7 @@ def _ends(ids: Any, last: Any, answer: Any, encoder: Encoder) -> Any:
     return end
 
 
-def _digests(ids: Any, starts: Any, stops: Any) -> Any:
+def _digests(ids: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     """16 bytes for each stretch of ids, as two numbers; 0, 0 for an empty one."""
     import numpy as np
 
@@ -148,7 +149,7 @@ def _digests(ids: Any, starts: Any, stops: Any) -> Any:
     return np.frombuffer(b"".join(made), dtype=np.int64).reshape(-1, 2)
 
 
-def equal_before(digests: Any) -> tuple[Any, Any]:
+def equal_before(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each row the first row that equals it, and the last one before it; both (rows,).
 
     The first is mostly the row itself; the other is -1 where there is none.
@@ -168,15 +169,28 @@ def equal_before(digests: Any) -> tuple[Any, Any]:
     return first, previous
 
 
-def padding_share(lengths: Any, batch_size: int, strategy: str, multiple: int) -> float:
+def padding_of(rows: Dataset, cfg: TrainConfig, isolation: Isolation | None) -> float:
+    """`padding_share` of finished, packed rows in batches as the config asks for them."""
+    if isolation and isolation.method == "positions":
+        return 0.0  # the rows of a batch are joined to one
+    return padding_share(
+        row_lengths(rows),
+        cfg.sft.get("per_device_train_batch_size", 8),
+        cfg.sft.get("train_sampling_strategy", "random"),
+        cfg.sft.get("pad_to_multiple_of") or 1,
+    )
+
+
+def padding_share(lengths: np.ndarray, batch_size: int, strategy: str, multiple: int) -> float:
     """The share of padding in all tokens of an epoch's batches.
 
     An estimate: the order of the real batches is drawn later.
 
-    Args: lengths: tokens of each row, (rows,). batch_size: rows of a batch. strategy:
-        `sft.train_sampling_strategy`; of group_by_length as transformers does it: rows in random
-        order, sorted by length
-            within stretches of up to 50 batches.
+    Args:
+        lengths: tokens of each row, (rows,).
+        batch_size: rows of a batch.
+        strategy: `sft.train_sampling_strategy`. group_by_length is what transformers makes of it:
+            rows in random order, sorted by length within stretches of up to 50 batches.
         multiple: batches are as wide as a multiple of it.
     """
     import numpy as np

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sftpipe.data.encode import Encoder
 from sftpipe.data.labels import IGNORED
+from sftpipe.data.prompts import prompt_of
 from sftpipe.data.rows import Part
 from sftpipe.data.samples import Sample
 
+if TYPE_CHECKING:
+    import numpy as np
+
 COMPARED = 100  # rows of a part, evenly spread
-_SHOWN = 60  # characters that an excerpt shows at each end
 
 
 @dataclass
 class Comparison:
-    """What was found; the lists hold positions of finished rows.
+    """The rows that were compared, and those that differ; the lists hold positions in `Part.rows`.
 
     rows: how many were compared.
     prompts: rows that do not begin with the prompt of generation and go on with a trained token
-        (L1).
-    texts: rows that do not read back as their text (L2).
-    spaces: rows whose prompt ends in a space that stands by itself.
+        (docs/rules.md, L1).
+    texts: rows that do not decode to their text (docs/rules.md, L2).
+    spaces: rows whose prompt ends in a space that is a token of its own.
     """
 
     rows: int = 0
@@ -34,20 +36,19 @@ class Comparison:
     spaces: list[int] = field(default_factory=list)
 
 
-def compare(part: Part, whole: Any, encoder: Encoder) -> Comparison:
-    """Compare rows of a part that nothing was cut off.
+def compare(part: Part, whole: np.ndarray, encoder: Encoder) -> Comparison:
+    """Compare rows of a part with the prompts of generation, and with their texts.
 
     Args:
         part: finished rows.
         whole: positions of the rows that were not truncated.
-        encoder: what made them.
+        encoder: made the rows.
     """
     import numpy as np
 
     found = Comparison()
-    running = set(
-        encoder.tokenizer("a a", add_special_tokens=False).input_ids
-    )  # tokens that running text may hold
+    # tokens of ordinary text: a tokenizer that always writes a space as a token of its own is fine
+    running = set(encoder.tokenizer("a a", add_special_tokens=False).input_ids)
     chosen = (
         whole[np.unique(np.linspace(0, len(whole) - 1, min(COMPARED, len(whole))).astype(int))]
         if len(whole)
@@ -62,7 +63,7 @@ def compare(part: Part, whole: Any, encoder: Encoder) -> Comparison:
             found.prompts.append(position)
         if not any(_reads_back(row["input_ids"], sample, encoder) for sample in samples):
             found.texts.append(position)
-        prompt = encoder.trained_prompt(samples[-1])
+        prompt = prompt_of(samples[-1], encoder.loss)
         if (
             isinstance(prompt, str)
             and prompt.endswith(" ")
@@ -72,8 +73,8 @@ def compare(part: Part, whole: Any, encoder: Encoder) -> Comparison:
     return found
 
 
-def _begins_with_prompt(row: Any, sample: Sample, encoder: Encoder) -> bool:
-    prompt = encoder.trained_prompt(sample)
+def _begins_with_prompt(row: Mapping[str, Any], sample: Sample, encoder: Encoder) -> bool:
+    prompt = prompt_of(sample, encoder.loss)
     if prompt is None:
         return True
     ids = encoder.prompt_ids(prompt)
@@ -83,12 +84,12 @@ def _begins_with_prompt(row: Any, sample: Sample, encoder: Encoder) -> bool:
 
 
 def _reads_back(ids: Sequence[int], sample: Sample, encoder: Encoder) -> bool:
-    """Whether the ids decode to the text, BOS in front and EOS behind apart.
+    """True if the ids decode to the text, except for a BOS before it and an EOS after it.
 
-    A tokenizer that puts a space in front of words (SentencePiece), or whose tokens take in the
-    white space around them, writes back other white space than it read.
+    White space is not compared where the tokenizer changes it: SentencePiece puts a space before
+    words, and some tokens take in the white space around them.
     """
-    if encoder.holds_unknown(ids):
+    if encoder.characters.reads_unk(ids):
         return True  # a warning counts such rows
     tokenizer = encoder.tokenizer
     texts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False), encoder.text(sample)]
@@ -104,9 +105,9 @@ def _reads_back(ids: Sequence[int], sample: Sample, encoder: Encoder) -> bool:
     return decoded == text
 
 
-def first_difference(row: Any, sample: Sample, encoder: Encoder) -> str:
-    """Where a row leaves the prompt of generation."""
-    ids = encoder.prompt_ids(encoder.trained_prompt(sample) or "")
+def first_difference(row: Mapping[str, Any], sample: Sample, encoder: Encoder) -> str:
+    """The first token in which a row and the prompt of generation differ, as a sentence."""
+    ids = encoder.prompt_ids(prompt_of(sample, encoder.loss) or "")
     at = next(
         (
             at
@@ -118,20 +119,10 @@ def first_difference(row: Any, sample: Sample, encoder: Encoder) -> str:
     decode = encoder.tokenizer.decode
     if at is None:
         return (
-            f"the token behind it, {decode(row['input_ids'][len(ids) : len(ids) + 1])!r}, is not "
+            f"the token after it, {decode(row['input_ids'][len(ids) : len(ids) + 1])!r}, is not "
             "trained"
         )
     return (
         f"token {at} is {decode(row['input_ids'][at : at + 1])!r} in the row and "
         f"{decode(ids[at : at + 1])!r} in generation"
     )
-
-
-def excerpt(row: Any, tokenizer: Any) -> str:
-    """The beginning and the end of a row on one line, trained parts in ⟦ ⟧."""
-    text = ""
-    pairs = zip(row["input_ids"], (label != IGNORED for label in row["labels"]), strict=True)
-    for is_trained, group in groupby(pairs, key=lambda pair: pair[1]):
-        piece = tokenizer.decode([token for token, _ in group]).replace("\n", "\\n")
-        text += f"⟦{piece}⟧" if is_trained else piece
-    return text if len(text) <= 2 * _SHOWN + 3 else f"{text[:_SHOWN]} … {text[-_SHOWN:]}"

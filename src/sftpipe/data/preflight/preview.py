@@ -1,9 +1,9 @@
-"""Finished rows as a person can check them: what the model reads, and which part of it is trained.
+"""Finished rows as a person can check them: their text, and which part of it is trained.
 
-A packed row carries `seq_lengths`, the tokens of each sequence in it (their sum is T); positions
-start anew with each, and its first token is masked in the batch, for what stands in front of it in
-the row is no part of it. Here it is shown so. A row without `seq_lengths` is one sequence. T is the
-number of tokens of a row.
+T is the number of tokens of a row. A packed row has `seq_lengths`, the tokens of each sequence in
+it (their sum is T). Positions restart with each sequence, and its first token is masked in the
+batch, because the token before it is part of another sequence; rows are shown so here. A row
+without `seq_lengths` is one sequence.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import itertools
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -23,37 +23,36 @@ from sftpipe.errors import Problem, RunError
 from sftpipe.storage import write_text
 from sftpipe.tokenizer.special_tokens import SpecialTokens
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
+
 TRAINED, MASKED, BOUNDARY = "bold green", "dim", "cyan"
 
-# why a token is trained or masked, in the order of the numbers that the page holds
+# the reasons why a token is trained or masked; the page refers to them by number
 REASONS = (
     "trained",
-    "prompt: in front of what is trained",
+    "prompt: before what is trained",
     "between two answers: the next prompt",
-    "behind the end of the answer",
+    "after the end of the answer",
     "first token of a packed sequence",
     "nothing is trained in this sequence",
 )
-_TRAINED, _PROMPT, _BETWEEN, _BEHIND, _FIRST, _NOTHING = range(len(REASONS))
+_TRAINED, _PROMPT, _BETWEEN, _AFTER, _FIRST, _NOTHING = range(len(REASONS))
 
-# tokens; a character has four bytes at most, but a byte-level token may end one character and begin
-# the next
+# tokens that are decoded together; a character has at most four bytes, but a byte-level token may
+# end one character and begin the next
 _LOOKAHEAD = 16
+_SHOWN = 60  # characters that an excerpt shows at each end
 _SIGNS = {" ": "·", "\n": "↵", "\r": "␍", "\t": "⇥"}
-_UNSEEN = {
-    "Cc",
-    "Cf",
-    "Cn",
-    "Co",
-    "Cs",
-    "Zl",
-    "Zp",
-    "Zs",
-}  # Unicode categories without a glyph of their own
-_JOINERS = "\u200c\u200d"  # unseen too, but inside a token they shape what stands around them
+# Unicode categories without a glyph of their own
+_UNSEEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"}
+_JOINERS = "\u200c\u200d"  # unseen too, but inside a token they shape the characters around them
 
 
-def preview_rows(rows: Any, tokenizer: Any, count: int) -> Iterator[dict[str, Any]]:
+def preview_rows(
+    rows: Dataset, tokenizer: PreTrainedTokenizerFast, count: int
+) -> Iterator[dict[str, Any]]:
     """The first `count` rows as plain values.
 
     Yields:
@@ -69,7 +68,7 @@ def preview_rows(rows: Any, tokenizer: Any, count: int) -> Iterator[dict[str, An
         }
 
 
-def _first(rows: Any, count: int) -> Any:
+def _first(rows: Dataset, count: int) -> Dataset:
     return rows.select(range(min(count, len(rows))))
 
 
@@ -86,8 +85,8 @@ def sequences(row: Mapping[str, Any]) -> list[dict[str, list[int]]]:
     return found
 
 
-def spans(row: Mapping[str, Any], tokenizer: Any) -> list[tuple[str, bool]]:
-    """The text of a row cut where training begins and ends: [(text, trained), ...]."""
+def spans(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, bool]]:
+    """The text of a row, split where training begins and ends: [(text, trained), ...]."""
     tokens = zip(row["input_ids"], (label != IGNORED for label in row["labels"]), strict=True)
     return [
         (tokenizer.decode([token for token, _ in group]), trained)
@@ -95,16 +94,23 @@ def spans(row: Mapping[str, Any], tokenizer: Any) -> list[tuple[str, bool]]:
     ]
 
 
+def excerpt(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> str:
+    """The beginning and the end of a row on one line, trained text in ⟦ ⟧."""
+    text = ""
+    for piece, trained in spans(row, tokenizer):
+        piece = piece.replace("\n", "\\n")
+        text += f"⟦{piece}⟧" if trained else piece
+    return text if len(text) <= 2 * _SHOWN + 3 else f"{text[:_SHOWN]} … {text[-_SHOWN:]}"
+
+
 # --- the terminal ---------------------------------------------------------------------------------
 
 
-def colored(row: Mapping[str, Any], tokenizer: Any) -> Text:
+def colored(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> Text:
     """A row for the terminal: trained text green and bold, masked text dim.
 
-    Special tokens are shown as they are written.
-
-    A line stands in front of each sequence of a packed row. Characters that a terminal would obey
-    are written as U+001B.
+    Special tokens are shown as they are written. There is a line before each sequence of a packed
+    row. Control characters, which a terminal would obey, are written as [U+001B].
     """
     text = Text()
     packed = sequences(row)
@@ -126,7 +132,7 @@ def colored(row: Mapping[str, Any], tokenizer: Any) -> Text:
 
 
 def _sign(character: str) -> str:
-    """The character, or what stands for it where it cannot be seen."""
+    """The character, or a sign for it where it cannot be seen."""
     code = f"[U+{ord(character):04X}]" if unicodedata.category(character) in _UNSEEN else character
     return _SIGNS.get(character, code)
 
@@ -135,7 +141,11 @@ def _sign(character: str) -> str:
 
 
 def write_page(
-    folder: Path, splits: Mapping[str, Any], tokenizer: Any, count: int, title: str
+    folder: Path,
+    splits: Mapping[str, Dataset],
+    tokenizer: PreTrainedTokenizerFast,
+    count: int,
+    title: str,
 ) -> Path:
     """Write the first `count` rows of each split as `preview.html`.
 
@@ -144,12 +154,13 @@ def write_page(
     Raises:
         RunError: the folder cannot be written.
     """
+    special = set(tokenizer.convert_tokens_to_ids(SpecialTokens.of(tokenizer).special))
     named = [
         {
             "name": split,
             "total": len(rows),
             "rows": [
-                {"name": f"{split}[{index}]", **page_row(row, tokenizer)}
+                {"name": f"{split}[{index}]", **page_row(row, tokenizer, special)}
                 for index, row in enumerate(_first(rows, count))
             ],
         }
@@ -176,14 +187,24 @@ def write_page(
     return file
 
 
-def page_row(row: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """What the page shows of a row.
+def page_row(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, special: Container[int] = ()
+) -> dict[str, Any]:
+    """A row as the page shows it.
 
-    Returns: {lengths: tokens of each sequence; ids, tokens (as the vocabulary writes them), texts
-        (as they are shown; None: the rest of a character that a token before began), why (numbers
-        in `REASONS`), special (0 or 1): all (T,)}.
+    Args:
+        row: a finished row.
+        tokenizer: its tokenizer.
+        special: ids of special tokens.
+
+    Returns:
+        lengths: tokens of each sequence; all other lists are (T,).
+        ids: as in the row.
+        tokens: as the vocabulary writes them.
+        texts: as they are shown; None for the rest of a character that an earlier token began.
+        why: numbers in `REASONS`.
+        special: 1 for a special token, else 0.
     """
-    special = set(tokenizer.convert_tokens_to_ids(SpecialTokens.of(tokenizer).special))
     ids = list(row["input_ids"])
     tokens = [token if token is not None else "" for token in tokenizer.convert_ids_to_tokens(ids)]
     texts, why = [], []
@@ -204,12 +225,12 @@ def page_row(row: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
 
 
 def reasons(labels: Sequence[int], *, packed: bool) -> list[int]:
-    """Why each token of one sequence is trained or masked: numbers in `REASONS`, (T,).
+    """The reason why each token of one sequence is trained or masked: numbers in `REASONS`, (T,).
 
         labels      -100    -100    7       -100     9       -100
-        reason      prompt  prompt  trained between  trained behind
+        reason      prompt  prompt  trained between  trained after
 
-    A first token that packing alone masked is followed by a trained one.
+    Packing masks a first token; it is `_FIRST` where the token after it is trained.
     """
     trained = [index for index, label in enumerate(labels) if label != IGNORED]
     if not trained:
@@ -220,7 +241,7 @@ def reasons(labels: Sequence[int], *, packed: bool) -> list[int]:
         if label != IGNORED
         else _PROMPT
         if index < first
-        else _BEHIND
+        else _AFTER
         if index > last
         else _BETWEEN
         for index, label in enumerate(labels)
@@ -230,7 +251,7 @@ def reasons(labels: Sequence[int], *, packed: bool) -> list[int]:
     return found
 
 
-def pieces(ids: Sequence[int], tokenizer: Any) -> list[str | None]:
+def pieces(ids: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> list[str | None]:
     """The text of each token, (T,).
 
     A character of several tokens is whole at the first, and None at the others.
@@ -238,8 +259,8 @@ def pieces(ids: Sequence[int], tokenizer: Any) -> list[str | None]:
         bytes   61    E2    82    AC    62
         text    a     €     None  None  b
 
-    Bytes that make no character are U+FFFD. A token is decoded behind the one before: SentencePiece
-    drops the space of a first token.
+    Bytes that make no character are U+FFFD. A token is decoded together with the one before it,
+    because SentencePiece drops the space of a first token.
     """
 
     def decode(start: int, stop: int) -> str:
@@ -262,7 +283,7 @@ def pieces(ids: Sequence[int], tokenizer: Any) -> list[str | None]:
 
 
 def visible(text: str) -> str:
-    """A token with everything in it to be seen.
+    """A token with a sign for each character that cannot be seen.
 
     · for a space, ↵ for a newline, [U+2028], ◌ before a combining character.
     """

@@ -1,6 +1,7 @@
-"""The report on the data of a run: measured, checked, and written to preflight.json.
+"""The report on the data of a run, which becomes preflight.json.
 
-checks.py holds the checks; to add one, see there.
+The rows are measured (facts.py, parity.py, duplicates.py), then checked together with the config
+(checks.py; to add a check, see there).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sftpipe.config.schema import TrainConfig
 from sftpipe.data.cleaning import FORGED
 from sftpipe.data.encode import Encoder
-from sftpipe.data.packing import Isolation, PackingReport
+from sftpipe.data.packing import PackingReport
 from sftpipe.data.preflight.checks import (
     PART_ERRORS,
     PART_WARNINGS,
@@ -23,32 +24,33 @@ from sftpipe.data.preflight.checks import (
     PartFindings,
 )
 from sftpipe.data.preflight.duplicates import Duplicates, find_duplicates
-from sftpipe.data.preflight.facts import padding_share, read_facts
+from sftpipe.data.preflight.facts import padding_of, read_facts
 from sftpipe.data.preflight.parity import compare
-from sftpipe.data.rows import TOO_LONG, Dropped, Part, row_lengths
+from sftpipe.data.rows import TOO_LONG, Dropped, Part
 from sftpipe.errors import DataError, Problem
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
 
 
-@dataclass
+@dataclass(frozen=True)
 class SplitReport:
     """One split of one source, after encoding and before packing. Lengths are tokens.
 
-    split, source: which.
+    split, source: as in `Part`.
     rows: rows that are used.
     tokens, trained_tokens: over those rows.
     length_p50, length_p95, length_p99, length_max: of those rows.
     over_length_rows: rows that were dropped because they are longer than `sft.max_length`.
-    truncated_rows: rows that were cut to fit it.
+    truncated_rows: rows that were truncated to fit it.
     lost_answer_tokens: trained tokens of the rows that were dropped for their length, and of
-        exchanges that were cut.
+        exchanges that were truncated.
     dropped: {reason: rows}; each of them is in `Preflight.dropped`.
     end_trained_rows: rows whose trained part ends in a special token, which tells generation to
         stop.
-    bos_rows: {0, 1 or 2: rows with so many BOS at the front}; "2" is two or more.
+    bos_rows: {"0", "1" or "2": rows with that many BOS at the front}; "2" is two or more.
     unk_rows, pad_rows: rows with UNK or PAD in them (0 where the token is EOS or BOS, too).
     repeated_rows: rows that equal an earlier one of their split.
     shared_rows: rows that equal one of an earlier split.
@@ -86,25 +88,25 @@ class SplitReport:
         return f"{self.source} {self.split}".strip()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Preflight:
     """The report that is written to preflight.json.
 
     splits: one for each split of each source.
-    dropped: the rows that are not trained on, with their place and what is wrong.
-    warnings: what deserves a look, and stops nothing.
+    dropped: the rows that are not trained on, each with its place and its problem.
+    warnings: problems that deserve a look, and stop nothing.
     end_tokens: {special token that ends a trained part: rows}; generation must stop at each.
     special_tokens: {its name in the tokenizer: [token, id]}.
-    padding_share: of all tokens of the training batches; an estimate, for their order is drawn
-        later.
-    packing: what packing made of the rows; None without it.
+    padding_share: padding as a share of all tokens of the training batches; an estimate, for their
+        order is drawn later.
+    packing: the report of packing; None without it.
     """
 
     splits: list[SplitReport]
     dropped: list[Dropped]
     warnings: list[Problem]
     end_tokens: dict[str, int]
-    special_tokens: dict[str, Any]
+    special_tokens: dict[str, list[Any]]
     padding_share: float
     packing: PackingReport | None
 
@@ -125,9 +127,9 @@ def check_data(
     Args:
         parts: {split: its encoded rows, one part for each source}.
         rows: {split: its finished rows, joined and packed}.
-        encoder: what made them; for the tokenizer, and for the prompts of generation.
-        cfg: for the limits, and for what the rows must fit.
-        packing: what packing did, if there was any.
+        encoder: made the rows; it has the tokenizer, and renders the prompts of generation.
+        cfg: the config that the rows must fit.
+        packing: the report of packing, if there was any.
 
     Raises:
         DataError: holds every problem that was found.
@@ -151,7 +153,7 @@ def check_data(
             name: [getattr(encoder.tokenizer, name), getattr(encoder.tokenizer, f"{name}_id")]
             for name in ("pad_token", "eos_token", "bos_token", "unk_token")
         },
-        padding_share=_padding(rows["train"], cfg, packing.isolation if packing else None),
+        padding_share=padding_of(rows["train"], cfg, packing.isolation if packing else None),
         packing=packing,
     )
 
@@ -199,22 +201,10 @@ def _split_report(find: PartFindings, number: int, duplicates: Duplicates) -> Sp
     )
 
 
-def _lengths(length: Any) -> dict[str, Any]:
+def _lengths(length: np.ndarray) -> dict[str, Any]:
     import numpy as np
 
     percentiles = np.percentile(length, (50, 95, 99)) if len(length) else (0, 0, 0)
     p50, p95, p99 = (round(float(value), 1) for value in percentiles)
     longest = int(length.max(initial=0))
     return {"length_p50": p50, "length_p95": p95, "length_p99": p99, "length_max": longest}
-
-
-def _padding(rows: Dataset, cfg: TrainConfig, isolation: Isolation | None) -> float:
-    """The share of padding in the training batches."""
-    if isolation and isolation.method == "positions":
-        return 0.0  # the rows of a batch make one
-    return padding_share(
-        row_lengths(rows),
-        cfg.sft.get("per_device_train_batch_size", 8),
-        cfg.sft.get("train_sampling_strategy", "random"),
-        cfg.sft.get("pad_to_multiple_of") or 1,
-    )
