@@ -364,7 +364,7 @@ def test_a_hub_model_without_a_network_says_what_was_tried_and_what_to_do(
         "model.name_or_path: facebook/opt-350m is no local folder and not in the hub cache" in err
     )
     assert "the hub cannot be reached (HF_HUB_OFFLINE is set)" in err
-    assert "go online; or run `hf download facebook/opt-350m --local-dir DIR`" in err
+    assert "go online; or run hf download facebook/opt-350m --local-dir DIR where there is" in err
 
 
 # --- what passes through to Hydra -----------------------------------------------------------------

@@ -977,8 +977,8 @@ def quoted(at: int, mark: str = "A") -> Row:
 def not_found(at: int) -> str:
     return message(
         f"train[{at}] (rows.jsonl, line {at + 1})",
-        f"loss.response_template '### A:' does not stand in '### Q: q{at}\\n### B: a{at}'",
-        "the text that is written in front of each answer",
+        f"loss.response_template '### A:' is not in '### Q: q{at}\\n### B: a{at}'",
+        "the text that is written before each answer",
         "copy it from the first rows that sftpipe preview loss=full shows",
     )
 

@@ -704,7 +704,7 @@ def test_a_text_has_no_turns(tokenizer: Any, loss: str) -> None:
     [
         (
             "\ud800b",
-            "a lone surrogate, U+D800: half of a character\n    mend the row",
+            "a lone surrogate, U+D800: half of a character\n    fix the row",
             "broken text",
         ),
         (
@@ -806,8 +806,8 @@ def test_templates_may_be_ids(tokenizer: Any) -> None:
 def test_a_row_without_the_response_template_is_refused(tokenizer: Any, template: Any) -> None:
     error = refused(tokenizer, Text("### Q: a\n### A: b"), response(template))
     assert str(error) == (
-        f"train[3]: loss.response_template {template!r} does not stand in '### Q: a\\n### A: b'\n"
-        "    allowed: the text that is written in front of each answer\n"
+        f"train[3]: loss.response_template {template!r} is not in '### Q: a\\n### A: b'\n"
+        "    allowed: the text that is written before each answer\n"
         "    copy it from the first rows that sftpipe preview loss=full shows"
     )
     assert error.reason == "response template not found"

@@ -253,7 +253,7 @@ def test_a_generation_block_without_the_end_token_is_an_error(dressed: Any) -> N
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     with pytest.raises(
-        DataError, match="the generation block ends in front of the token that ends the turn"
+        DataError, match="the generation block ends before the token that ends the turn"
     ):
         encode(tokenizer, talk(2, False), "assistant_only")
 

@@ -377,8 +377,8 @@ def test_a_model_that_leaks_trains_packed_under_a_mask(
     done = cli("train", *words, "run=run")
     assert done.returncode == 0, done.stderr
     packing = json.loads((tmp_path / "run" / "preflight.json").read_text())["packing"]
-    assert packing["isolation"]["apart"] == "mask"
-    assert packing["isolation"]["figure"] < 1e-4 < 0.1 < packing["isolation"]["positions_figure"]
+    assert packing["isolation"]["method"] == "mask"
+    assert packing["isolation"]["leak"] < 1e-4 < 0.1 < packing["isolation"]["leak_of_positions"]
     checked = cli("check", *words)
     assert "isolation  a block-diagonal mask; packing moves a logit by" in checked.stdout
     assert "positions alone leak" in checked.stdout

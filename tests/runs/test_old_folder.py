@@ -92,7 +92,8 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_to_the_same_weights() ->
     assert log[:4] == before[0]
     (last,) = [entry for entry in log if "loss" in entry and entry["step"] > 18]
     assert (last["step"], last["num_tokens"]) == (20, 1848)
-    assert last["loss"] == pytest.approx(3.6342819213867186, rel=1e-5)
+    # the mean of steps 19 and 20: transformers logs the mean since the checkpoint
+    assert last["loss"] == pytest.approx(3.6595985889434814, rel=1e-5)
     assert metrics["validation"]["before"] == before[1]["validation"]["before"]
     assert metrics["validation"]["after"]["loss"] == pytest.approx(3.671581268310547, rel=1e-5)
     assert metrics["train"]["loss"] == pytest.approx(3.6286024004220963, rel=1e-5)

@@ -1,10 +1,10 @@
-"""Where an answer lies in the tokens of a row: the one place that decides where its training ends.
+r"""Where an answer lies in the tokens of a row: the one place that decides where its training ends.
 
-Each row of the drawings is a token; ^ marks the trained ones.
+^ marks the trained tokens.
 
 A special token ends the turn; white space after it is not trained (docs/rules.md, L3):
 
-    assistant \\n Green . <|im_end|> \\n
+    assistant \n Green . <|im_end|> \n
                   ^     ^ ^
 
 EOS right after another special token of the turn is the end, as generation stops at EOS:
@@ -12,10 +12,10 @@ EOS right after another special token of the turn is the end, as generation stop
     [/INST] Green . </turn> </s>
             ^     ^ ^       ^
 
-A tool call may hold added tokens, so it ends at a token that ends plain answers, or else at the last
-special token of its turn:
+A tool call may hold added tokens, so it ends at a token that ends plain answers, or else at the
+last special token of its turn:
 
-    <|tool|> {...} <|/tool|> <|im_end|> \\n
+    <|tool|> {...} <|/tool|> <|im_end|> \n
     ^        ^     ^         ^
 
 A generation block, a completion and a text are closed: they are trained to their very end.

@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 from jinja2.exceptions import TemplateSyntaxError
+from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 from sftpipe.data.samples import Conversation, Message
@@ -30,8 +31,7 @@ _KEPT = 10_000  # shapes that are remembered
 _WAYS_OUT = (
     "loss=completion_only trains the last turn only; loss.unroll=true makes a row of each turn"
 )
-# turns below this are checked one by one; a later one only where the text in front of it is new
-_EXACT = 32
+_EXACT = 32  # turns before this one are measured one by one; see `_near`
 
 Shape = tuple[Any, ...]
 
@@ -40,11 +40,11 @@ Shape = tuple[Any, ...]
 class Answer:
     """Where an assistant turn lies in the text.
 
-    start: behind the prompt that generation would be given.
+    start: after the prompt that generation would be given.
     stop: end of the answer itself, or of its generation block.
     end_of_turn: where the template's text of the turn ends, with the token that ends it; of no
         use when closed.
-    closed: whether `stop` includes the token that ends the turn (generation blocks); else the token
+    closed: True if `stop` includes the token that ends the turn (generation blocks); else the token
         follows.
     called: the turn holds tool calls, whose end is the end of the turn.
     """
@@ -73,24 +73,41 @@ class Rendered:
 
 @dataclass(frozen=True)
 class _Skeleton:
-    """A shape rendered with marks: `text`, and the pieces of it in front of, between and behind the marks."""
+    """A shape rendered with marks in place of its contents.
+
+    text: the render.
+    marked: the messages that have marks, in order.
+    pieces: of the text, before, between and after the marks; one more than marks.
+    """
 
     text: str
-    marked: tuple[int, ...]  # the messages that have marks, in order
-    pieces: tuple[str, ...]  # one more than marks
+    marked: tuple[int, ...]
+    pieces: tuple[str, ...]
+
+
+@dataclass
+class _Known:
+    """What is known of a shape.
+
+    skeleton: None if its marks come twice, out of order, or in part.
+    starts: {assistant turn: (marks before it, characters from the last of them to the turn)},
+        without turns that generation would see another prompt of; None until asked for.
+    ends: {assistant turn: characters from its content to the end of the turn}, as far as asked for.
+    """
+
+    skeleton: _Skeleton | None
+    starts: dict[int, tuple[int, int]] | None = None
+    ends: dict[int, int] = field(default_factory=dict)
 
 
 class ChatTemplate:
     """The chat template of a tokenizer."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
         self._special_tokens = dict(tokenizer.special_tokens_map)
-        self._skeletons: dict[Any, _Skeleton | None] = {}
-        self._offsets: dict[Any, dict[int, tuple[int, int]]] = {}
-        self._late: dict[Any, int | None] = {}
-        self._limits: dict[Any, dict[int, int]] = {}
-        self._late_limits: dict[Any, int] = {}
+        self._known: dict[tuple[Shape, bool], _Known] = {}  # by shape, and whether as a prompt
+        self._measured: dict[Hashable, int | None] = {}  # of `_near`
 
     def source(self, tools: Sequence[Any] = ()) -> str:
         """The Jinja text.
@@ -103,7 +120,7 @@ class ChatTemplate:
                 Problem(
                     "tokenizer.chat_template",
                     "the tokenizer has no chat template, and the format makes conversations",
-                    fix="tokenizer.chat_template=chatml_bos_eos, or format=prompt_completion",
+                    fix="`tokenizer.chat_template=chatml_bos_eos`, or `format=prompt_completion`",
                 )
             )
         return str(self._tokenizer.get_chat_template(None, list(tools) or None))
@@ -111,298 +128,246 @@ class ChatTemplate:
     # --- rendering --------------------------------------------------------------------------------
 
     def text(self, chat: Conversation, where: str, *, prompt: bool) -> str:
-        """The plain render; as a prompt, with the header of the answer that generation is to give."""
+        """The plain render; as a prompt, with the header of the answer that is to come."""
         return self._render(chat, where, prompt=prompt)[0]
 
     def _forget(self) -> None:
-        """Empty the memory of shapes that grew too large; called where no part of it is in use."""
-        for known in (self._skeletons, self._offsets, self._late, self._limits, self._late_limits):
-            if len(known) > _KEPT:
-                known.clear()
+        """Empty a memory that grew too large; called where no part of it is in use."""
+        for memory in (self._known, self._measured):
+            if len(memory) > _KEPT:
+                memory.clear()
 
     def _render(
         self, chat: Conversation, where: str, *, prompt: bool, blocks: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
+        """The text, and the characters of its generation blocks if they are asked for."""
         source = self.source(chat.tools)
         messages = [
             {name: value for name, value in message.items() if value is not None}
             for message in chat.messages
         ]
-        variables = {**self._special_tokens, **chat.template_kwargs}
+        plain = all(len(message) == 2 for message in messages)
         try:
-            if (
-                not blocks
-                and all(len(message) == 2 for message in messages)
-                and not chat.tools
-                and not chat.template_kwargs
-            ):
-                # what `render_jinja_template` does, without its copies of what is plain already
-                template, names = _compiled(source)
-                variables |= {
-                    "messages": messages,
-                    "tools": None,
-                    "documents": None,
-                    "add_generation_prompt": prompt,
-                }
-                context = template.new_context({**names, **variables}, shared=True)
-                return "".join(template.root_render_func(context)), []
+            if plain and not blocks and not chat.tools and not chat.template_kwargs:
+                return self._render_plain(source, messages, prompt=prompt), []
             texts, indices = render_jinja_template(
                 conversations=[messages],
                 tools=[dict(tool) for tool in chat.tools] or None,
                 chat_template=source,
                 add_generation_prompt=prompt,
                 return_assistant_tokens_mask=blocks,
-                **variables,
+                **{**self._special_tokens, **chat.template_kwargs},
             )
         except TemplateSyntaxError as error:
-            problem = Problem(
-                "tokenizer.chat_template",
-                f"no valid Jinja: {error} (line {error.lineno})",
-                fix="mend it",
-            )
+            found = f"no valid Jinja: {error} (line {error.lineno})"
+            problem = Problem("tokenizer.chat_template", found, fix="fix it")
             raise DataError(problem) from None
         except Exception as error:  # a template is a program, and can raise anything
-            problem = Problem(
-                where,
-                f"the chat template refuses the conversation: {error}",
-                fix="fix the row or the template",
-            )
+            found = f"the chat template refuses the conversation: {error}"
+            problem = Problem(where, found, fix="fix the row or the template")
             raise RowError("refused by the chat template", problem) from None
         return str(texts[0]), indices[0] if blocks else []
+
+    def _render_plain(self, source: str, messages: list[dict[str, Any]], *, prompt: bool) -> str:
+        """What `render_jinja_template` does, without its copies of what is plain already."""
+        template, names = _compiled(source)
+        variables = {
+            **self._special_tokens,
+            "messages": messages,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": prompt,
+        }
+        context = template.new_context({**names, **variables}, shared=True)
+        return "".join(template.root_render_func(context))
 
     def render(self, chat: Conversation, turns: Sequence[int], where: str) -> Rendered:
         """The text of a conversation, and where the given assistant turns lie in it.
 
-        Raises: DataError: there is no chat template, or it is no valid Jinja. RowError: the
-            template refuses the conversation, leaves a part of it out, or writes a turn's history
-            otherwise than generation
-                would see it.
+        Raises:
+            DataError: there is no chat template, or it is no valid Jinja.
+            RowError: the template refuses the conversation, leaves a part of it out, or writes a
+                turn's history in another way than generation would see it.
         """
         self._forget()
         blocks = _has_blocks(self.source(chat.tools))
         text, spans = self._render(chat, where, prompt=False, blocks=blocks)
-        shape = _shape(chat)
-        skeleton = self._skeleton(chat, shape, prompt=False, where=where)
-        ends = _fill(skeleton, chat, text) if skeleton else None
-        if skeleton is None or ends is None:
-            starts = self._starts_by_prompts(chat, text, where)
-            answers = {
-                index: self._answer_by_prompts(chat, index, text, starts, where) for index in turns
-            }
+        known = self._shape_of(chat, prompt=False, where=where)
+        ends = _fill(known.skeleton, chat, text) if known.skeleton else None
+        if ends is None:
+            by_prompts = _ByPrompts(self, chat, text, where)
+            starts = by_prompts.starts()
+            answers = {index: by_prompts.answer(index, starts) for index in turns}
         else:
-            starts = self._starts(chat, shape, skeleton, ends, prompt=False, where=where)
-            stops = dict(zip(skeleton.marked, ends, strict=True))
-            limits = self._limits.setdefault(shape, {})
-            answers = {}
-            for index in turns:
-                if index not in starts:
-                    raise self._not_a_prefix(chat, index, text, where)
-                stop = stops.get(index, starts[index])
-                if index not in limits:
-                    limits[index] = self._limit(chat, shape, index, skeleton, where)
-                limit = stop + limits[index] if index < len(chat.messages) - 1 else len(text)
-                if limit < stop:
-                    raise self._rewritten(chat, index, text, where)
-                answers[index] = Answer(
-                    starts[index], stop, limit, called=bool(chat.messages[index].get("tool_calls"))
-                )
+            starts = self._starts(chat, known, ends, where)
+            answers = {
+                index: self._answer(chat, known, index, starts, ends, text, where)
+                for index in turns
+            }
         found = [
             _in_blocks(index, answer, starts, spans, text, where) if blocks else [answer]
             for index, answer in answers.items()
         ]
-        return Rendered(
-            text, tuple(starts.values()), tuple(answer for group in found for answer in group)
-        )
+        flat = tuple(answer for group in found for answer in group)
+        return Rendered(text, tuple(starts.values()), flat)
 
     def prompt(self, chat: Conversation, where: str) -> Rendered:
-        """The text that generation is given for these turns, cut as `render` would cut it; no answers."""
+        """The text that generation is given for these turns, split as `render` splits it.
+
+        It has no answers.
+        """
         self._forget()
         text = self.text(chat, where, prompt=True)
-        shape = _shape(chat)
-        skeleton = self._skeleton(chat, shape, prompt=True, where=where)
-        ends = _fill(skeleton, chat, text) if skeleton else None
-        if skeleton is None or ends is None:
-            return Rendered(text, tuple(self._starts_by_prompts(chat, text, where).values()))
-        return Rendered(
-            text,
-            tuple(self._starts(chat, shape, skeleton, ends, prompt=True, where=where).values()),
-        )
+        known = self._shape_of(chat, prompt=True, where=where)
+        ends = _fill(known.skeleton, chat, text) if known.skeleton else None
+        if ends is None:
+            return Rendered(text, tuple(_ByPrompts(self, chat, text, where).starts().values()))
+        return Rendered(text, tuple(self._starts(chat, known, ends, where).values()))
 
     # --- shapes -----------------------------------------------------------------------------------
 
-    def _skeleton(
-        self, chat: Conversation, shape: Shape, *, prompt: bool, where: str
-    ) -> _Skeleton | None:
-        """The marked render of a shape; None when its marks come twice, out of order, or in part."""
-        key = (shape, prompt)
-        if key not in self._skeletons:
-            marked = tuple(
-                {**message, "content": _MARK.format(index)} if _has_content(message) else message
-                for index, message in enumerate(chat.messages)
-            )
-            text = self._render(replace(chat, messages=marked), where, prompt=prompt)[0]
-            pieces = _MARKS.split(text)  # [text, index, text, index, ..., text]
-            found = tuple(int(index) for index in pieces[1::2])
-            expected = tuple(
-                index for index, message in enumerate(chat.messages) if _has_content(message)
-            )
-            for index in expected:
-                if index not in found:
-                    raise RowError(
-                        "left out by the chat template",
-                        Problem(
-                            f"{where}.messages[{index}]",
-                            "the chat template leaves out this turn "
-                            f"({chat.messages[index]['role']})",
-                            fix="another tokenizer.chat_template, or rows without such turns",
-                        ),
-                    )
-            _check_tools(chat, text, where)
-            self._skeletons[key] = (
-                _Skeleton(text, found, tuple(pieces[::2])) if found == expected else None
-            )
-        return self._skeletons[key]
+    def _shape_of(self, chat: Conversation, *, prompt: bool, where: str) -> _Known:
+        """What is known of the conversation's shape; its skeleton is rendered if it is new."""
+        key = (_shape(chat), prompt)
+        if key not in self._known:
+            self._known[key] = _Known(self._make_skeleton(chat, prompt=prompt, where=where))
+        return self._known[key]
+
+    def _make_skeleton(self, chat: Conversation, *, prompt: bool, where: str) -> _Skeleton | None:
+        marked = tuple(
+            {**message, "content": _MARK.format(index)} if _has_content(message) else message
+            for index, message in enumerate(chat.messages)
+        )
+        text = self._render(replace(chat, messages=marked), where, prompt=prompt)[0]
+        pieces = _MARKS.split(text)  # [text, index, text, index, ..., text]
+        found = tuple(int(index) for index in pieces[1::2])
+        expected = tuple(at for at, message in enumerate(chat.messages) if _has_content(message))
+        for index in expected:
+            if index not in found:
+                role = chat.messages[index]["role"]
+                problem = Problem(
+                    f"{where}.messages[{index}]",
+                    f"the chat template leaves out this turn ({role})",
+                    fix="another tokenizer.chat_template, or rows without such turns",
+                )
+                raise RowError("left out by the chat template", problem)
+        _check_tools(chat, text, where)
+        return _Skeleton(text, found, tuple(pieces[::2])) if found == expected else None
 
     def _starts(
-        self,
-        chat: Conversation,
-        shape: Shape,
-        full: _Skeleton,
-        ends: Sequence[int],
-        *,
-        prompt: bool,
-        where: str,
+        self, chat: Conversation, known: _Known, ends: Sequence[int], where: str
     ) -> dict[int, int]:
-        """{assistant turn: where it begins in the text}, without the turns that generation would see another prompt of."""
-        key = (shape, prompt)
-        if key not in self._offsets:
-            offsets = {}
+        """{assistant turn: where it begins in the text}.
+
+        Turns that generation would see another prompt of are left out.
+        """
+        skeleton = known.skeleton
+        assert skeleton is not None
+        if known.starts is None:
+            known.starts = {}
             for index, message in enumerate(chat.messages):
                 if message["role"] == "assistant":
-                    offset = self._offset(chat, shape, index, full, where)
+                    offset = self._offset(chat, skeleton, index, where)
                     if offset is not None:
-                        offsets[index] = (
-                            sum(1 for marked in full.marked if marked < index),
-                            offset,
-                        )
-            self._offsets[key] = offsets
+                        marks = sum(1 for marked in skeleton.marked if marked < index)
+                        known.starts[index] = (marks, offset)
         return {
             index: (ends[marks - 1] if marks else 0) + offset
-            for index, (marks, offset) in self._offsets[key].items()
+            for index, (marks, offset) in known.starts.items()
         }
 
     def _offset(
-        self, chat: Conversation, shape: Shape, index: int, full: _Skeleton, where: str
+        self, chat: Conversation, skeleton: _Skeleton, index: int, where: str
     ) -> int | None:
-        """Characters between the last content in front of an assistant turn and the turn itself; None when generation sees another prompt.
+        """Characters from the last content before an assistant turn to the turn itself.
 
-        The prompt's skeleton has to be a prefix of the conversation's. Far into a long conversation
-        that is looked up by what stands in front of the turn, so that the cost stays linear in the
-        number of turns.
+        None if generation sees another prompt: the skeleton of the prompt has to be a prefix of
+        the conversation's.
         """
-        head, roles = shape
-        late = index >= _EXACT and index != len(chat.messages) - 1
-        at = sum(1 for marked in full.marked if marked < index)
-        seen = (head, roles[index - 1 : index + 1], full.pieces[at])
-        if late and seen in self._late:
-            return self._late[seen]
-        part = replace(chat, messages=chat.messages[:index], train=())
-        skeleton = self._skeleton(part, (head, roles[:index]), prompt=True, where=where)
-        offset = (
-            len(skeleton.pieces[-1])
-            if skeleton is not None and full.text.startswith(skeleton.text)
-            else None
-        )
-        if late:
-            self._late[seen] = offset
-        return offset
 
-    def _limit(
-        self, chat: Conversation, shape: Shape, index: int, full: _Skeleton, where: str
-    ) -> int:
-        """Characters behind an assistant turn's content (or its start) that the template writes for the turn itself, whatever follows.
+        def measure() -> int | None:
+            part = replace(chat, messages=chat.messages[:index], train=())
+            prompt = self._shape_of(part, prompt=True, where=where).skeleton
+            is_prefix = prompt is not None and skeleton.text.startswith(prompt.text)
+            return len(prompt.pieces[-1]) if prompt is not None and is_prefix else None
 
-        Negative when the turn is not written as it is where it comes last: what would be trained is
-        not what generation would give.
-        """
-        head, roles = shape
-        at = bisect_right(full.marked, index)
-        own = at > 0 and full.marked[at - 1] == index
-        seen = (head, roles[index - 1 : index + 2], full.pieces[at - own : at + 1])
-        if index >= _EXACT and seen in self._late_limits:
-            return self._late_limits[seen]
-        part = replace(chat, messages=chat.messages[: index + 1], train=())
-        alone = self._skeleton(part, (head, roles[: index + 1]), prompt=False, where=where)
-        behind = sum(map(len, full.pieces[at:])) + sum(
-            len(_MARK.format(mark)) for mark in full.marked[at:]
-        )
-        stop = len(full.text) - behind + (0 if own else self._offsets[shape, False][index][1])
-        limit = _common(alone.text, full.text) - stop if alone is not None else -1
-        if index >= _EXACT:
-            self._late_limits[seen] = limit
-        return limit
+        if index == len(chat.messages) - 1:
+            return measure()
+        head, roles = _shape(chat)
+        at = sum(1 for marked in skeleton.marked if marked < index)
+        near = ("start", head, roles[index - 1 : index + 1], skeleton.pieces[at])
+        return self._near(index, near, measure)
 
-    # --- templates that write contents otherwise --------------------------------------------------
-
-    def _starts_by_prompts(self, chat: Conversation, text: str, where: str) -> dict[int, int]:
-        """`_starts`, found by the prompts that generation would really be given."""
-        starts = {}
-        for index, message in enumerate(chat.messages):
-            if message["role"] == "assistant":
-                prompt = self.text(
-                    replace(chat, messages=chat.messages[:index], train=()), where, prompt=True
-                )
-                if text.startswith(prompt):
-                    starts[index] = len(prompt)
-        return starts
-
-    def _answer_by_prompts(
-        self, chat: Conversation, index: int, text: str, starts: Mapping[int, int], where: str
+    def _answer(
+        self,
+        chat: Conversation,
+        known: _Known,
+        index: int,
+        starts: Mapping[int, int],
+        ends: Sequence[int],
+        text: str,
+        where: str,
     ) -> Answer:
-        """An assistant turn that is found by rendering the conversation with a mark in place of this turn alone."""
+        """An assistant turn of a conversation whose skeleton fits."""
+        skeleton = known.skeleton
+        assert skeleton is not None
         if index not in starts:
-            raise self._not_a_prefix(chat, index, text, where)
-        message, start = chat.messages[index], starts[index]
-        stop = start
-        alone = self.text(
-            replace(chat, messages=chat.messages[: index + 1], train=()), where, prompt=False
-        )
-        if _has_content(message):
-            mark = _MARK.format(index)
-            messages = (
-                *chat.messages[:index],
-                {**message, "content": mark},
-                *chat.messages[index + 1 :],
-            )
-            _, found, tail = self._render(replace(chat, messages=messages), where, prompt=False)[
-                0
-            ].rpartition(mark)
-            stop = len(text) - len(tail)
-            answer = "".join(
-                str(message["content"]).split()
-            )  # its beginning may stand in the prompt: <think>
-            if (
-                not found
-                or not text.endswith(tail)
-                or stop <= start
-                or not "".join(text[:stop].split()).endswith(answer)
-            ):
-                if index < len(chat.messages) - 1 and answer in "".join(alone.split()):
-                    raise self._rewritten(chat, index, text, where)
-                raise RowError(
-                    "left out by the chat template",
-                    Problem(
-                        f"{where}.messages[{index}]",
-                        "the chat template leaves out the answer, or a part of it",
-                        fix="another tokenizer.chat_template",
-                    ),
-                )
-        limit = _common(alone, text)
-        if limit < stop:
-            raise self._rewritten(chat, index, text, where)
-        return Answer(start, stop, limit, called=bool(message.get("tool_calls")))
+            raise self.not_a_prefix(chat, index, text, where)
+        stops = dict(zip(skeleton.marked, ends, strict=True))
+        stop = stops.get(index, starts[index])
+        if index not in known.ends:
+            known.ends[index] = self._length_of_end(chat, known, index, where)
+        last = index == len(chat.messages) - 1
+        end_of_turn = len(text) if last else stop + known.ends[index]
+        if end_of_turn < stop:
+            raise self.written_otherwise(chat, index, text, where)
+        called = bool(chat.messages[index].get("tool_calls"))
+        return Answer(starts[index], stop, end_of_turn, called=called)
 
-    def _not_a_prefix(self, chat: Conversation, index: int, text: str, where: str) -> RowError:
+    def _length_of_end(self, chat: Conversation, known: _Known, index: int, where: str) -> int:
+        """Characters that the template writes after a turn's content, for the turn itself.
+
+        They are there whatever follows. Negative when the turn is not written as it is where it
+        comes last: what would be trained is not what generation would give.
+        """
+        skeleton, starts = known.skeleton, known.starts
+        assert skeleton is not None and starts is not None
+        at = bisect_right(skeleton.marked, index)
+        own = at > 0 and skeleton.marked[at - 1] == index
+
+        def measure() -> int:
+            part = replace(chat, messages=chat.messages[: index + 1], train=())
+            alone = self._shape_of(part, prompt=False, where=where).skeleton
+            after = sum(map(len, skeleton.pieces[at:]))
+            after += sum(len(_MARK.format(mark)) for mark in skeleton.marked[at:])
+            stop = len(skeleton.text) - after + (0 if own else starts[index][1])
+            return _common(alone.text, skeleton.text) - stop if alone is not None else -1
+
+        head, roles = _shape(chat)
+        near = ("end", head, roles[index - 1 : index + 2], skeleton.pieces[at - own : at + 1])
+        found = self._near(index, near, measure)
+        assert found is not None
+        return found
+
+    def _near(self, index: int, near: Hashable, measure: Callable[[], int | None]) -> int | None:
+        """A measure of a turn; far into a conversation it is looked up by what is near the turn.
+
+        Each measure renders all turns before it, so that measuring every turn would cost the
+        square of their number. From turn `_EXACT` on, turns with the same roles and the same text of
+        the template around them share one measure:
+
+            user assistant user assistant ... user assistant user assistant user assistant
+            measured       measured           measured       looked up      looked up
+        """
+        if index < _EXACT:
+            return measure()
+        if near not in self._measured:
+            self._measured[near] = measure()
+        return self._measured[near]
+
+    # --- errors -----------------------------------------------------------------------------------
+
+    def not_a_prefix(self, chat: Conversation, index: int, text: str, where: str) -> RowError:
         prompt = self.text(
             replace(chat, messages=chat.messages[:index], train=()), where, prompt=True
         )
@@ -418,11 +383,68 @@ class ChatTemplate:
             ),
         )
 
-    def _rewritten(self, chat: Conversation, index: int, text: str, where: str) -> RowError:
+    def written_otherwise(self, chat: Conversation, index: int, text: str, where: str) -> RowError:
         alone = self.text(
             replace(chat, messages=chat.messages[: index + 1], train=()), where, prompt=False
         )
         return rewritten(f"{where}.messages[{index}]", _first_difference(alone, text))
+
+
+class _ByPrompts:
+    """Answers of a template that writes contents in another way than they are.
+
+    They are found by the prompts that generation would really be given, a render for each turn.
+    """
+
+    def __init__(self, template: ChatTemplate, chat: Conversation, text: str, where: str) -> None:
+        self._template, self._chat, self._text, self._where = template, chat, text, where
+
+    def _part(self, stop: int) -> Conversation:
+        return replace(self._chat, messages=self._chat.messages[:stop], train=())
+
+    def starts(self) -> dict[int, int]:
+        """{assistant turn: where it begins in the text}; see `ChatTemplate._starts`."""
+        starts = {}
+        for index, message in enumerate(self._chat.messages):
+            if message["role"] == "assistant":
+                prompt = self._template.text(self._part(index), self._where, prompt=True)
+                if self._text.startswith(prompt):
+                    starts[index] = len(prompt)
+        return starts
+
+    def answer(self, index: int, starts: Mapping[int, int]) -> Answer:
+        """An assistant turn."""
+        if index not in starts:
+            raise self._template.not_a_prefix(self._chat, index, self._text, self._where)
+        message, start = self._chat.messages[index], starts[index]
+        alone = self._template.text(self._part(index + 1), self._where, prompt=False)
+        stop = self._stop(index, start, alone) if _has_content(message) else start
+        end_of_turn = _common(alone, self._text)
+        if end_of_turn < stop:
+            raise self._template.written_otherwise(self._chat, index, self._text, self._where)
+        return Answer(start, stop, end_of_turn, called=bool(message.get("tool_calls")))
+
+    def _stop(self, index: int, start: int, alone: str) -> int:
+        """The end of a turn's content, from a render with a mark in place of it alone."""
+        chat, text, mark = self._chat, self._text, _MARK.format(index)
+        marked = {**chat.messages[index], "content": mark}
+        messages = (*chat.messages[:index], marked, *chat.messages[index + 1 :])
+        with_mark = replace(chat, messages=messages)
+        _, found, tail = self._template.text(with_mark, self._where, prompt=False).rpartition(mark)
+        stop = len(text) - len(tail)
+        # the beginning of the answer may be in the prompt: <think>
+        answer = "".join(str(chat.messages[index]["content"]).split())
+        fits = found and text.endswith(tail) and stop > start
+        if fits and "".join(text[:stop].split()).endswith(answer):
+            return stop
+        if index < len(chat.messages) - 1 and answer in "".join(alone.split()):
+            raise self._template.written_otherwise(chat, index, text, self._where)
+        problem = Problem(
+            f"{self._where}.messages[{index}]",
+            "the chat template leaves out the answer, or a part of it",
+            fix="another tokenizer.chat_template",
+        )
+        raise RowError("left out by the chat template", problem)
 
 
 def rewritten(where: str, difference: str) -> RowError:

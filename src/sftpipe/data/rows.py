@@ -97,7 +97,8 @@ def row_lengths(rows: Dataset) -> np.ndarray:
     else:
         ids = rows.select_columns("input_ids")
         lengths = [list_lengths(table["input_ids"]) for table in batches(ids)]
-    return np.concatenate([np.zeros(0, dtype=np.int64), *lengths]).astype(np.int64)
+    found: np.ndarray = np.concatenate([np.zeros(0, dtype=np.int64), *lengths])
+    return found.astype(np.int64)
 
 
 def batches(rows: Dataset) -> Iterator[Any]:
@@ -109,7 +110,8 @@ def list_lengths(column: Any) -> np.ndarray:
     """The lengths of the lists in an arrow column, (rows,)."""
     import pyarrow.compute as pc
 
-    return pc.list_value_length(column).to_numpy().astype("int64")
+    lengths: np.ndarray = pc.list_value_length(column).to_numpy()
+    return lengths.astype("int64")
 
 
 # --- rows as they were read -----------------------------------------------------------------------
