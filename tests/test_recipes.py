@@ -22,23 +22,8 @@ OPTIONS = sorted(
     path for path in (REPOSITORY / "conf").glob("*/**/*") if path.suffix in (".yaml", ".jinja")
 )
 
-# how many files each folder holds; a file that was forgotten, lost or added by accident shows here
-COUNTS = {
-    "recipes": 11,
-    "conf/chat_template": 5,
-    "conf/dataset": 13,
-    "conf/evaluation": 2,
-    "conf/format": 10,
-    "conf/lora": 4,
-    "conf/loss": 4,
-    "conf/model": 8,
-    "conf/packing": 6,
-    "conf/preflight": 1,
-    "conf/quantization": 4,
-    "conf/sft": 1,
-    "conf/tokenizer": 3,
-    "conf/tracking": 2,
-}
+# folders that hold at least so many files: a pattern that finds too few is noticed, a new file is not
+AT_LEAST = {"recipes": 11, "conf": 60}
 
 # what an option needs beside itself
 NEEDS: dict[tuple[str, str], list[str]] = {
@@ -65,12 +50,11 @@ def named(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
 
 
-def test_each_folder_holds_as_many_files_as_the_table_says() -> None:
-    counted: dict[str, int] = {}
-    for path in (*RECIPES, *OPTIONS):
-        counted[named(path.parent)] = counted.get(named(path.parent), 0) + 1
-
-    assert counted == COUNTS
+def test_the_files_are_found() -> None:
+    assert len(RECIPES) >= AT_LEAST["recipes"]
+    assert len(OPTIONS) >= AT_LEAST["conf"]
+    groups_with_files = {path.parent for path in OPTIONS}
+    assert groups_with_files == {path for path in (REPOSITORY / "conf").iterdir() if path.is_dir()}
 
 
 def test_groups_lists_every_file_and_the_defaults_first() -> None:

@@ -182,7 +182,6 @@ def data(rows: int = 22_000) -> dict[str, Any]:
                 made, theirs, tokenizer("\n", add_special_tokens=False).input_ids
             )
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    full = tokens / (len(packed) * _PACKED_LENGTH)
     fill = tokens / (len(packed) * _PACKED_LENGTH)
     return {
         "rows": f"{rows}, {tokens / rows:.0f} tokens on average",

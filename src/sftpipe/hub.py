@@ -1,4 +1,4 @@
-"""Ask the Hugging Face hub one question, quickly: which commit does a name stand for now?"""
+"""Ask the Hugging Face hub one question, quickly: which commit does a name mean now?"""
 
 from __future__ import annotations
 

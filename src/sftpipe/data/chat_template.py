@@ -331,7 +331,8 @@ class ChatTemplate:
         comes last: what would be trained is not what generation would give.
         """
         skeleton, starts = known.skeleton, known.starts
-        assert skeleton is not None and starts is not None
+        assert skeleton is not None
+        assert starts is not None
         at = bisect_right(skeleton.marked, index)
         own = at > 0 and skeleton.marked[at - 1] == index
 
@@ -353,8 +354,8 @@ class ChatTemplate:
         """A measure of a turn; far into a conversation it is looked up by what is near the turn.
 
         Each measure renders all turns before it, so that measuring every turn would cost the
-        square of their number. From turn `_EXACT` on, turns with the same roles and the same text of
-        the template around them share one measure:
+        square of their number. From turn `_EXACT` on, turns with the same roles and the same text
+        of the template around them share one measure:
 
             user assistant user assistant ... user assistant user assistant user assistant
             measured       measured           measured       looked up      looked up
@@ -448,7 +449,7 @@ class _ByPrompts:
 
 
 def rewritten(where: str, difference: str) -> RowError:
-    """The error of a trained turn that a template writes in one way when it is the last and in another when turns follow."""
+    """The error of a trained turn that a template writes in another way once turns follow it."""
     return RowError(
         "history written otherwise than in generation",
         Problem(
@@ -475,13 +476,13 @@ def trained_turns(chat: Conversation, loss: str) -> tuple[int, ...]:
     """The assistant turns that a loss trains, unless a `train` flag says otherwise.
 
     The last one; with `assistant_only`, and of rows that come as prompt and completion, every one
-    behind the prompt.
+    after the prompt.
     """
     answers = [
         index for index, message in enumerate(chat.messages) if message["role"] == "assistant"
     ]
-    behind = [index for index in answers if index >= chat.prompt_length]
-    chosen = behind if loss == "assistant_only" or chat.prompt_length else answers[-1:]
+    after = [index for index in answers if index >= chat.prompt_length]
+    chosen = after if loss == "assistant_only" or chat.prompt_length else answers[-1:]
     flags = chat.train or (None,) * len(chat.messages)
     return tuple(
         index
@@ -491,7 +492,7 @@ def trained_turns(chat: Conversation, loss: str) -> tuple[int, ...]:
 
 
 def unrolled(chat: Conversation, loss: str) -> list[Conversation]:
-    """A conversation for each trained turn, cut behind it."""
+    """A conversation for each trained turn, ending with it."""
     cut = []
     for index in trained_turns(chat, loss):
         flags = (
@@ -530,7 +531,10 @@ def _has_content(message: Message) -> bool:
 
 
 def _shape(chat: Conversation) -> Shape:
-    """All of a conversation but its contents: what a template's text between the contents can depend on."""
+    """All of a conversation but its contents.
+
+    The template's text between the contents depends on nothing else.
+    """
     roles = tuple(
         message["role"]
         if len(message) == 2 and _has_content(message)
@@ -551,7 +555,9 @@ def _shape(chat: Conversation) -> Shape:
 
 
 def _fill(skeleton: _Skeleton, chat: Conversation, text: str) -> list[int] | None:
-    """The end of each marked content in the plain render; None when the render is not the skeleton with the contents filled in.
+    """The end of each marked content in the plain render.
+
+    None when the render is not the skeleton with the contents filled in.
 
     Templates may trim white space at the ends of a content; nothing else may change.
     """
@@ -569,17 +575,20 @@ def _fill(skeleton: _Skeleton, chat: Conversation, text: str) -> list[int] | Non
 
 
 def _end_of(content: str, piece: str, text: str, position: int) -> int | None:
-    """The end of a content that stands at a position of the text, with the piece behind it; None when it does not."""
+    """The end of a content at a position of the text, with the piece after it.
+
+    None when it is not there.
+    """
     if text.startswith(content, position) and text.startswith(piece, position + len(content)):
         return position + len(content)
     core = content.strip()
     before = len(content) - len(content.lstrip())
-    behind = content[before + len(core) :]
+    after = content[before + len(core) :]
     for start in range(before + 1):
         if text.startswith(content[start : before + len(core)], position):
             end = position + before - start + len(core)
-            for length in range(len(behind), -1, -1):
-                if text.startswith(behind[:length] + piece, end):
+            for length in range(len(after), -1, -1):
+                if text.startswith(after[:length] + piece, end):
                     return end + length
     return None
 
@@ -592,32 +601,34 @@ def _in_blocks(
     text: str,
     where: str,
 ) -> list[Answer]:
-    """An answer as the template's generation blocks bound it, without what the prompt of generation writes.
+    """An answer as the template's generation blocks bound it.
 
-    A block may begin in that prompt, and belongs to the last turn that begins in front of its end.
+    It is without what the prompt of generation writes.
+
+    A block may begin in that prompt, and belongs to the last turn that begins before its end.
     """
-    behind = min((start for start in starts.values() if start > answer.start), default=None)
+    following = min((start for start in starts.values() if start > answer.start), default=None)
     own = [
         (start, stop)
         for start, stop in blocks
-        if stop > answer.start and (behind is None or stop <= behind)
+        if stop > answer.start and (following is None or stop <= following)
     ]
     if not own:
         problem = Problem(
             f"{where}.messages[{index}]",
             "no generation block of the chat template holds this turn",
             allowed="a block for each turn",
-            fix="mend the chat template",
+            fix="fix the chat template",
         )
         raise RowError("refused by the chat template", problem)
     if own[0][0] > answer.start:
         between = text[answer.start : own[0][0]]
         problem = Problem(
             f"{where}.messages[{index}]",
-            "the generation block begins behind the prompt of generation: the model would have "
+            "the generation block begins after the prompt of generation: the model would have "
             f"to write {between[:40]!r} and would never learn to",
             allowed="a block that begins where generation begins",
-            fix="mend the chat template",
+            fix="fix the chat template",
         )
         raise RowError("refused by the chat template", problem)
     return [Answer(max(start, answer.start), stop, closed=True) for start, stop in own]

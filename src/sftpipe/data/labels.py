@@ -31,7 +31,7 @@ def labels_from_spans(input_ids: Sequence[int], spans: Sequence[Span]) -> list[i
 def response_spans(
     text: Sequence[object], response: Sequence[object], instruction: Sequence[object] | None
 ) -> list[Span]:
-    """What stands behind the response template, in a text or in a list of ids.
+    """What follows the response template, in a text or in a list of ids.
 
     Without an instruction template only the last response, to the end of the text; with one, every
     response, each up to the next instruction template, white space included (TRL's

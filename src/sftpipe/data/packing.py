@@ -181,7 +181,7 @@ def sequence_lengths(row: Mapping[str, Any]) -> list[int]:
 
 @dataclass(frozen=True)
 class Isolation:
-    """How the sequences of a row are kept apart, and how well.
+    """How the sequences of a row are kept separate, and how well.
 
     method: "positions" or "mask", see `Collator`.
     leak: largest difference that packing, or other tokens in a neighbour, make to a logit, in
