@@ -22,7 +22,7 @@ OPTIONS = sorted(
     path for path in (REPOSITORY / "conf").glob("*/**/*") if path.suffix in (".yaml", ".jinja")
 )
 
-# folders that hold at least so many files: a pattern that finds too few is noticed, a new file is not
+# files that are there at least: a pattern that finds too few is noticed, a new file needs no edit
 AT_LEAST = {"recipes": 11, "conf": 60}
 
 # what an option needs beside itself

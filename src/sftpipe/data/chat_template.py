@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -89,12 +89,14 @@ class _Skeleton:
 class _Known:
     """What is known of a shape.
 
+    shape: as `_shape` gives it.
     skeleton: None if its marks come twice, out of order, or in part.
     starts: {assistant turn: (marks before it, characters from the last of them to the turn)},
         without turns that generation would see another prompt of; None until asked for.
     ends: {assistant turn: characters from its content to the end of the turn}, as far as asked for.
     """
 
+    shape: Shape
     skeleton: _Skeleton | None
     starts: dict[int, tuple[int, int]] | None = None
     ends: dict[int, int] = field(default_factory=dict)
@@ -199,9 +201,11 @@ class ChatTemplate:
             starts = by_prompts.starts()
             answers = {index: by_prompts.answer(index, starts) for index in turns}
         else:
+            assert known.skeleton is not None
             starts = self._starts(chat, known, ends, where)
+            stops = dict(zip(known.skeleton.marked, ends, strict=True))
             answers = {
-                index: self._answer(chat, known, index, starts, ends, text, where)
+                index: self._answer(chat, known, index, starts, stops, text, where)
                 for index in turns
             }
         found = [
@@ -228,10 +232,11 @@ class ChatTemplate:
 
     def _shape_of(self, chat: Conversation, *, prompt: bool, where: str) -> _Known:
         """What is known of the conversation's shape; its skeleton is rendered if it is new."""
-        key = (_shape(chat), prompt)
-        if key not in self._known:
-            self._known[key] = _Known(self._make_skeleton(chat, prompt=prompt, where=where))
-        return self._known[key]
+        shape = _shape(chat)
+        if (shape, prompt) not in self._known:
+            skeleton = self._make_skeleton(chat, prompt=prompt, where=where)
+            self._known[shape, prompt] = _Known(shape, skeleton)
+        return self._known[shape, prompt]
 
     def _make_skeleton(self, chat: Conversation, *, prompt: bool, where: str) -> _Skeleton | None:
         marked = tuple(
@@ -261,29 +266,28 @@ class ChatTemplate:
 
         Turns that generation would see another prompt of are left out.
         """
-        skeleton = known.skeleton
-        assert skeleton is not None
         if known.starts is None:
-            known.starts = {}
+            assert known.skeleton is not None
+            found = {}
             for index, message in enumerate(chat.messages):
                 if message["role"] == "assistant":
-                    offset = self._offset(chat, skeleton, index, where)
+                    offset = self._offset(chat, known, index, where)
                     if offset is not None:
-                        marks = sum(1 for marked in skeleton.marked if marked < index)
-                        known.starts[index] = (marks, offset)
+                        found[index] = (bisect_left(known.skeleton.marked, index), offset)
+            known.starts = found  # only once all are there: a render above may be an error
         return {
             index: (ends[marks - 1] if marks else 0) + offset
             for index, (marks, offset) in known.starts.items()
         }
 
-    def _offset(
-        self, chat: Conversation, skeleton: _Skeleton, index: int, where: str
-    ) -> int | None:
+    def _offset(self, chat: Conversation, known: _Known, index: int, where: str) -> int | None:
         """Characters from the last content before an assistant turn to the turn itself.
 
         None if generation sees another prompt: the skeleton of the prompt has to be a prefix of
         the conversation's.
         """
+        skeleton = known.skeleton
+        assert skeleton is not None
 
         def measure() -> int | None:
             part = replace(chat, messages=chat.messages[:index], train=())
@@ -293,8 +297,8 @@ class ChatTemplate:
 
         if index == len(chat.messages) - 1:
             return measure()
-        head, roles = _shape(chat)
-        at = sum(1 for marked in skeleton.marked if marked < index)
+        head, roles = known.shape
+        at = bisect_left(skeleton.marked, index)
         near = ("start", head, roles[index - 1 : index + 1], skeleton.pieces[at])
         return self._near(index, near, measure)
 
@@ -304,16 +308,13 @@ class ChatTemplate:
         known: _Known,
         index: int,
         starts: Mapping[int, int],
-        ends: Sequence[int],
+        stops: Mapping[int, int],
         text: str,
         where: str,
     ) -> Answer:
         """An assistant turn of a conversation whose skeleton fits."""
-        skeleton = known.skeleton
-        assert skeleton is not None
         if index not in starts:
             raise self.not_a_prefix(chat, index, text, where)
-        stops = dict(zip(skeleton.marked, ends, strict=True))
         stop = stops.get(index, starts[index])
         if index not in known.ends:
             known.ends[index] = self._length_of_end(chat, known, index, where)
@@ -344,7 +345,7 @@ class ChatTemplate:
             stop = len(skeleton.text) - after + (0 if own else starts[index][1])
             return _common(alone.text, skeleton.text) - stop if alone is not None else -1
 
-        head, roles = _shape(chat)
+        head, roles = known.shape
         near = ("end", head, roles[index - 1 : index + 2], skeleton.pieces[at - own : at + 1])
         found = self._near(index, near, measure)
         assert found is not None
