@@ -946,7 +946,8 @@ def test_a_row_that_cannot_be_cut_is_dropped_counted_and_named(
         "preflight.max_over_length_rows=1",
     )
     (one,) = data.preflight.dropped
-    length = int(one.fix.removeprefix("sft.max_length="))
+    (command,) = one.problem().commands
+    length = int(command.removeprefix("sft.max_length="))
     assert str(one.problem()) == message(
         "train[0] (rows.jsonl, line 1)",
         f"{length} tokens, and no prompt that could be cut to fit sft.max_length=45",

@@ -268,7 +268,7 @@ def test_a_generation_block_that_begins_behind_the_prompt_of_generation_is_an_er
         asks_a_tool({"city": "Rome"}, "20 degrees"),
     )
     with pytest.raises(
-        RowError, match=r"messages\[3\]: the generation block begins behind .*'<\|turn>model\\n'"
+        RowError, match=r"messages\[3\]: the generation block begins after .*'<\|turn>model\\n'"
     ):
         encode(tokenizer, chat, "assistant_only")
 
