@@ -1,5 +1,5 @@
-"""Samples to ids and labels: the rules L1 to L8 of DESIGN.md, on the embedded tokenizer and on real
-ones of other kinds.
+"""Samples to ids and labels: the rules L1 to L8 of docs/rules.md, on the embedded tokenizer and on
+real ones of other kinds.
 """
 
 from __future__ import annotations

@@ -1,21 +1,24 @@
 """The golden values on formatting, masks, collation and splits, through `sftpipe.compose` and
 `sftpipe.prepare`.
 
-Deviations, each with the rule of DESIGN.md that asks for it:
+Deviations, each with the rule of docs/rules.md that asks for it:
 
 - 000-preprocess-odd-*: Alpaca masks by the length of the prompt. `loss.boundary=joint` gives its
-  ids and labels; the default (L1) tokenises the answer apart, so that its first token follows the
-  ids that generation feeds. - 002-completion-collator, 002-completion-decode,
-  002-completion-padding-free: the response template trains up to the end of the text,
-  `<|endoftext|>` behind `<|end|>` included, and so do we (L7). `loss=completion_only` on the same
-  turns stops at `<|end|>` (L3). - 002-pad-collator, 002-lm-collator, 002-completion-collator: the
-  notebook pads on the left. Training pads on the right here (DESIGN section 7); the tests compare
-  what is not padding. - 002-phi-chat, 002-byofd-text: the turns that `<|endoftext|>` follows are
-  the template's; a text that ends in EOS gets no other (L3). - 002-yoda-byot-gen: the notebook's
-  prompts end in a space that training never saw; ours end as the pattern says (L1). -
-  003-batch-gpt2, 004-collate-*: PAD is EOS in the sources; here it is a token of its own (L9), and
-  the tests compare the rest. - 004-format-val0-ko: the chapter generates from a prompt without "###
-  응답:"; ours is the prompt of training, header included (L1).
+  ids and labels; the default (L1) tokenises the answer separately, so that its first token follows
+  the ids that generation feeds.
+- 002-completion-collator, 002-completion-decode, 002-completion-padding-free: the response template
+  trains up to the end of the text, `<|endoftext|>` after `<|end|>` included, and so do we (L7).
+  `loss=completion_only` on the same turns stops at `<|end|>` (L3).
+- 002-pad-collator, 002-lm-collator, 002-completion-collator: the notebook pads on the left.
+  Training pads on the right here; the tests compare what is not padding.
+- 002-phi-chat, 002-byofd-text: the template writes the `<|endoftext|>` after the turns; a text that
+  ends in EOS gets no other (L3).
+- 002-yoda-byot-gen: the notebook's prompts end in a space that training never saw; ours end as the
+  pattern says (L1).
+- 003-batch-gpt2, 004-collate-*: PAD is EOS in the sources; here it is a token of its own (L9), and
+  the tests compare the rest.
+- 004-format-val0-ko: the chapter generates from a prompt without "### 응답:"; ours is the prompt of
+  training, header included (L1).
 
 Quoted, not tested, because their data or weights cannot be had, or because they are settings and
 not results: 000-constants, 000-defaults, 001-vocab-book, 002-phi-template (the tokenizer's own),

@@ -1,4 +1,4 @@
-"""Packed rows and their batches: nothing is lost, and sequences are kept apart."""
+"""Packed rows and their batches: nothing is lost, and sequences are isolated."""
 
 from __future__ import annotations
 
@@ -268,9 +268,9 @@ def test_rows_that_are_not_packed_are_padded() -> None:
     assert count(batch) == (7, 2)
 
 
-@pytest.mark.parametrize("apart", [None, "positions", "mask"])
-def test_widths_are_rounded_up(apart: str | None) -> None:
-    batch = Collator(0, 8, apart)(PAIR)
+@pytest.mark.parametrize("method", [None, "positions", "mask"])
+def test_widths_are_rounded_up(method: str | None) -> None:
+    batch = Collator(0, 8, method)(PAIR)
     assert batch["input_ids"].shape[1] == 8
     assert isinstance(batch["input_ids"], torch.Tensor)
 

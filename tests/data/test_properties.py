@@ -1,4 +1,4 @@
-"""Rules of DESIGN.md section 7 over random samples, on real tokenizers of three kinds and every
+"""The rules of docs/rules.md over random samples, on real tokenizers of three kinds and every
 chat template that we ship.
 """
 

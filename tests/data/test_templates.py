@@ -20,6 +20,7 @@ import trl
 from trl import SFTTrainer
 
 from sftpipe.config.schema import FormatConfig, LossConfig
+from sftpipe.data import chat_template
 from sftpipe.data.chat_template import ChatTemplate, trained_turns, unrolled
 from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.labels import IGNORED
@@ -602,6 +603,34 @@ def test_the_second_conversation_of_a_shape_costs_one_render(
     assert rendered == ChatTemplate(dressed(name)).render(
         second, trained_turns(second, "assistant_only"), "train[1]"
     )
+
+
+def test_the_shape_of_a_long_conversation_is_made_once_a_render(dressed: Any) -> None:
+    made = []
+    for turns in (100, 200, 400):
+        template, chat = ChatTemplate(dressed("qwen2_5")), talk(turns, False)
+        with patch.object(chat_template, "_shape", side_effect=chat_template._shape) as shapes:
+            for _ in range(2):
+                template.render(chat, trained_turns(chat, "assistant_only"), "train[0]")
+        made.append(shapes.call_count)
+    assert made[0] == made[1] == made[2] < 100
+
+
+def test_a_prompt_that_a_template_refuses_is_the_error_of_every_row_of_the_shape(
+    dressed: Any,
+) -> None:
+    tokenizer = dressed("qwen2_5")
+    tokenizer.chat_template = (
+        "{% if add_generation_prompt and messages|length > 2 %}"
+        "{{ raise_exception('one question at most') }}{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    chat = replace(talk(2, False), train=(None, True, None, False))
+    encoder = Encoder(tokenizer, LossConfig("assistant_only"))
+    for row in encoder.encode([chat, chat], ["train[0]", "train[1]"]):
+        assert isinstance(row, RowError)
+        assert row.reason == "refused by the chat template"
 
 
 def test_a_long_conversation_follows_the_rules_to_its_end(dressed: Any) -> None:
