@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from sftpipe.data.encode import Encoded, Encoder
@@ -35,11 +34,13 @@ def truncate(
 
 def _without_oldest(chat: Conversation, limit: int, encoder: Encoder, where: str) -> Encoded | None:
     """The row of the newest exchanges that fit; None if not even the last one does."""
-    shortened = list(_shortened(chat))
-    low, high, best = 0, len(shortened), None
+    # a completion of several turns is never truncated
+    end = chat.prompt_length or len(chat.messages)
+    users = [at for at, message in enumerate(chat.messages[:end]) if message["role"] == "user"]
+    low, high, best = 1, len(users), None
     while low < high:  # fewer exchanges never make a longer row
         middle = (low + high) // 2
-        (row,) = encoder.encode([shortened[middle]], [where])
+        (row,) = encoder.encode([_from_turn(chat, users[middle])], [where])
         if isinstance(row, Encoded) and len(row.input_ids) <= limit:
             best, high = row, middle
         else:
@@ -47,19 +48,15 @@ def _without_oldest(chat: Conversation, limit: int, encoder: Encoder, where: str
     return best
 
 
-def _shortened(chat: Conversation) -> Iterator[Conversation]:
-    """The conversation without its first exchange, without its first two, ..."""
+def _from_turn(chat: Conversation, start: int) -> Conversation:
+    """The conversation from a turn on, with its system turn."""
     system = chat.messages[:1] if chat.messages[0]["role"] == "system" else ()
-    # a completion of several turns is never truncated
-    end = chat.prompt_length or len(chat.messages)
-    users = [at for at, message in enumerate(chat.messages[:end]) if message["role"] == "user"]
-    for start in users[1:]:
-        yield replace(
-            chat,
-            messages=(*system, *chat.messages[start:]),
-            train=(*chat.train[: len(system)], *chat.train[start:]),
-            prompt_length=chat.prompt_length and chat.prompt_length - start + len(system),
-        )
+    return replace(
+        chat,
+        messages=(*system, *chat.messages[start:]),
+        train=(*chat.train[: len(system)], *chat.train[start:]),
+        prompt_length=chat.prompt_length and chat.prompt_length - start + len(system),
+    )
 
 
 def _without_first(row: Encoded, limit: int, bos: int) -> Encoded | None:
