@@ -167,21 +167,19 @@ def print_run(run: Run) -> None:
     from sftpipe.runs.folder import RunFolder
     from sftpipe.runs.report import answers_side_by_side, metric_rows
 
-    out = Console(highlight=False, soft_wrap=True)
+    out, files = Console(highlight=False, soft_wrap=True), RunFolder(run.dir)
     numbers = Table.grid(padding=(0, 2))
     for name, text in metric_rows(run.metrics):
         numbers.add_row(name, text)
     out.print(numbers)
-    for prompt, before, after in answers_side_by_side(RunFolder(run.dir).read_samples()):
+    for prompt, before, after in answers_side_by_side(files.read_samples()):
         out.print(
             f"\n[dim]prompt[/]  {plain(prompt)}",
             f"[dim]before[/]  {plain(before)}",
             f"[green]after[/]   {plain(after)}",
             sep="\n",
         )
-    out.print(
-        f"\n{run.dir}/README.md shows how to load the model; {run.dir}/loss.png is its loss curve."
-    )
+    out.print(f"\n{files.card} shows how to load the model; {files.loss_curve} is its loss curve.")
 
 
 def print_options(described: dict[str, dict[str, str]]) -> None:

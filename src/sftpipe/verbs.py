@@ -70,12 +70,13 @@ def _show_config(arguments: Arguments) -> int:
 def _train_one(arguments: Arguments) -> int:
     """A single run: composed and checked once, without hydra.main, whose records it writes."""
     from sftpipe.config.hydra import compose_run
+    from sftpipe.runs.folder import RunFolder
     from sftpipe.runs.plan import plan_run
 
     run = compose_run(arguments.overrides)
     plan = plan_run(run.config)
     if not plan.complete:
-        records = plan.records / ".hydra"
+        records = RunFolder(plan.records).hydra
         records.mkdir(parents=True, exist_ok=True)
         for name, text in run.records(plan.folder, str(records.relative_to(plan.folder))).items():
             write_text(records / name, text)
@@ -87,7 +88,7 @@ def _train_one(arguments: Arguments) -> int:
 
 def _train_sweep(arguments: Arguments) -> int:
     """A run for each job of Hydra's multirun; all configs are checked before the first begins."""
-    from sftpipe.config.hydra import enter_hydra, expand_sweep
+    from sftpipe.config.hydra import enter_hydra, expand_sweep, literal
     from sftpipe.runs.plan import RunPlan, stamp
 
     jobs = expand_sweep(arguments.overrides)
@@ -109,7 +110,7 @@ def _train_sweep(arguments: Arguments) -> int:
             print_error(error)
             failed.append(error)
 
-    settings = [_literal("hydra.sweep.dir", sweep), "hydra.sweep.subdir=${hydra.job.num}"]
+    settings = [literal("hydra.sweep.dir", sweep), "hydra.sweep.subdir=${hydra.job.num}"]
     enter_hydra(["--multirun"], arguments.overrides, settings, job)
     return failed[-1].exit_code if failed else 0
 
@@ -145,12 +146,6 @@ def _compose_all(jobs: Sequence[Sequence[str]]) -> list[TrainConfig]:
     if problems:
         raise ConfigError(*problems)
     return configs
-
-
-def _literal(key: str, path: Path) -> str:
-    """A Hydra override whose value is this path and nothing else."""
-    quoted = str(path).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{quoted}'"
 
 
 def _print_run(run: Run, *, as_json: bool) -> None:

@@ -199,9 +199,10 @@ def _template(row: Row, cfg: FormatConfig, where: str, clean: Clean) -> PromptCo
     `prompt_no_input` serves rows whose `input` is empty, as the two prompts of Stanford Alpaca do.
     """
     prompt, completion = cfg.prompt or "", cfg.completion or ""
-    extra = read_optional_text(row, "input", where) if cfg.prompt_no_input is not None else "-"
-    if not (extra or "").strip():
-        prompt = cfg.prompt_no_input or ""
+    if cfg.prompt_no_input is not None:
+        extra = read_optional_text(row, "input", where)
+        if not (extra or "").strip():
+            prompt = cfg.prompt_no_input
     fields = pattern_fields(prompt + completion)
     values = {name: read_text(row, name, where, clean) for name in fields}
     return PromptCompletion(prompt.format_map(values), completion.format_map(values))
