@@ -39,8 +39,8 @@ check: $(STAMP)  ## encode and check the data of RECIPE, without a model
 test: $(STAMP)  ## run the tests, without the slow ones
 	$(BIN)/python -m pytest $(ARGS)
 
-test-all: test  ## run the slow tests too: kills, sweeps, the wheel
-	$(BIN)/python -m pytest -m slow $(ARGS)
+test-all: test  ## run the slow tests too: kills, sweeps, the wheel, many random rows
+	$(BIN)/python -m pytest -m "slow or hypothesis" --hypothesis-profile=thorough $(ARGS)
 
 lint: $(STAMP)  ## ruff and strict mypy
 	$(BIN)/ruff check .

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the libraries that read it
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = (
         "1"  # as many workers as cores: more threads would wait for each other
     )
+
+from support import errors
+
+# random rows: a few that are the same each time, and by `make test-all` many new ones
+settings.register_profile(
+    "default",
+    derandomize=True,
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile(
+    "thorough", settings.get_profile("default"), derandomize=False, max_examples=60
+)
+settings.load_profile("default")  # --hypothesis-profile=thorough comes later
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = Path(os.environ.get("SFTPIPE_GOLDEN", REPOSITORY.parent / "shared" / "golden"))
@@ -72,9 +89,97 @@ def golden_text(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     return compare
 
 
+WRITTEN = pytest.StashKey[dict[str, dict[str, str]]]()
+COLLECTED = pytest.StashKey[dict[str, bool]]()
+PASSED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and -m deselect any
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What pins the text of an error is found by `-k golden`, as `make golden` does."""
+    pinning = {item.nodeid: "golden_error" in getattr(item, "fixturenames", ()) for item in items}
+    for item in items:
+        if pinning[item.nodeid]:
+            item.extra_keyword_matches.add("golden")
+    config.stash[COLLECTED] = {errors.section_of(test): pins for test, pins in pinning.items()}
+
+
+@pytest.fixture
+def golden_error(
+    request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., None]]:
+    """Pin how an error reads, in a section of tests/golden/errors.txt that has the test's name;
+    a label tells the errors of one test apart. `make golden` writes the sections.
+    """
+    write = request.config.getoption("--write-golden")
+    test, texts = errors.section_of(request.node.nodeid), dict[str, str]()
+    base = tmp_path_factory.getbasetemp()
+    folders = {GOLDEN: "<golden>", REPOSITORY: "<repository>", tmp_path: "<tmp>", base: "<tests>"}
+
+    def pin(error: object, label: str = "") -> None:
+        name = f"{test}{errors.LABEL}{label}" if label else test
+        assert name not in texts
+        texts[name] = errors.neutral(str(error), folders)
+        assert write or errors.sections().get(name) == texts[name], (
+            f"{errors.FILE} has another text, or none; if the change is meant: make golden"
+        )
+
+    yield pin
+    if not request.node.stash.get(PASSED, False):
+        return
+    if write:
+        request.config.stash.setdefault(WRITTEN, {})[test] = texts
+    else:
+        pinned = {name for name in errors.sections() if name.partition(errors.LABEL)[0] == test}
+        assert pinned == set(texts), "the test pins some of its sections no more; make golden"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let the fixtures of a test know how it went."""
+    report = yield
+    if call.when == "call":
+        item.stash[PASSED] = report.passed
+    return report
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the texts over that a worker has collected."""
+    written, collected = getattr(node, "workeroutput", {}).get("golden_errors", ({}, {}))
+    node.config.stash.setdefault(WRITTEN, {}).update(written)
+    node.config.stash.setdefault(COLLECTED, {}).update(collected)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the texts of a worker on, or write those of all of them."""
+    config = session.config
+    if not config.getoption("--write-golden"):
+        return
+    written, collected = config.stash.get(WRITTEN, {}), config.stash.get(COLLECTED, {})
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["golden_errors"] = (written, collected)
+    elif written:
+        stale = errors.gone(collected, config.args)
+        texts = {
+            name: text
+            for name, text in errors.sections().items()
+            if name not in stale and name.partition(errors.LABEL)[0] not in written
+        }
+        errors.write(texts | {name: text for new in written.values() for name, text in new.items()})
+
+
+@pytest.fixture
+def stale_sections(request: pytest.FixtureRequest) -> set[str]:
+    """The sections of tests/golden/errors.txt that no test pins any more."""
+    return errors.gone(request.config.stash[COLLECTED], request.config.args)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The folder of golden values, or a skip that says what is missing."""
+    """The folder of values and tokenizers from outside, or a skip that says what is missing."""
     if not (GOLDEN / "cases.json").is_file():
         pytest.skip(f"no golden values in {GOLDEN} (SFTPIPE_GOLDEN)")
     return GOLDEN
@@ -113,22 +218,36 @@ def templated(tokenizer: Any) -> Callable[[str | None], Any]:
 
 
 @pytest.fixture(scope="session")
-def phi3(golden: Path) -> Any:
-    """Phi-3's tokenizer: SentencePiece pieces, a turn token that is not EOS, a PAD that was EOS."""
-    from sftpipe.config.schema import TokenizerConfig
-    from support.tokenizers import settled
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a small tokenizer of a kind, and of the config of a small model for it."""
+    from support.tokenizers import write_kind
 
-    return settled(TokenizerConfig(name_or_path=str(golden / "tokenizers/phi-3-mini-4k-instruct")))
+    folder = tmp_path_factory.mktemp("made")
+    return functools.cache(lambda kind: write_kind(kind, folder / kind))
 
 
 @pytest.fixture(scope="session")
-def opt(golden: Path) -> Any:
-    """OPT's tokenizer with our template: it begins plain text with BOS, which is also its EOS."""
-    from sftpipe.config.schema import TokenizerConfig
-    from support.tokenizers import settled
+def chatml(made: Callable[[str], Path]) -> Any:
+    """The embedded model's kind, small: tokens of turns, of which one is EOS."""
+    from support.tokenizers import tokenizer_at
 
-    folder = str(golden / "tokenizers" / "opt-350m")
-    return settled(TokenizerConfig(name_or_path=folder, chat_template="chatml_bos_eos"))
+    return tokenizer_at(made("chatml"))
+
+
+@pytest.fixture(scope="session")
+def phi3(made: Callable[[str], Path]) -> Any:
+    """Phi-3's kind: SentencePiece pieces, a turn token that is not EOS, a PAD that was EOS."""
+    from support.tokenizers import tokenizer_at
+
+    return tokenizer_at(made("phi3"))
+
+
+@pytest.fixture(scope="session")
+def opt(made: Callable[[str], Path]) -> Any:
+    """OPT's kind with our template: it begins plain text with BOS, which is also its EOS."""
+    from support.tokenizers import tokenizer_at
+
+    return tokenizer_at(made("opt"), chat_template="chatml_bos_eos")
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from sftpipe import storage
 from sftpipe.storage import (
     HASHES,
     cache_dir,
+    cached,
+    digest,
     is_whole,
     publish_files,
     publish_folder,
@@ -100,6 +102,14 @@ def test_hashes_are_sha256(tmp_path: Path) -> None:
     # FIPS 180-2, example B.1
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_file(tmp_path / "a.txt") == sha256_text("abc") == abc
+
+
+def test_a_digest_follows_values_and_types_and_not_the_order_of_keys() -> None:
+    assert digest({"a": 1, "b": [None]}, "ä") == digest({"b": [None], "a": 1}, "ä")
+    values = ["1", 1, 1.0, True, None, [1], ["1"], {"1": 1}, {}, [], ""]
+    assert len({digest(value) for value in values}) == len(values)
+    assert digest("a", "b") != digest("ab") != digest("b", "a")
+    assert digest("abc") == sha256_text('["abc"]')
 
 
 def test_a_file_that_changed_is_hashed_anew(tmp_path: Path) -> None:
@@ -311,3 +321,26 @@ def test_without_sftpipe_cache_it_is_the_users_cache(
         monkeypatch.setenv("SFTPIPE_CACHE", unset)
 
     assert cache_dir() == platformdirs.user_cache_path("sftpipe")
+
+
+def test_a_damaged_entry_is_built_again_where_its_bytes_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFTPIPE_CACHE", str(tmp_path))
+    file, found = tmp_path / "models" / "key" / "a.txt", []
+
+    def read(*, verify: bool) -> str:
+        return cached(
+            "models",
+            "key",
+            lambda folder: (folder / "a.txt").write_text("whole"),
+            lambda folder: (folder / "a.txt").read_text(),
+            verify=verify,
+        )
+
+    for damaged, verify in ((False, False), (True, False), (False, False), (False, True)):
+        if damaged:
+            file.write_text("half")
+        found.append(read(verify=verify))
+    assert found == ["whole", "half", "half", "whole"]
+    assert is_whole(file.parent)

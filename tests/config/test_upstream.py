@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 
+from sftpipe.config.check import Origin, check
+from sftpipe.config.hydra import compose
+from sftpipe.config.schema import to_plain
 from sftpipe.config.upstream import accepts, upstream_fields
+from sftpipe.errors import ConfigError
 
 
 def real_class(name: str) -> Any:
@@ -59,6 +63,93 @@ def test_the_default_of_every_field_is_accepted(name: str) -> None:
 )
 def test_a_field_comes_with_its_annotation(name: str, field: str, annotation: str | None) -> None:
     assert upstream_fields(name)[field] == annotation
+
+
+# what sftpipe fills in from a key of its own, and the key: the field is never a key itself
+OWNED = {
+    "sft.packing": "packing",
+    "sft.packing_strategy": "packing",
+    "sft.padding_free": "packing",
+    "sft.eval_packing": "packing",
+    "sft.completion_only_loss": "loss",
+    "sft.assistant_only_loss": "loss",
+    "sft.seed": "seed",
+    "sft.data_seed": "seed",
+    "sft.output_dir": "output_dir",
+    "sft.run_name": "output_dir",
+    "sft.overwrite_output_dir": "output_dir",
+    "sft.report_to": "tracking",
+    "sft.project": "tracking",
+    "sft.trackio_space_id": "tracking",
+    "sft.bf16": "model.dtype",
+    "sft.fp16": "model.dtype",
+    "sft.bf16_full_eval": "model.dtype",
+    "sft.fp16_full_eval": "model.dtype",
+    "sft.pad_token": "tokenizer.pad_token",
+    "sft.chat_template_path": "tokenizer.chat_template",
+    "sft.dataset_text_field": "format",
+    "sft.dataset_num_proc": "dataset.num_proc",
+    "sft.dataset_kwargs": "dataset",
+    "sft.shuffle_dataset": "dataset.shuffle_seed",
+    "sft.truncation_mode": "over_length",
+    "sft.gradient_checkpointing": "sft.activation_checkpointing",
+    "sft.gradient_checkpointing_kwargs": "sft.activation_checkpointing_kwargs",
+    "sft.model_init_kwargs": "model",
+    "sft.trust_remote_code": "model",
+    "lora.base_model_name_or_path": "model.name_or_path",
+    "lora.revision": "model.revision",
+}
+# what a config may not say at all
+FORBIDDEN = {
+    "sft": {
+        "eos_token",
+        "disable_tqdm",
+        "restore_callback_states_from_checkpoint",
+        "hub_token",
+        "deepspeed",
+        "fsdp",
+        "fsdp_config",
+        "ddp_backend",
+        "ddp_bucket_cap_mb",
+        "ddp_broadcast_buffers",
+        "ddp_find_unused_parameters",
+        "ddp_static_graph",
+        "ddp_timeout",
+        "parallelism_config",
+        "local_rank",
+    },
+    "lora": {
+        "task_type",
+        "peft_type",
+        "inference_mode",
+        "auto_mapping",
+        "peft_version",
+        "runtime_config",
+    },
+}
+
+
+def test_a_field_that_another_key_owns_or_nobody_may_set_is_refused_whatever_its_value() -> None:
+    tree = to_plain(compose(["lora=default"]))
+    for key in OWNED:
+        group, _, name = key.partition(".")
+        tree[group][name] = None
+    for group, names in FORBIDDEN.items():
+        tree[group] |= dict.fromkeys(names)
+
+    with pytest.raises(ConfigError) as caught:
+        check(tree, Origin({}, default="old"))
+
+    owned, forbidden = {}, []
+    for problem in caught.value.problems:
+        key = problem.where.removesuffix(" (old)")
+        if problem.found == "another key owns this":
+            owned[key] = problem.fix.removeprefix("write ").partition("=")[0]
+        else:
+            assert problem.found.startswith("not for a config: ")
+            forbidden.append(key)
+    assert owned == OWNED
+    assert set(forbidden) == {f"{group}.{name}" for group in FORBIDDEN for name in FORBIDDEN[group]}
 
 
 def test_reading_the_sources_imports_none_of_the_libraries() -> None:

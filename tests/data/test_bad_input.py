@@ -6,25 +6,28 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sftpipe import ConfigError, DataError, PreparedData, SftpipeError, compose, prepare
+from sftpipe import DataError, PreparedData, compose, prepare
 from sftpipe.cli import main
 from sftpipe.data.preflight.report import Dropped
 from support.byte_model import CHATML, write_byte_model
+from support.errors import Pin, examples, named, places, refused, told
 from support.rows import split_of
 
 Prepare = Callable[..., PreparedData]
 Write = Callable[[str, Any], str]
 Row = dict[str, Any]
 
-MEND = "fix or remove the row"
+END = "fix or remove the row"
 ORDER = (
     "system (optional), then user and assistant in turn, the assistant last; "
     "results of tools between an assistant's tool_calls and its answer"
@@ -74,22 +77,6 @@ def write(tmp_path: Path) -> Write:
     return write_to(tmp_path)
 
 
-def refused(run: Callable[[], Any], kind: type[SftpipeError] = DataError) -> str:
-    with pytest.raises(kind) as error:
-        run()
-    return str(error.value)
-
-
-def message(where: str, found: str, allowed: str = "", fix: str = "") -> str:
-    return "\n".join(
-        [
-            f"{where}: {found}",
-            *([f"    allowed: {allowed}"] if allowed else []),
-            *([f"    {fix}"] if fix else []),
-        ]
-    )
-
-
 def turn(role: str, content: Any, **more: Any) -> Row:
     return {"role": role, "content": content, **more}
 
@@ -130,7 +117,7 @@ def roles(*names: str) -> Row:
 
 
 NULL, TYPE, EMPTY, SHUFFLED = "null or missing", "wrong type", "empty text", "roles out of order"
-CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+FORGED_TURN = "forged turn"
 WRONG: list[tuple[Any, str]] = [
     (7, "int '7'"),
     (1.5, "float '1.5'"),
@@ -140,167 +127,52 @@ WRONG: list[tuple[Any, str]] = [
 ]
 BLANK = ["", "  ", "\n\t", "\u3000", "\u00a0 \u3000"]
 
-# {what: (row, reason, field, found, allowed, fix)}
-BAD_MESSAGES: dict[str, tuple[Row, str, str, str, str, str]] = {
-    "messages null": (
-        {"messages": None},
-        NULL,
-        ".messages",
-        "null or missing",
-        "a list of {role, content}",
-        MEND,
-    ),
-    "messages missing": (
-        {"other": 1},
-        NULL,
-        ".messages",
-        "null or missing",
-        "a list of {role, content}",
-        MEND,
-    ),
-    "messages a string": (
-        {"messages": "hi"},
-        TYPE,
-        ".messages",
-        "str 'hi'",
-        "a list of {role, content}",
-        MEND,
-    ),
-    "content null": (
-        answered(None),
-        NULL,
-        ".messages[1].content",
-        "null or missing",
-        "a string",
-        MEND,
-    ),
-    "content missing": (
+# what, row, field, reason; the name of a wrong type ends with what its message shows
+BAD_MESSAGES: list[tuple[str, Row, str, str]] = [
+    ("messages null", {"messages": None}, ".messages", NULL),
+    ("messages missing", {"other": 1}, ".messages", NULL),
+    ("messages str 'hi'", {"messages": "hi"}, ".messages", TYPE),
+    ("content null", answered(None), ".messages[1].content", NULL),
+    (
+        "content missing",
         {"messages": [USER, {"role": "assistant"}]},
-        NULL,
         ".messages[1].content",
-        "null or missing",
-        "a string",
-        MEND,
-    ),
-    "role missing": (
-        {"messages": [{"content": "hi"}, ANSWER]},
         NULL,
-        ".messages[0].role",
-        "null or missing",
-        "a string",
-        MEND,
     ),
-    "turn null": (
-        {"messages": [USER, None]},
-        NULL,
-        ".messages[1]",
-        "null or missing",
-        "{role, content}",
-        MEND,
-    ),
-    **{
-        f"messages {found}": (
-            {"messages": value},
-            TYPE,
-            ".messages",
-            found,
-            "a list of {role, content}",
-            MEND,
-        )
-        for value, found in WRONG
+    ("role missing", {"messages": [{"content": "hi"}, ANSWER]}, ".messages[0].role", NULL),
+    ("turn null", {"messages": [USER, None]}, ".messages[1]", NULL),
+    *(
+        (f"messages {shown}", {"messages": value}, ".messages", TYPE)
+        for value, shown in WRONG
         if not isinstance(value, list)
-    },
-    **{
-        f"turn {found}": (
-            {"messages": [USER, value]},
-            TYPE,
-            ".messages[1]",
-            found,
-            "{role, content}",
-            MEND,
-        )
-        for value, found in WRONG
+    ),
+    *(
+        (f"turn {shown}", {"messages": [USER, value]}, ".messages[1]", TYPE)
+        for value, shown in WRONG
         if not isinstance(value, dict)
-    },
-    **{
-        f"role {found}": (
+    ),
+    *(
+        (
+            f"role {shown}",
             {"messages": [{"role": value, "content": "a"}, ANSWER]},
-            TYPE,
             ".messages[0].role",
-            found,
-            "a string",
-            MEND,
+            TYPE,
         )
-        for value, found in WRONG
-    },
-    **{
-        f"content {found}": (answered(value), TYPE, ".messages[1].content", found, "a string", MEND)
-        for value, found in WRONG
-    },
-    **{
-        f"blank user {text!r}": (
-            chat(text, "yo"),
-            EMPTY,
-            ".messages[0].content",
-            "an empty string",
-            "text",
-            MEND,
-        )
-        for text in BLANK
-    },
-    **{
-        f"blank answer {text!r}": (
-            answered(text),
-            EMPTY,
-            ".messages[1].content",
-            "an empty string",
-            "text",
-            MEND,
-        )
-        for text in BLANK
-    },
-    "blank system": (
-        chat("hi", "yo", system="\u3000"),
-        EMPTY,
-        ".messages[0].content",
-        "an empty string",
-        "text",
-        MEND,
+        for value, shown in WRONG
     ),
-    "high surrogate": (
-        answered("a\ud800b"),
-        "broken text",
-        ".messages[1].content",
-        "a lone surrogate, U+D800, in 'a\\ud800b'",
-        "whole characters",
-        MEND,
+    *(
+        (f"content {shown}", answered(value), ".messages[1].content", TYPE)
+        for value, shown in WRONG
     ),
-    "low surrogate": (
-        chat("\udc00", "yo"),
-        "broken text",
-        ".messages[0].content",
-        "a lone surrogate, U+DC00, in '\\udc00'",
-        "whole characters",
-        MEND,
-    ),
-    "unknown role": (
-        roles("human", "assistant"),
-        "unknown role",
-        ".messages[0].role",
-        "'human'",
-        "system, user, assistant, tool",
-        MEND,
-    ),
-    "no turns": ({"messages": []}, SHUFFLED, ".messages", "the roles (none)", ORDER, MEND),
-    **{
-        f"roles {' '.join(names)}": (
-            roles(*names),
-            SHUFFLED,
-            ".messages",
-            f"the roles {', '.join(names)}",
-            ORDER,
-            MEND,
-        )
+    *((f"blank user {text!r}", chat(text, "yo"), ".messages[0].content", EMPTY) for text in BLANK),
+    *((f"blank answer {text!r}", answered(text), ".messages[1].content", EMPTY) for text in BLANK),
+    ("blank system", chat("hi", "yo", system="\u3000"), ".messages[0].content", EMPTY),
+    ("high surrogate", answered("a\ud800b"), ".messages[1].content", "broken text"),
+    ("low surrogate", chat("\udc00", "yo"), ".messages[0].content", "broken text"),
+    ("unknown role", roles("human", "assistant"), ".messages[0].role", "unknown role"),
+    ("no turns", {"messages": []}, ".messages", SHUFFLED),
+    *(
+        (f"roles {' '.join(names)}", roles(*names), ".messages", SHUFFLED)
         for names in (
             ("system", "system", "user", "assistant"),
             ("assistant", "user", "assistant"),
@@ -313,278 +185,190 @@ BAD_MESSAGES: dict[str, tuple[Row, str, str, str, str, str]] = {
             ("user", "tool", "assistant"),
             ("system", "assistant"),
         )
-    },
-    "weight": (
-        answered("a", weight=0),
-        "a field of another tool",
-        ".messages[1].weight",
-        "0",
-        "train: true or train: false",
-        "rename the field to train",
     ),
-    "training": (
-        answered("a", training=False),
-        "a field of another tool",
-        ".messages[1].training",
-        "False",
-        "train: true or train: false",
-        "rename the field to train",
-    ),
-    **{
-        f"train {found}": (
-            answered("a", train=value),
-            TYPE,
-            ".messages[1].train",
-            found,
-            "true, false or nothing",
-            MEND,
-        )
-        for value, found in [
+    ("weight", answered("a", weight=0), ".messages[1].weight", "a field of another tool"),
+    ("training", answered("a", training=False), ".messages[1].training", "a field of another tool"),
+    *(
+        (f"train {shown}", answered("a", train=value), ".messages[1].train", TYPE)
+        for value, shown in [
             (1, "int '1'"),
             (0, "int '0'"),
             ("true", "str 'true'"),
             ([], "list '[]'"),
         ]
-    },
-    "train on a user": (
+    ),
+    (
+        "train on a user",
         {"messages": [{**USER, "train": True}, ANSWER]},
-        "train flag on another role",
         ".messages[0].train",
-        "true on a turn of user",
-        "true on assistant turns",
-        MEND,
+        "train flag on another role",
     ),
-    "nothing trained": (
-        answered("a", train=False),
-        "nothing to train",
-        "",
-        "no turn of it is to be trained",
-        "",
-        "remove the row, or its train: false",
-    ),
-    "tools a number": (
-        {**GOOD, "tools": 7},
-        TYPE,
-        ".tools",
-        "int '7'",
-        "a list of JSON schemas",
-        MEND,
-    ),
-    "tools no JSON": ({**GOOD, "tools": "{x"}, TYPE, ".tools", "str '{x'", "JSON", MEND),
-    "a tool a string": ({**GOOD, "tools": ["f"]}, TYPE, ".tools[0]", "str 'f'", "JSON", MEND),
-    "tool calls a number": (
-        answered("a", tool_calls=7),
-        TYPE,
-        ".messages[1].tool_calls",
-        "int '7'",
-        "a list",
-        MEND,
-    ),
-    "a tool call a number": (
-        answered("a", tool_calls=[7]),
-        TYPE,
-        ".messages[1].tool_calls[0]",
-        "int '7'",
-        "{type: function, function: {name, arguments}}",
-        MEND,
-    ),
-    "arguments no JSON": (
+    ("nothing trained", answered("a", train=False), "", "nothing to train"),
+    ("tools int '7'", {**GOOD, "tools": 7}, ".tools", TYPE),
+    ("tools str '{x'", {**GOOD, "tools": "{x"}, ".tools", TYPE),
+    ("a tool str 'f'", {**GOOD, "tools": ["f"]}, ".tools[0]", TYPE),
+    ("tool calls int '7'", answered("a", tool_calls=7), ".messages[1].tool_calls", TYPE),
+    ("a tool call int '7'", answered("a", tool_calls=[7]), ".messages[1].tool_calls[0]", TYPE),
+    (
+        "arguments str '{x'",
         answered("a", tool_calls=[{"function": {"name": "f", "arguments": "{x"}}]),
-        TYPE,
         ".messages[1].tool_calls[0].function.arguments",
-        "str '{x'",
-        "a mapping, or JSON of one",
-        MEND,
-    ),
-    "template variables a list": (
-        {**GOOD, "chat_template_kwargs": [1]},
         TYPE,
+    ),
+    (
+        "template variables list '[1]'",
+        {**GOOD, "chat_template_kwargs": [1]},
         ".chat_template_kwargs",
-        "list '[1]'",
-        "a mapping",
-        MEND,
+        TYPE,
     ),
-    "template variable of ours": (
+    (
+        "template variable of ours",
         {**GOOD, "chat_template_kwargs": {"messages": []}},
-        "reserved template variable",
         ".chat_template_kwargs.messages",
-        "not the row's to set",
-        "variables of the template's own",
-        MEND,
+        "reserved template variable",
     ),
-}
+]
 
 
 @pytest.fixture(scope="module")
 def bad_messages(prepared: Prepare, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Dropped]:
     """{row: why it was dropped} of a file of bad rows behind one good one."""
     file = write_to(tmp_path_factory.mktemp("bad"))(
-        "rows.jsonl", [GOOD, *(case[0] for case in BAD_MESSAGES.values())]
+        "rows.jsonl", [GOOD, *(row for _, row, _, _ in BAD_MESSAGES)]
     )
     data = prepared(*JSON, file, "preflight.max_empty_rows=1")
     assert len(data.train) == 1
     return {one.index: one for one in data.preflight.dropped}
 
 
-@pytest.mark.parametrize("case", BAD_MESSAGES)
+@pytest.mark.parametrize(
+    ("what", "index", "field", "reason", "example"),
+    examples(
+        [
+            [what, what, index, field, reason]
+            for index, (what, _, field, reason) in enumerate(BAD_MESSAGES, 1)
+        ],
+        kind=2,
+    ),
+)
 def test_a_bad_row_of_messages_is_told_with_place_line_reason_and_remedy(
-    bad_messages: dict[int, Dropped], case: str
+    bad_messages: dict[int, Dropped],
+    what: str,
+    index: int,
+    field: str,
+    reason: str,
+    example: bool,
+    golden_error: Pin,
 ) -> None:
-    _, reason, field, found, allowed, fix = BAD_MESSAGES[case]
-    index = list(BAD_MESSAGES).index(case) + 1
-    assert str(bad_messages[index].problem()) == message(
-        f"train[{index}]{field} (rows.jsonl, line {index + 1})", found, allowed, fix
-    )
-    assert bad_messages[index].reason == reason
+    one = bad_messages[index]
+    assert (one.where, one.origin) == (f"train[{index}]{field}", f"rows.jsonl, line {index + 1}")
+    assert one.reason == reason
+    assert reason != TYPE or what.endswith(one.found)
+    if example:
+        golden_error(replace(one, index=1, where=f"row{field}", origin="").problem())
 
 
 PATTERN = ("dataset=json", "format=template", "format.prompt='{q} ##> '", "format.completion='{a}'")
-NULL_TEXT, EMPTY_TEXT = (NULL, "null or missing", "a string"), (EMPTY, "an empty string", "text")
+SHAREGPT = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
 
-
-@pytest.mark.parametrize(
-    ("overrides", "good", "bad"),
+# format, overrides, a good row, bad ones: (row, field, reason)
+BAD_OF_FORMATS: list[list[Any]] = [
     [
-        pytest.param(
-            PAIRS,
-            {"prompt": "a", "completion": "b"},
-            [
-                ({"prompt": "a"}, ".completion", *NULL_TEXT),
-                ({"prompt": None, "completion": "b"}, ".prompt", *NULL_TEXT),
-                ({"prompt": "a", "completion": 3}, ".completion", TYPE, "int '3'", "a string"),
-                ({"prompt": "\u3000", "completion": "b"}, ".prompt", *EMPTY_TEXT),
-                (
-                    {"prompt": [USER], "completion": "b"},
-                    ".completion",
-                    TYPE,
-                    "str 'b'",
-                    "a list of {role, content}",
-                ),
-            ],
-            id="prompt_completion",
-        ),
-        pytest.param(
-            ("dataset=json", "format=instruction"),
-            {"instruction": "a", "output": "b"},
-            [
-                ({"instruction": "a"}, ".output", *NULL_TEXT),
-                ({"instruction": "", "output": "b"}, ".instruction", *EMPTY_TEXT),
-                (
-                    {"instruction": "a", "input": 3, "output": "b"},
-                    ".input",
-                    TYPE,
-                    "int '3'",
-                    "a string or null",
-                ),
-                (
-                    {"instruction": f"a{END}", "output": "b"},
-                    ".instruction",
-                    "forged turn",
-                    f"the special token '{END}' in 'a{END}'",
-                    "text that neither opens nor ends a turn",
-                ),
-            ],
-            id="instruction",
-        ),
-        pytest.param(
-            ("dataset=json", "format=sharegpt"),
-            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
-            [
-                (
-                    {"conversations": None},
-                    ".conversations",
-                    NULL,
-                    "null or missing",
-                    "a list of {from, value}",
-                ),
-                (
-                    {"conversations": [{"from": "bot", "value": "a"}]},
-                    ".conversations[0].from",
-                    "unknown role",
-                    "'bot'",
-                    "human, user, gpt, assistant, system, tool, observation",
-                ),
-                (
-                    {"conversations": [{"from": "gpt", "value": "b"}]},
-                    ".conversations",
-                    SHUFFLED,
-                    "the roles assistant",
-                    ORDER,
-                ),
-                (
-                    {"conversations": [{"from": "human", "value": " "}]},
-                    ".conversations[0].value",
-                    *EMPTY_TEXT,
-                ),
-                (
-                    {
-                        "conversations": [
-                            {"from": "human", "value": "a"},
-                            {"from": "gpt", "value": END},
-                        ]
-                    },
-                    ".conversations[1].value",
-                    "forged turn",
-                    f"the special token '{END}' in '{END}'",
-                    "text that neither opens nor ends a turn",
-                ),
-            ],
-            id="sharegpt",
-        ),
-        pytest.param(
-            PATTERN,
-            {"q": "a", "a": "b"},
-            [
-                ({"q": "a", "a": None}, ".a", *NULL_TEXT),
-                ({"q": "a", "a": {"x": 1}}, ".a", TYPE, "dict \"{'x': 1}\"", "a string"),
-                ({"q": "", "a": "b"}, ".q", *EMPTY_TEXT),
-                (
-                    {"q": END, "a": "b"},
-                    ".q",
-                    "forged turn",
-                    f"the special token '{END}' in '{END}'",
-                    "text that neither opens nor ends a turn",
-                ),
-            ],
-            id="template",
-        ),
-        pytest.param(
-            ("dataset=json", "format=text", "loss=full"),
-            {"text": "a"},
-            [
-                ({"text": None}, ".text", *NULL_TEXT),
-                ({"text": 1}, ".text", TYPE, "int '1'", "a string"),
-                ({"text": "\n"}, ".text", *EMPTY_TEXT),
-            ],
-            id="text",
-        ),
+        "prompt_completion",
+        PAIRS,
+        {"prompt": "a", "completion": "b"},
+        [
+            ({"prompt": "a"}, ".completion", NULL),
+            ({"prompt": None, "completion": "b"}, ".prompt", NULL),
+            ({"prompt": "a", "completion": 3}, ".completion", TYPE),
+            ({"prompt": "\u3000", "completion": "b"}, ".prompt", EMPTY),
+            ({"prompt": [USER], "completion": "b"}, ".completion", TYPE),
+        ],
     ],
-)
+    [
+        "instruction",
+        ("dataset=json", "format=instruction"),
+        {"instruction": "a", "output": "b"},
+        [
+            ({"instruction": "a"}, ".output", NULL),
+            ({"instruction": "", "output": "b"}, ".instruction", EMPTY),
+            ({"instruction": "a", "input": 3, "output": "b"}, ".input", TYPE),
+            ({"instruction": f"a{END}", "output": "b"}, ".instruction", FORGED_TURN),
+        ],
+    ],
+    [
+        "sharegpt",
+        ("dataset=json", "format=sharegpt"),
+        {"conversations": SHAREGPT},
+        [
+            ({"conversations": None}, ".conversations", NULL),
+            (
+                {"conversations": [{"from": "bot", "value": "a"}]},
+                ".conversations[0].from",
+                "unknown role",
+            ),
+            ({"conversations": SHAREGPT[1:]}, ".conversations", SHUFFLED),
+            (
+                {"conversations": [{"from": "human", "value": " "}]},
+                ".conversations[0].value",
+                EMPTY,
+            ),
+            (
+                {"conversations": [SHAREGPT[0], {"from": "gpt", "value": END}]},
+                ".conversations[1].value",
+                FORGED_TURN,
+            ),
+        ],
+    ],
+    [
+        "template",
+        PATTERN,
+        {"q": "a", "a": "b"},
+        [
+            ({"q": "a", "a": None}, ".a", NULL),
+            ({"q": "a", "a": {"x": 1}}, ".a", TYPE),
+            ({"q": "", "a": "b"}, ".q", EMPTY),
+            ({"q": END, "a": "b"}, ".q", FORGED_TURN),
+        ],
+    ],
+    [
+        "text",
+        ("dataset=json", "format=text", "loss=full"),
+        {"text": "a"},
+        [
+            ({"text": None}, ".text", NULL),
+            ({"text": 1}, ".text", TYPE),
+            ({"text": "\n"}, ".text", EMPTY),
+        ],
+    ],
+]
+
+
+@pytest.mark.parametrize(("overrides", "good", "bad"), named(BAD_OF_FORMATS))
 def test_a_bad_row_of_each_format_names_the_column_of_the_file(
     prepared: Prepare,
     write: Write,
     overrides: tuple[str, ...],
     good: Row,
-    bad: list[tuple[Any, ...]],
+    bad: list[tuple[Row, str, str]],
+    golden_error: Pin,
 ) -> None:
     data = prepared(
         *overrides,
-        write("rows.jsonl", [good, *(case[0] for case in bad)]),
+        write("rows.jsonl", [good, *(row for row, _, _ in bad)]),
         "preflight.max_empty_rows=1",
     )
-    told = [
-        (one.where, one.reason, one.found, one.allowed, one.origin)
-        for one in data.preflight.dropped
-    ]
-    assert told == [
-        (f"train[{at}]{field}", reason, found, allowed, f"rows.jsonl, line {at + 1}")
-        for at, (_, field, reason, found, allowed) in enumerate(bad, 1)
+    dropped = data.preflight.dropped
+    assert [(one.where, one.reason, one.origin) for one in dropped] == [
+        (f"train[{at}]{field}", reason, f"rows.jsonl, line {at + 1}")
+        for at, (_, field, reason) in enumerate(bad, 1)
     ]
     assert len(data.train) == 1
+    golden_error(DataError(*(one.problem() for one in dropped)))
 
 
 def test_a_row_over_the_limit_is_an_error_that_counts_and_shows(
-    prepared: Prepare, write: Write
+    prepared: Prepare, write: Write, golden_error: Pin
 ) -> None:
     rows = [
         GOOD,
@@ -596,57 +380,37 @@ def test_a_row_over_the_limit_is_an_error_that_counts_and_shows(
         answered(None),
         answered(None),
     ]
-    assert refused(lambda: prepared(*JSON, write("rows.jsonl", rows))) == "\n".join(
-        [
-            message(
-                "train",
-                "7 of 8 rows teach nothing: 4 x null or missing, 1 x roles out of order, 1 x "
-                "empty text, 1 x wrong type",
-                "preflight.max_empty_rows=0.01 of the rows",
-                "fix the rows below, the format or the loss; preflight.max_empty_rows=1 lets "
-                "sftpipe preview show the rest",
-            ),
-            *(
-                message(
-                    f"train[{at}].messages[1].content (rows.jsonl, line {at + 1})",
-                    "null or missing",
-                    "a string",
-                    MEND,
-                )
-                for at in (1, 5, 6)
-            ),
-            message("train[2].messages (rows.jsonl, line 3)", "the roles (none)", ORDER, MEND),
-            message(
-                "train[3].messages[1].content (rows.jsonl, line 4)", "an empty string", "text", MEND
-            ),
-            message(
-                "train[4].messages[1].content (rows.jsonl, line 5)", "int '3'", "a string", MEND
-            ),
-        ]
-    )
+    file = write("rows.jsonl", rows)
+    error = refused(DataError, lambda: prepared(*JSON, file))
+    assert places(error) == [
+        "train",
+        *(f"train[{at}].messages[1].content (rows.jsonl, line {at + 1})" for at in (1, 5, 6)),
+        "train[2].messages (rows.jsonl, line 3)",
+        *(f"train[{at}].messages[1].content (rows.jsonl, line {at + 1})" for at in (3, 4)),
+    ]
+    assert re.findall(r"\d+", error.problems[0].found) == ["7", "8", "4", "1", "1", "1"]
+    assert error.problems[0].allowed.startswith("preflight.max_empty_rows=0.01 ")
+    golden_error(error)
 
 
 def test_a_column_that_no_row_has_names_those_that_there_are(
-    prepared: Prepare, write: Write
+    prepared: Prepare, write: Write, golden_error: Pin
 ) -> None:
-    assert refused(lambda: prepared(*JSON, write("rows.jsonl", [{"mesages": []}]))) == message(
-        "format=messages (train)",
-        "no column 'messages'; the data set has mesages",
-        "columns messages",
-        "dataset.columns.messages=mesages, or another format",
-    )
+    file = write("rows.jsonl", [{"mesages": []}])
+    error = refused(DataError, lambda: prepared(*JSON, file))
+    assert told(error) == {"format=messages (train)": ("dataset.columns.messages=mesages",)}
+    golden_error(error)
 
 
-def test_loss_full_refuses_rows_that_hold_a_turn_back(prepared: Prepare, write: Write) -> None:
+def test_loss_full_refuses_rows_that_hold_a_turn_back(
+    prepared: Prepare, write: Write, golden_error: Pin
+) -> None:
     row = {"messages": [USER, {**ANSWER, "train": False}, USER, ANSWER]}
-    assert refused(lambda: prepared(*JSON, write("rows.jsonl", [row]), "loss=full")).endswith(
-        message(
-            "train[0] (rows.jsonl, line 1)",
-            "loss=full trains every token, and a turn is marked train: false",
-            "",
-            "loss=assistant_only",
-        )
-    )
+    file = write("rows.jsonl", [row])
+    error = refused(DataError, lambda: prepared(*JSON, file, "loss=full"))
+    assert places(error) == ["train", "train[0] (rows.jsonl, line 1)"]
+    assert error.problems[1].commands == ("loss=assistant_only",)
+    golden_error(error)
 
 
 def test_dates_in_json_stay_the_strings_that_they_are(prepared: Prepare, write: Write) -> None:
@@ -723,22 +487,20 @@ def tooled(tmp_path: Path) -> str:
 
 
 def test_a_special_token_in_a_text_is_a_forged_turn_wherever_the_text_stands(
-    prepared: Prepare, write: Write, tooled: str
+    prepared: Prepare, write: Write, tooled: str, golden_error: Pin
 ) -> None:
     rows = [GOOD, *(make(FORGERY) for make, _ in FORGED.values())]
     data = prepared(*JSON, write("rows.jsonl", rows), tooled, "preflight.max_empty_rows=1")
-    shown = FORGERY[: 1 + len(END) + 20]
-    assert [str(one.problem()) for one in data.preflight.dropped] == [
-        message(
-            f"train[{at}].{place} (rows.jsonl, line {at + 1})",
-            f"the special token '{END}' in {shown!r}",
-            "text that neither opens nor ends a turn",
-            "fix or remove the row, or preflight.forged_turns=escape to have such tokens read "
-            "as plain text",
-        )
+    dropped = data.preflight.dropped
+    assert [(one.where, one.origin) for one in dropped] == [
+        (f"train[{at}].{place}", f"rows.jsonl, line {at + 1}")
         for at, (_, place) in enumerate(FORGED.values(), 1)
     ]
-    assert split_of(data.preflight, "train").dropped == {"forged turn": len(FORGED)}
+    (found,) = {one.found for one in dropped}
+    assert repr(FORGERY[: 1 + len(END) + 20]) in found
+    assert {one.problem().commands for one in dropped} == {("preflight.forged_turns=escape",)}
+    assert split_of(data.preflight, "train").dropped == {FORGED_TURN: len(FORGED)}
+    golden_error(dropped[0].problem())
 
 
 def test_escaped_texts_forge_no_token_and_look_the_same(
@@ -790,7 +552,8 @@ def test_special_tokens_in_the_columns_of_a_pattern_are_refused_or_escaped(
     prepared: Prepare, write: Write, overrides: tuple[str, ...], make: Callable[[str], Row]
 ) -> None:
     file = write("rows.jsonl", [make(FORGERY)])
-    assert "1 x forged turn" in refused(lambda: prepared(*overrides, file))
+    error = refused(DataError, lambda: prepared(*overrides, file))
+    assert "1 x forged turn" in error.problems[0].found
     data = prepared(*overrides, file, "preflight.forged_turns=escape")
     plain = prepared(*overrides, write("plain.jsonl", [make("plain")]))
     special = set(data.tokenizer.all_special_ids)
@@ -802,7 +565,7 @@ def test_special_tokens_in_the_columns_of_a_pattern_are_refused_or_escaped(
 
 @pytest.mark.parametrize("mode", ["error", "escape"])
 def test_columns_that_make_a_special_token_together_are_a_forged_turn(
-    prepared: Prepare, write: Write, mode: str
+    prepared: Prepare, write: Write, mode: str, golden_error: Pin
 ) -> None:
     overrides = (
         "dataset=json",
@@ -812,14 +575,10 @@ def test_columns_that_make_a_special_token_together_are_a_forged_turn(
         f"preflight.forged_turns={mode}",
     )
     file = write("rows.jsonl", [{"q": "<|im_", "r": "end|>", "a": "b"}])
-    assert refused(lambda: prepared(*overrides, file)).endswith(
-        message(
-            "train[0] (rows.jsonl, line 1)",
-            f"the columns together make the special token '{END}'",
-            "text that neither opens nor ends a turn",
-            "fix or remove the row, or put text between the columns in the pattern",
-        )
-    )
+    error = refused(DataError, lambda: prepared(*overrides, file))
+    assert places(error) == ["train", "train[0] (rows.jsonl, line 1)"]
+    assert repr(END) in error.problems[1].found
+    golden_error(error.problems[1])
 
 
 def test_special_tokens_of_a_pattern_and_of_unread_columns_are_no_forgery(
@@ -844,18 +603,16 @@ LONG = chat("one" * 10, "1" * 30, "two" * 10, "2" * 30, "three", "3", system="S"
 
 
 def test_a_row_that_is_too_long_is_an_error_that_names_the_length_that_would_do(
-    prepared: Prepare, write: Write
+    prepared: Prepare, write: Write, golden_error: Pin
 ) -> None:
     file = write("rows.jsonl", [GOOD, LONG])
     length = split_of(prepared(*JSON, file, "sft.max_length=null").preflight, "train").length_max
-    assert refused(lambda: prepared(*JSON, file, f"sft.max_length={length - 1}")) == message(
-        "train[1]",
-        f"1 of 2 rows of train are longer than sft.max_length={length - 1} tokens; this one has "
-        f"{length}, the longest {length}",
-        "",
-        f"sft.max_length={length}, or over_length=drop to leave such rows out and count them",
-    )
+    error = refused(DataError, lambda: prepared(*JSON, file, f"sft.max_length={length - 1}"))
+    assert told(error) == {"train[1]": (f"sft.max_length={length}", "over_length=drop")}
+    numbers = map(int, re.findall(r"\d+", error.problems[0].found))
+    assert list(numbers) == [1, 2, length - 1, length, length]
     assert len(prepared(*JSON, file, f"sft.max_length={length}").train) == 2
+    golden_error(error)
 
 
 def test_dropped_long_rows_are_counted_and_the_rest_is_untouched(
@@ -870,15 +627,13 @@ def test_dropped_long_rows_are_counted_and_the_rest_is_untouched(
 def test_dropping_every_row_is_an_error_that_does_not_advise_dropping(
     prepared: Prepare, write: Write
 ) -> None:
-    told = refused(
-        lambda: prepared(
-            *JSON, write("rows.jsonl", [LONG]), "sft.max_length=50", "over_length=drop"
-        )
+    file = write("rows.jsonl", [LONG])
+    error = refused(
+        DataError, lambda: prepared(*JSON, file, "sft.max_length=50", "over_length=drop")
     )
-    assert told.startswith(
-        "train[0]: 1 of 1 rows of train are longer than sft.max_length=50 tokens; this one has "
-    )
-    assert "over_length=drop" not in told
+    assert places(error) == ["train[0]"]
+    assert re.findall(r"\d+", error.problems[0].found)[:3] == ["1", "1", "50"]
+    assert "over_length=drop" not in str(error)
 
 
 @pytest.mark.parametrize("limit", [250, 153, 152, 81])
@@ -934,7 +689,7 @@ def test_truncation_of_a_prompt_cuts_it_from_the_left_and_the_answer_never(
     ],
 )
 def test_a_row_that_cannot_be_cut_is_dropped_counted_and_named(
-    prepared: Prepare, write: Write, overrides: tuple[str, ...], row: Row
+    prepared: Prepare, write: Write, overrides: tuple[str, ...], row: Row, golden_error: Pin
 ) -> None:
     short = GOOD_SHORT if "messages" in row else dict.fromkeys(row, "a")
     file = write("rows.jsonl", [row, short])
@@ -948,14 +703,12 @@ def test_a_row_that_cannot_be_cut_is_dropped_counted_and_named(
     (one,) = data.preflight.dropped
     (command,) = one.problem().commands
     length = int(command.removeprefix("sft.max_length="))
-    assert str(one.problem()) == message(
-        "train[0] (rows.jsonl, line 1)",
-        f"{length} tokens, and no prompt that could be cut to fit sft.max_length=45",
-        "",
-        f"sft.max_length={length}",
-    )
+    assert (one.where, one.origin) == ("train[0]", "rows.jsonl, line 1")
+    assert re.findall(r"\d+", one.found) == [str(length), "45"]
     assert split_of(data.preflight, "train").dropped == {"longer than sft.max_length": 1}
     assert len(data.train) == 1
+    if overrides == PAIRS:
+        golden_error(one.problem())
 
 
 GOOD_SHORT = chat("a", "b", system="S")
@@ -975,31 +728,30 @@ def quoted(at: int, mark: str = "A") -> Row:
     return {"text": f"### Q: q{at}\n### {mark}: a{at}"}
 
 
-def not_found(at: int) -> str:
-    return message(
-        f"train[{at}] (rows.jsonl, line {at + 1})",
-        f"loss.response_template '### A:' is not in '### Q: q{at}\\n### B: a{at}'",
-        "the text that is written before each answer",
-        "copy it from the first rows that sftpipe preview loss=full shows",
-    )
-
-
-def test_a_response_template_that_never_occurs_is_an_error(prepared: Prepare, write: Write) -> None:
-    told = refused(
-        lambda: prepared(*RESPONSE, write("rows.jsonl", [quoted(at, "B") for at in range(5)]))
-    )
-    assert told.startswith("train: 5 of 5 rows teach nothing: 5 x response template not found\n")
-    assert told.endswith("\n".join(not_found(at) for at in range(3)))
+def test_a_response_template_that_never_occurs_is_an_error(
+    prepared: Prepare, write: Write, golden_error: Pin
+) -> None:
+    file = write("rows.jsonl", [quoted(at, "B") for at in range(5)])
+    error = refused(DataError, lambda: prepared(*RESPONSE, file))
+    assert places(error) == [
+        "train",
+        *(f"train[{at}] (rows.jsonl, line {at + 1})" for at in range(3)),
+    ]
+    assert "5 x response template not found" in error.problems[0].found
+    golden_error(error)
 
 
 def test_a_few_rows_without_the_response_template_are_dropped_and_named(
     prepared: Prepare, write: Write
 ) -> None:
-    data = prepared(
-        *RESPONSE,
-        write("rows.jsonl", [quoted(at, "B" if at in (7, 199) else "A") for at in range(200)]),
-    )
-    assert [str(one.problem()) for one in data.preflight.dropped] == [not_found(7), not_found(199)]
+    rows = [quoted(at, "B" if at in (7, 199) else "A") for at in range(200)]
+    data = prepared(*RESPONSE, write("rows.jsonl", rows))
+    assert [(one.where, one.reason, one.origin) for one in data.preflight.dropped] == [
+        (f"train[{at}]", "response template not found", f"rows.jsonl, line {at + 1}")
+        for at in (7, 199)
+    ]
+    for at, one in zip((7, 199), data.preflight.dropped, strict=True):
+        assert repr(f"### Q: q{at}\n### B: a{at}") in one.found
     assert len(data.train) == 198
     assert trained_of(data, 7) == f" a8{END}"
 
@@ -1008,319 +760,120 @@ def test_a_few_rows_without_the_response_template_are_dropped_and_named(
 
 LINE = json.dumps(GOOD)
 HEADER = "prompt,completion\n"
-QUOTE = 'close the quote; a quote inside a quoted value is written twice: ""'
-COMMA = 'put values that hold a comma, a quote or a line break into "..."'
-CUT = "the row that begins here cannot be read: "
 ZIPPED, ZIPPED_CSV = (
     gzip.compress((LINE + "\n").encode() * 200),
     gzip.compress((HEADER + "a,b\n" * 2000).encode()),
 )
-DAMAGED, AGAIN = "the compressed file is damaged or cut off ", "fetch or make the file again"
-CUT_OFF = f"{DAMAGED}(Compressed file ended before the end-of-stream marker was reached)"
-UTF8 = "save the file as UTF-8"
-NO_ROWS = ("", "no rows", "", "name files that hold rows")
-LIST = "a list of objects: [{...}, {...}]"
+NO_JSON, NO_OBJECT, NO_UTF8 = "no JSON: ", " '", "is no UTF-8"
+DAMAGED, NO_ROWS = "the compressed file is damaged or cut off (", "no rows"
+NO_ROW, VALUES = "the row that begins here cannot be read: ", "values for the 2 columns"
 
-
-@pytest.mark.parametrize(
-    ("name", "content", "line", "found", "allowed", "fix"),
+# what, file, content, line, the words of the reason
+BAD_FILES: list[list[Any]] = [
+    ["a bad line", "a.jsonl", f'{LINE}\n{{"messages" 1}}\n{LINE}\n', ", line 2", NO_JSON],
     [
-        pytest.param(
-            "a.jsonl",
-            f'{LINE}\n{{"messages" 1}}\n{LINE}\n',
-            ", line 2",
-            "no JSON: Expecting ':' delimiter at character 13: '{\"messages\" 1}'",
-            JSON_ROWS,
-            "fix the line",
-            id="bad line",
-        ),
-        pytest.param(
-            "a.jsonl",
-            f"{LINE}\n\n  \n{LINE[:26]}\n",
-            ", line 4",
-            'no JSON: Unterminated string starting at at character 24: \'essages": [{"role": "us\'',
-            JSON_ROWS,
-            "fix the line",
-            id="cut line behind blank ones",
-        ),
-        pytest.param(
-            "a.jsonl",
-            f"{LINE}\n[1, 2]\n",
-            ", line 2",
-            "list '[1, 2]'",
-            JSON_ROWS,
-            "fix the line",
-            id="a line that is a list",
-        ),
-        pytest.param(
-            "a.jsonl",
-            f"{LINE}\n7\n",
-            ", line 2",
-            "int '7'",
-            JSON_ROWS,
-            "fix the line",
-            id="a line that is a number",
-        ),
-        pytest.param(
-            "a.jsonl",
-            f'{LINE}\n"x"\n',
-            ", line 2",
-            "str 'x'",
-            JSON_ROWS,
-            "fix the line",
-            id="a line that is a string",
-        ),
-        pytest.param(
-            "a.jsonl",
-            f"{LINE}\nnull\n",
-            ", line 2",
-            "null",
-            JSON_ROWS,
-            "fix the line",
-            id="a line that is null",
-        ),
-        pytest.param(
-            "a.json",
-            json.dumps(GOOD, indent=2),
-            ", line 1",
-            "no JSON: Expecting property name enclosed in double quotes at character 2: '{'",
-            JSON_ROWS,
-            "write the whole object on one line, or all objects as one list",
-            id="pretty-printed object",
-        ),
-        pytest.param(
-            "a.json",
-            json.dumps([GOOD, 7, GOOD], indent=2),
-            ", row 1",
-            "int '7'",
-            LIST,
-            "fix the file",
-            id="list with a number",
-        ),
-        pytest.param(
-            "a.json",
-            json.dumps([GOOD, [GOOD]]),
-            ", row 1",
-            "list \"[{'messages': [{'role': 'user', 'content\"",
-            LIST,
-            "fix the file",
-            id="list in a list",
-        ),
-        pytest.param(
-            "a.json",
-            f"\n[{LINE},\n{LINE},\nx]",
-            ", line 4",
-            None,
-            JSON_ROWS,
-            "fix the line",
-            id="list with no JSON",
-        ),
-        pytest.param(
-            "a.json",
-            f"[{LINE}]\n[{LINE}]\n",
-            ", line 2",
-            None,
-            JSON_ROWS,
-            "fix the line",
-            id="a list a line",
-        ),
-        pytest.param(
-            "a.jsonl",
-            '{"a":' + "[" * 100_000,
-            ", line 1",
-            None,
-            JSON_ROWS,
-            "fix the line",
-            id="brackets without end",
-        ),
-        pytest.param(
-            "a.jsonl",
-            '{"a":' + "9" * 5_000 + "}",
-            ", line 1",
-            None,
-            JSON_ROWS,
-            "fix the line",
-            id="a number without end",
-        ),
-        pytest.param("a.jsonl", "", *NO_ROWS, id="empty json"),
-        pytest.param("a.jsonl", "\ufeff\n \n\n", *NO_ROWS, id="blank json"),
-        pytest.param("a.json", "[]", *NO_ROWS, id="empty list"),
-        pytest.param(
-            "a.jsonl",
-            LINE.encode() + b'\n{"messages": "\xff"}\n',
-            ", line 2",
-            "byte 0xff is no UTF-8",
-            "",
-            UTF8,
-            id="bytes in json",
-        ),
-        pytest.param(
-            "a.json",
-            f"[\n{LINE},\n".encode() + b'{"messages": "\xff"}]',
-            ", line 3",
-            "byte 0xff is no UTF-8",
-            "",
-            UTF8,
-            id="bytes in a list",
-        ),
-        pytest.param(
-            "a.jsonl",
-            (LINE + "\n").encode("utf-16"),
-            ", line 1",
-            "byte 0xff is no UTF-8",
-            "",
-            UTF8,
-            id="UTF-16",
-        ),
-        pytest.param(
-            "a.jsonl.gz", ZIPPED[: len(ZIPPED) // 2], "", CUT_OFF, "", AGAIN, id="cut gzip json"
-        ),
-        pytest.param(
-            "a.jsonl.gz",
-            LINE,
-            "",
-            f"{DAMAGED}(Not a gzipped file (b'{{\"'))",
-            "",
-            AGAIN,
-            id="no gzip json",
-        ),
-        pytest.param(
-            "a.jsonl.gz", ZIPPED[:-6] + b"\0" + ZIPPED[-5:], "", None, "", AGAIN, id="damaged gzip"
-        ),
-        pytest.param(
-            "a.jsonl.zip", LINE, "", f"{DAMAGED}(File is not a zip file)", "", AGAIN, id="no zip"
-        ),
-        pytest.param(
-            "a.csv",
-            f'{HEADER}a,b\nc,"d\n',
-            ", line 3",
-            f"{CUT}unexpected end of data",
-            "",
-            QUOTE,
-            id="unclosed quote at the end",
-        ),
-        pytest.param(
-            "a.csv",
-            f'{HEADER}a,b\nc,"d\n' + "e,f\n" * 90,
-            ", line 3",
-            f"{CUT}unexpected end of data",
-            "",
-            QUOTE,
-            id="unclosed quote in the middle",
-        ),
-        pytest.param(
-            "a.csv",
-            f'{HEADER}a,b\nc,"d\n' + "e,f\n" * 9 + 'g,"h"\n',
-            ", line 3",
-            f"{CUT}',' expected after '\"'",
-            "",
-            QUOTE,
-            id="unclosed quote, then a closed one",
-        ),
-        pytest.param(
-            "a.csv",
-            f'{HEADER}a,b\nc,"d" x\ne,f\n',
-            ", line 3",
-            f"{CUT}',' expected after '\"'",
-            "",
-            QUOTE,
-            id="text behind a quote",
-        ),
-        pytest.param(
-            "a.csv",
-            f"{HEADER}a,b\nc\n",
-            ", line 3",
-            "1 values for the 2 columns prompt, completion",
-            "",
-            COMMA,
-            id="too few values",
-        ),
-        pytest.param(
-            "a.csv",
-            f"{HEADER}a,b\nc,d,e\n",
-            ", line 3",
-            "3 values for the 2 columns prompt, completion",
-            "",
-            COMMA,
-            id="too many values",
-        ),
-        pytest.param(
-            "a.csv",
-            f'{HEADER}"a\nb",c\n\nd\n',
-            ", line 5",
-            "1 values for the 2 columns prompt, completion",
-            "",
-            COMMA,
-            id="line behind a value of two lines",
-        ),
-        pytest.param(
-            "a.csv",
-            "prompt,completion,prompt\na,b,c\n",
-            ", line 1",
-            "the column 'prompt' is in the header twice",
-            "",
-            "give each column a name of its own",
-            id="column twice",
-        ),
-        pytest.param(
-            "a.csv",
-            "prompt;completion\na;b\n",
-            ", line 1",
-            "one column, 'prompt;completion': it seems to be split by ';'",
-            "",
-            "split the columns by commas, or by tabs in a file whose name ends in .tsv",
-            id="semicolons",
-        ),
-        pytest.param(
-            "a.csv",
-            f"{HEADER}a,b\n".replace("\n", "\r"),
-            ", line 1",
-            "a carriage return without a line feed (old Mac line ends)",
-            "",
-            "save the file with line feeds",
-            id="old Mac line ends",
-        ),
-        pytest.param(
-            "a.csv",
-            HEADER.encode() + b"a,b\nc,\xe9\n",
-            ", line 3",
-            "byte 0xe9 is no UTF-8",
-            "",
-            UTF8,
-            id="bytes in csv",
-        ),
-        pytest.param("a.csv", HEADER, *NO_ROWS, id="header alone"),
-        pytest.param("a.csv", "", *NO_ROWS, id="empty csv"),
-        pytest.param(
-            "a.csv.gz",
-            ZIPPED_CSV[: len(ZIPPED_CSV) // 2],
-            "",
-            CUT_OFF,
-            "",
-            AGAIN,
-            id="cut gzip csv",
-        ),
-        pytest.param(
-            "a.csv.gz",
-            HEADER,
-            "",
-            f"{DAMAGED}(Not a gzipped file (b'pr'))",
-            "",
-            AGAIN,
-            id="no gzip csv",
-        ),
-        pytest.param(
-            "a.txt",
-            b"fine\n\xff\n",
-            ", line 2",
-            "byte 0xff is no UTF-8",
-            "",
-            UTF8,
-            id="bytes in text",
-        ),
-        pytest.param("a.txt", " \n\u3000\n", *NO_ROWS, id="blank text"),
+        "a cut line behind blank ones",
+        "a.jsonl",
+        f"{LINE}\n\n  \n{LINE[:26]}\n",
+        ", line 4",
+        NO_JSON,
     ],
-)
+    ["a line that is a list", "a.jsonl", f"{LINE}\n[1, 2]\n", ", line 2", "list '[1, 2]'"],
+    ["a line that is a number", "a.jsonl", f"{LINE}\n7\n", ", line 2", "int '7'"],
+    ["a line that is a string", "a.jsonl", f'{LINE}\n"x"\n', ", line 2", "str 'x'"],
+    ["a line that is null", "a.jsonl", f"{LINE}\nnull\n", ", line 2", "null"],
+    [
+        "a pretty-printed object",
+        "a.json",
+        json.dumps(GOOD, indent=2),
+        ", line 1",
+        "no JSON: Expecting property name enclosed in double quotes",
+    ],
+    ["a list with a number", "a.json", json.dumps([GOOD, 8, GOOD], indent=2), ", row 1", "int '8'"],
+    ["a list in a list", "a.json", json.dumps([GOOD, [GOOD]]), ", row 1", "list "],
+    ["a list with no JSON", "a.json", f"\n[{LINE},\n{LINE},\nx]", ", line 4", NO_JSON],
+    ["a list a line", "a.json", f"[{LINE}]\n[{LINE}]\n", ", line 2", NO_JSON],
+    ["brackets without end", "a.jsonl", '{"a":' + "[" * 100_000, ", line 1", "JSON"],
+    ["a number without end", "a.jsonl", '{"a":' + "9" * 5_000 + "}", ", line 1", "JSON"],
+    ["empty json", "a.jsonl", "", "", NO_ROWS],
+    ["blank json", "a.jsonl", "\ufeff\n \n\n", "", NO_ROWS],
+    ["an empty list", "a.json", "[]", "", NO_ROWS],
+    [
+        "bytes in json",
+        "a.jsonl",
+        LINE.encode() + b'\n{"messages": "\xff"}\n',
+        ", line 2",
+        "byte 0xff is no UTF-8",
+    ],
+    [
+        "bytes in a list",
+        "a.json",
+        f"[\n{LINE},\n".encode() + b'{"messages": "\xff"}]',
+        ", line 3",
+        "byte 0xff is no UTF-8",
+    ],
+    ["UTF-16", "a.jsonl", (LINE + "\n").encode("utf-16"), ", line 1", "byte 0xff is no UTF-8"],
+    ["cut gzip of json", "a.jsonl.gz", ZIPPED[: len(ZIPPED) // 2], "", DAMAGED],
+    ["no gzip of json", "a.jsonl.gz", LINE, "", DAMAGED],
+    ["damaged gzip", "a.jsonl.gz", ZIPPED[:-6] + b"\0" + ZIPPED[-5:], "", DAMAGED],
+    ["no zip", "a.jsonl.zip", LINE, "", DAMAGED],
+    ["a quote open to the end", "a.csv", f'{HEADER}a,b\nc,"d\n', ", line 3", NO_ROW],
+    [
+        "a quote open in the middle",
+        "a.csv",
+        f'{HEADER}a,b\nc,"d\n' + "e,f\n" * 90,
+        ", line 3",
+        NO_ROW,
+    ],
+    [
+        "an open quote, then a closed one",
+        "a.csv",
+        f'{HEADER}a,b\nc,"d\n' + "e,f\n" * 9 + 'g,"h"\n',
+        ", line 3",
+        f"{NO_ROW}',' expected after '\"'",
+    ],
+    [
+        "text behind a quote",
+        "a.csv",
+        f'{HEADER}a,b\nc,"d" x\ne,f\n',
+        ", line 3",
+        f"{NO_ROW}',' expected after '\"'",
+    ],
+    ["too few values", "a.csv", f"{HEADER}a,b\nc\n", ", line 3", f"1 {VALUES}"],
+    ["too many values", "a.csv", f"{HEADER}a,b\nc,d,e\n", ", line 3", f"3 {VALUES}"],
+    [
+        "a line behind a value of two lines",
+        "a.csv",
+        f'{HEADER}"a\nb",c\n\nd\n',
+        ", line 5",
+        f"1 {VALUES}",
+    ],
+    ["a column twice", "a.csv", "prompt,completion,prompt\na,b,c\n", ", line 1", "twice"],
+    ["semicolons", "a.csv", "prompt;completion\na;b\n", ", line 1", "split by ';'"],
+    [
+        "old Mac line ends",
+        "a.csv",
+        f"{HEADER}a,b\n".replace("\n", "\r"),
+        ", line 1",
+        "a carriage return without a line feed",
+    ],
+    [
+        "bytes in csv",
+        "a.csv",
+        HEADER.encode() + b"a,b\nc,\xe9\n",
+        ", line 3",
+        "byte 0xe9 is no UTF-8",
+    ],
+    ["a header alone", "a.csv", HEADER, "", NO_ROWS],
+    ["empty csv", "a.csv", "", "", NO_ROWS],
+    ["cut gzip of csv", "a.csv.gz", ZIPPED_CSV[: len(ZIPPED_CSV) // 2], "", DAMAGED],
+    ["no gzip of csv", "a.csv.gz", HEADER, "", DAMAGED],
+    ["bytes in a text", "a.txt", b"fine\n\xff\n", ", line 2", "byte 0xff is no UTF-8"],
+    ["a blank text", "a.txt", " \n\u3000\n", "", NO_ROWS],
+]
+
+
+@pytest.mark.parametrize(("name", "content", "line", "reason", "example"), examples(BAD_FILES))
 def test_a_bad_file_names_the_file_and_the_line(
     prepared: Prepare,
     write: Write,
@@ -1328,20 +881,22 @@ def test_a_bad_file_names_the_file_and_the_line(
     name: str,
     content: Any,
     line: str,
-    found: str | None,
-    allowed: str,
-    fix: str,
+    reason: str,
+    example: bool,
+    golden_error: Pin,
 ) -> None:
     kinds = {"csv": CSV, "txt": ("dataset=text", "format=text", "loss=full")}
-    told = refused(lambda: prepared(*kinds.get(name.split(".")[1], JSON), write(name, content)))
-    where = f"dataset.data_files: {tmp_path / name}{line}"
-    if found is None:  # the words are those of a library
-        assert told.startswith(f"{where}: ")
-        assert told.endswith(message("", "", allowed, fix)[3:])
-    elif line == "" and found == "no rows":
-        assert told == message("dataset.data_files", f"{tmp_path / name}: no rows", "", fix)
+    file = write(name, content)
+    error = refused(DataError, lambda: prepared(*kinds.get(name.split(".")[1], JSON), file))
+    (problem,) = error.problems
+    if reason == NO_ROWS:  # of all files together
+        assert problem.where == "dataset.data_files"
+        assert problem.found == f"{tmp_path / name}: {NO_ROWS}"
     else:
-        assert told == message(where, found, allowed, fix)
+        assert problem.where == f"dataset.data_files: {tmp_path / name}{line}"
+        assert reason in problem.found
+    if example and reason != "JSON":  # whose words are those of a version of Python
+        golden_error(error)
 
 
 @pytest.mark.parametrize(
@@ -1367,19 +922,15 @@ def test_values_of_csv_stay_the_text_that_they_are(prepared: Prepare, write: Wri
 
 
 def test_an_archive_of_two_files_is_refused_and_not_half_read(
-    prepared: Prepare, tmp_path: Path
+    prepared: Prepare, tmp_path: Path, golden_error: Pin
 ) -> None:
     file = tmp_path / "a.jsonl.zip"
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("one.jsonl", LINE)
         archive.writestr("two.jsonl", LINE)
-    told = refused(lambda: prepared(*JSON, f"dataset.data_files={file}"))
-    assert told == message(
-        f"dataset.data_files: {file}",
-        "2 files in one archive: one.jsonl, two.jsonl",
-        "one file",
-        "unpack it, and name the files",
-    )
+    error = refused(DataError, lambda: prepared(*JSON, f"dataset.data_files={file}"))
+    assert places(error) == [f"dataset.data_files: {file}"]
+    golden_error(error)
 
 
 # --- functions ------------------------------------------------------------------------------------
@@ -1420,546 +971,171 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
 
 
-PLACE = "train[0] (format.function) (rows.jsonl, line 1)"
-SAMPLES = "a string, {messages}, {prompt, completion} or {text}"
-BATCHES = "with format.batched=true a list with one value for each row"
-UNBATCH = "format.batched=false, or let the function loop over the batch"
-GIVEN = "with format.batched=true it is given {column: [values]} of 2 rows; columns q, a"
-PATHS = "package.module.function, installed or in the working folder"
+ROW = "train[0] (format.function) (rows.jsonl, line 1)"
+BATCH = "format.function"
+UNBATCH, BATCHED = ("format.batched=false",), ("format.batched=true",)
+
+# what, function, where, what to type
+BAD_ROW_FUNCTIONS: list[list[Any]] = [
+    ["one sample for a batch", "row", BATCH, UNBATCH],
+    ["a batch taken for a row", "shout", BATCH, UNBATCH],
+    ["one value for a batch", "short_batch", BATCH, UNBATCH],
+    ["raises on a batch", "fails", BATCH, UNBATCH],
+    ["a row taken for a batch", "batch", ROW, BATCHED],
+    ["raises on a row", "fails", ROW, ()],
+    ["no sample", "nothing", ROW, ()],
+    ["a number", "number", ROW, ()],
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "batched", "where", "found", "allowed", "fix"),
-    [
-        (
-            "row",
-            True,
-            "format.function",
-            "bad_functions.row returned one dict for a batch of 2 rows; it looks like a function "
-            "of one row",
-            BATCHES,
-            UNBATCH,
-        ),
-        (
-            "shout",
-            True,
-            "format.function",
-            "bad_functions.shout raised AttributeError: 'list' object has no attribute 'upper'",
-            GIVEN,
-            "format.batched=false if it takes one row",
-        ),
-        (
-            "short_batch",
-            True,
-            "format.function",
-            "bad_functions.short_batch returned 1 values for a batch of 2 rows; it looks like a "
-            "function of one row",
-            BATCHES,
-            UNBATCH,
-        ),
-        (
-            "fails",
-            True,
-            "format.function",
-            "bad_functions.fails raised KeyError: 'nope'",
-            GIVEN,
-            "format.batched=false if it takes one row",
-        ),
-        (
-            "batch",
-            False,
-            PLACE,
-            "list \"['qa', '00']\"",
-            SAMPLES,
-            "the function seems to take a batch: format.batched=true",
-        ),
-        (
-            "fails",
-            False,
-            PLACE,
-            "bad_functions.fails raised KeyError: 'nope'",
-            "it is given the columns q, a",
-            "fix the function or the row",
-        ),
-        ("nothing", False, PLACE, "null or missing", SAMPLES, "fix the function"),
-        ("number", False, PLACE, "int '7'", SAMPLES, "fix the function"),
-    ],
-)
+@pytest.mark.parametrize(("name", "where", "commands"), named(BAD_ROW_FUNCTIONS))
 @pytest.mark.usefixtures("functions")
 def test_a_function_of_rows_that_gives_no_sample_is_named(
     prepared: Prepare,
     write: Write,
     name: str,
-    batched: bool,
     where: str,
-    found: str,
-    allowed: str,
-    fix: str,
+    commands: tuple[str, ...],
+    golden_error: Pin,
 ) -> None:
-    file = write(
-        "rows.jsonl", [{"q": f"q{at}", "a": f"a{at}"} for at in range(1 if where == PLACE else 2)]
+    rows = [{"q": f"q{at}", "a": f"a{at}"} for at in range(1 if where == ROW else 2)]
+    overrides = (
+        "dataset=json",
+        "format=function",
+        write("rows.jsonl", rows),
+        TARGETS,
+        f"format.function=bad_functions.{name}",
+        f"format.batched={where == BATCH}",
     )
-    told = refused(
-        lambda: prepared(
-            "dataset=json",
-            "format=function",
-            file,
-            TARGETS,
-            f"format.function=bad_functions.{name}",
-            f"format.batched={batched}",
-        )
-    )
-    expected = message(where, found, allowed, fix)
-    assert told == expected or told.endswith(f"\n{expected}")
+    error = refused(DataError, lambda: prepared(*overrides))
+    assert places(error) == (["train", ROW] if where == ROW else [BATCH])
+    assert error.problems[-1].commands == commands
+    golden_error(error.problems[-1])
 
 
-@pytest.mark.parametrize(
-    ("path", "found", "allowed", "fix"),
+# what, path, what to type
+NO_FUNCTIONS: list[list[Any]] = [
     [
-        (
-            "os.system",
-            "'os.system' would run code of 'os'",
-            "sftpipe, bad_functions, bad_module",
-            "allowed_targets=[bad_functions,bad_module,os]",
-        ),
-        (
-            "bad_functions.shuot",
-            "bad_functions has no function 'shuot'",
-            None,
-            "format.function=bad_functions.shout",
-        ),
-        (
-            "bad_functions.inner.row",
-            "'bad_functions.inner.row': No module named 'bad_functions.inner'; 'bad_functions' "
-            "is not a package",
-            PATHS,
-            "",
-        ),
-        ("bad_functions", "'bad_functions' is no dotted path", PATHS, ""),
-        (".row", "'.row' is no dotted path", PATHS, ""),
-        (
-            "bad_module.row",
-            "bad_module raised RuntimeError when it was imported: no licence",
-            "",
-            "fix the module",
-        ),
+        "another package",
+        "os.system",
+        ("allowed_targets=[bad_functions,bad_module,os]",),
     ],
-)
+    ["misspelt", "bad_functions.shuot", ("format.function=bad_functions.shout",)],
+    ["no package", "bad_functions.inner.row", ()],
+    ["a module", "bad_functions", ()],
+    ["no module", ".row", ()],
+    ["a module that raises", "bad_module.row", ()],
+]
+
+
+@pytest.mark.parametrize(("path", "commands"), named(NO_FUNCTIONS))
 @pytest.mark.usefixtures("functions")
 def test_a_path_that_leads_to_no_function_is_named(
-    prepared: Prepare, write: Write, path: str, found: str, allowed: str | None, fix: str
+    prepared: Prepare, write: Write, path: str, commands: tuple[str, ...], golden_error: Pin
 ) -> None:
-    told = refused(
-        lambda: prepared(
-            "dataset=json",
-            "format=function",
-            write("rows.jsonl", [{"q": "a"}]),
-            TARGETS,
-            f"format.function={path}",
-        )
+    overrides = (
+        "dataset=json",
+        "format=function",
+        write("rows.jsonl", [{"q": "a"}]),
+        TARGETS,
+        f"format.function={path}",
     )
-    if allowed is None:
-        allowed = ", ".join(
-            line[4:].partition("(")[0] for line in FUNCTIONS.splitlines() if line.startswith("def ")
-        )
-    assert told == message("format.function", found, allowed, fix)
+    error = refused(DataError, lambda: prepared(*overrides))
+    assert told(error) == {"format.function": commands}
+    golden_error(error)
 
 
-ROWS = "rows ({column: value} each), or {split: rows}"
+# what, function, where, what to type
+BAD_DATA_FUNCTIONS: list[list[Any]] = [
+    ["nothing", "no_rows", "dataset.function", ()],
+    ["a number", "one_number", "dataset.function", ()],
+    ["a row that is a number", "a_bad_row", "dataset.function", ()],
+    ["a string", "a_string", "dataset.function", ()],
+    ["a column that is no word", "odd_names", "dataset.function", ()],
+    ["raises at a row", "rows_that_fail", "dataset.function", ()],
+    ["raises", "refuses", "dataset.function", ()],
+    ["wants an argument", "wants_more", "dataset.function", ()],
+    ["no rows", "empty", "dataset (train)", ()],
+    ["no split train", "no_train", "dataset.split", ("dataset.split=test",)],
+    ["a date", "a_date", "train[0].prompt (bad_functions.a_date, row 0)", ()],
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "where", "found", "allowed", "fix"),
-    [
-        ("no_rows", "dataset.function", "bad_functions.no_rows returned null", ROWS, ""),
-        ("one_number", "dataset.function", "bad_functions.one_number returned int '7'", ROWS, ""),
-        ("a_bad_row", "dataset.function", "row 1 of bad_functions.a_bad_row is int '5'", ROWS, ""),
-        ("a_string", "dataset.function", "row 0 of bad_functions.a_string is str 'a'", ROWS, ""),
-        (
-            "odd_names",
-            "dataset.function",
-            "row 0 of bad_functions.odd_names is dict \"{(1, 2): 'a'}\"",
-            ROWS,
-            "",
-        ),
-        (
-            "rows_that_fail",
-            "dataset.function",
-            "bad_functions.rows_that_fail raised OSError at row 1: the disk is gone",
-            "",
-            "fix the function",
-        ),
-        (
-            "refuses",
-            "dataset.function",
-            "bad_functions.refuses raised RuntimeError: the database is down",
-            "",
-            "fix the function",
-        ),
-        (
-            "wants_more",
-            "dataset.function",
-            "bad_functions.wants_more raised TypeError: wants_more() missing 1 required "
-            "positional argument: 'path'",
-            "",
-            "fix the function",
-        ),
-        (
-            "empty",
-            "dataset (train)",
-            "the split is empty",
-            "",
-            "look at dataset.data_files, the sizes and the limit",
-        ),
-        ("no_train", "dataset.split", "no split 'train'", "test", "dataset.split=test"),
-        (
-            "a_date",
-            "train[0].prompt (bad_functions.a_date, row 0)",
-            "dict \"{'no value of JSON': 'date'}\"",
-            "a string",
-            MEND,
-        ),
-    ],
-)
+@pytest.mark.parametrize(("name", "where", "commands"), named(BAD_DATA_FUNCTIONS))
 @pytest.mark.usefixtures("functions")
 def test_a_function_of_data_sets_that_returns_garbage_is_named(
-    prepared: Prepare, name: str, where: str, found: str, allowed: str, fix: str
+    prepared: Prepare, name: str, where: str, commands: tuple[str, ...], golden_error: Pin
 ) -> None:
-    columns = "dataset.columns={prompt: q, completion: a}"
-    told = refused(
-        lambda: prepared(
-            "dataset=function",
-            "format=prompt_completion",
-            columns,
-            TARGETS,
-            f"dataset.function=bad_functions.{name}",
-        )
+    overrides = (
+        "dataset=function",
+        "format=prompt_completion",
+        "dataset.columns={prompt: q, completion: a}",
+        TARGETS,
+        f"dataset.function=bad_functions.{name}",
     )
-    expected = message(where, found, allowed, fix)
-    assert told == expected or (where.startswith("train[") and told.endswith(f"\n{expected}"))
+    error = refused(DataError, lambda: prepared(*overrides))
+    assert places(error) == (["train", where] if where.startswith("train[") else [where])
+    assert error.problems[-1].commands == commands
+    golden_error(error.problems[-1])
 
 
-# --- configs --------------------------------------------------------------------------------------
-
-BRACES = "text with {column} fields; a brace of the text itself is written twice: {{ }}"
-FILE = "dataset.data_files=rows.jsonl"
-MIXED = ("dataset=mixture", "format=messages")
-UNREAD = "nothing reads it with path: json"
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        pytest.param(
-            (*PATTERN[:2], FILE, "format.prompt='{q'", "format.completion='{a}'"),
-            message("format.prompt", "'{q': expected '}' before end of string", BRACES),
-            id="brace not closed",
-        ),
-        pytest.param(
-            (*PATTERN[:2], FILE, "format.prompt='q}'", "format.completion='{a}'"),
-            message("format.prompt", "'q}': Single '}' encountered in format string", BRACES),
-            id="brace not opened",
-        ),
-        pytest.param(
-            (*PATTERN[:2], FILE, "format.prompt='{q.x}'", "format.completion='{a}'"),
-            message("format.prompt", "'{q.x}': the field {q.x} is no plain column name", BRACES),
-            id="attribute",
-        ),
-        pytest.param(
-            (*PATTERN[:2], FILE, "format.prompt='{q}'", "format.completion='answer'"),
-            message("format.completion", "'answer' has no field", BRACES),
-            id="no field",
-        ),
-        pytest.param(
-            (*PATTERN[:2], FILE),
-            message(
-                "format.prompt",
-                "not set, and format=template needs it",
-                "",
-                "\"format.prompt='{prompt} ##>'\"",
-            )
-            + "\n"
-            + message(
-                "format.completion",
-                "not set, and format=template needs it",
-                "",
-                "\"format.completion=' {completion}'\"",
-            ),
-            id="no patterns",
-        ),
-        pytest.param(
-            ("dataset=json", "format=text", FILE),
-            message(
-                "loss=completion_only",
-                "format=text makes a finished text, which has no turns to tell apart",
-                "",
-                "loss=full, or loss=response_template",
-            ),
-            id="completion_only of a text",
-        ),
-        pytest.param(
-            (*JSON, FILE, "loss=assistant_only", "loss.boundary=joint"),
-            message(
-                "loss.boundary",
-                "'joint', and assistant_only has no single prompt whose length could be masked",
-                "split",
-                "loss.boundary=split, or loss=completion_only",
-            ),
-            id="joint and assistant_only",
-        ),
-        pytest.param(
-            (*JSON, FILE, "loss.unroll=true"),
-            message(
-                "loss.unroll",
-                "true, and loss=completion_only has no turns to make rows of",
-                "with loss=assistant_only",
-                "loss=assistant_only, or loss.unroll=false",
-            ),
-            id="unroll and completion_only",
-        ),
-        pytest.param(
-            (*JSON, FILE, "loss=response_template"),
-            message(
-                "loss.response_template",
-                "not set",
-                "the text before each answer, or its token ids",
-                "\"loss.response_template='### Answer:'\"",
-            ),
-            id="no response template",
-        ),
-        pytest.param(
-            (*JSON, FILE, "loss=response_template", "loss.response_template=''"),
-            message(
-                "loss.response_template",
-                "'' (str)",
-                "the text before each answer, or its token ids",
-                "\"loss.response_template='### Answer:'\"",
-            ),
-            id="empty response template",
-        ),
-        pytest.param(
-            (
-                *JSON,
-                FILE,
-                "loss=response_template",
-                "loss.response_template=a",
-                "loss.instruction_template=[1]",
-            ),
-            message("loss", "one template is text and the other ids", "both text, or both ids"),
-            id="text and ids",
-        ),
-        pytest.param(
-            MIXED,
-            message(
-                "dataset.sources",
-                "not set, and dataset=mixture needs it",
-                "",
-                '"dataset.sources=[{path: json, data_files: a.jsonl}]"',
-            ),
-            id="mixture of nothing",
-        ),
-        pytest.param(
-            (*MIXED, "dataset.sources=[{path: json, data_files: a, weight: 1, count: 2}]"),
-            message("dataset.sources[0]", "both weight and count", "one of them", "leave one out"),
-            id="weight and count",
-        ),
-        pytest.param(
-            (*MIXED, "dataset.sources=[{path: json, data_files: a, weight: 0}]"),
-            message("dataset.sources[0].weight", "0", "more than 0", "leave the source out"),
-            id="no weight",
-        ),
-        pytest.param(
-            (*MIXED, "dataset.sources=[{path: json, data_files: a, weight: -1}]"),
-            message("dataset.sources[0].weight (command line)", "-1.0 (float)", "0 or more"),
-            id="weight below nothing",
-        ),
-        pytest.param(
-            (
-                *MIXED,
-                "dataset.sources=[{path: json, data_files: a, weight: 1}, {path: json, "
-                "data_files: b}]",
-            ),
-            message(
-                "dataset.sources",
-                "some have a weight, and sources[1] has none",
-                "",
-                "a weight for each, or counts",
-            ),
-            id="weights of some",
-        ),
-        pytest.param(
-            (*MIXED, "dataset.sources=[{path: json, data_files: a, wieght: 1}]"),
-            message(
-                "dataset.sources[0].wieght (command line)",
-                "unknown key",
-                "",
-                "did you mean dataset.sources[0].weight?",
-            ),
-            id="misspelt weight",
-        ),
-        pytest.param(
-            (
-                *JSON,
-                FILE,
-                "dataset.function=a.b",
-                "format.text_field=x",
-                "format.batched=true",
-                "loss.response_template=a",
-            ),
-            "\n".join(
-                [
-                    message("dataset.function", UNREAD, "", "dataset=function, or leave it out"),
-                    message(
-                        "format.text_field",
-                        "nothing reads it with type: messages",
-                        "text, function",
-                        "leave it out",
-                    ),
-                    message(
-                        "format.batched",
-                        "nothing reads it with type: messages",
-                        "function",
-                        "leave it out",
-                    ),
-                    message(
-                        "loss.response_template",
-                        "nothing reads it with type: completion_only",
-                        "",
-                        "loss=response_template",
-                    ),
-                ]
-            ),
-            id="keys that nothing reads",
-        ),
-        pytest.param(
-            (*JSON, FILE, "dataset.name=x", "dataset.revision=y", "dataset.sample_by=document"),
-            "\n".join(
-                message(
-                    f"dataset.{name}", UNREAD, allowed, "another dataset=OPTION, or leave it out"
-                )
-                for name, allowed in (
-                    ("name", "embedded, a set of the hub"),
-                    ("revision", "a set of the hub"),
-                    ("sample_by", "text"),
-                )
-            ),
-            id="keys of other paths",
-        ),
-        pytest.param(
-            ("dataset=yoda", FILE),
-            message(
-                "dataset.data_files",
-                "nothing reads it with path: embedded",
-                "json, csv, parquet, text, arrow, a set of the hub",
-                "another dataset=OPTION, or leave it out",
-            ),
-            id="files for an embedded set",
-        ),
-        pytest.param(
-            (*JSON, FILE, "dataset.validation_size=-1"),
-            message("dataset.validation_size (command line)", "-1.0 (float)", "0 or more"),
-            id="negative size",
-        ),
-        pytest.param(
-            (*JSON, FILE, "dataset.split={dev: train}"),
-            message(
-                "dataset.split",
-                "{'dev': 'train'} (dict)",
-                "the name of a split of the source, or {train: its name, validation: ..., test: "
-                "...}",
-            ),
-            id="split of another name",
-        ),
-        pytest.param(
-            (*JSON, FILE, "over_length=truncate", "sft.max_length=null"),
-            message(
-                "over_length",
-                "'truncate', and sft.max_length sets no length",
-                "",
-                "sft.max_length=1024",
-            ),
-            id="cut to no length",
-        ),
-    ],
-)
-def test_choices_that_do_not_go_together_are_told_before_anything_is_read(
-    overrides: tuple[str, ...], expected: str
-) -> None:
-    assert refused(lambda: compose(["evaluation=none", *overrides]), ConfigError) == expected
+# --- columns and splits ---------------------------------------------------------------------------
 
 
 def test_a_pattern_with_an_unknown_column_names_the_columns(
-    prepared: Prepare, write: Write
+    prepared: Prepare, write: Write, golden_error: Pin
 ) -> None:
+    pattern = ("format.prompt='{quesion}'", "format.completion='{answer}'")
     file = write("rows.jsonl", [{"question": "a", "answer": "b"}])
-    told = refused(
-        lambda: prepared(
-            *PATTERN[:2], file, "format.prompt='{quesion}'", "format.completion='{answer}'"
-        )
-    )
-    assert told == message(
-        "format=template (train)",
-        "no column 'quesion'; the data set has question, answer",
-        "columns quesion, answer",
-        "dataset.columns.quesion=question, or another format",
-    )
+    error = refused(DataError, lambda: prepared(*PATTERN[:2], file, *pattern))
+    assert told(error) == {"format=template (train)": ("dataset.columns.quesion=question",)}
+    golden_error(error)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
+ORDER, TRAIN_TEST = "dataset.split_order", "dataset.split_order=[train,test]"
+# what, overrides, where, what to type
+NO_SPLITS: list[list[Any]] = [
     [
-        pytest.param(
-            ["dataset.validation_size=2", "dataset.split_order=[train,test]"],
-            message(
-                "dataset.split_order",
-                "['train', 'test']",
-                "each of train, validation, test once",
-                "dataset.split_order=[train,validation]",
-            ),
-            id="left out",
-        ),
-        pytest.param(
-            ["dataset.test_size=2", "dataset.split_order=[train,test,train]"],
-            message(
-                "dataset.split_order",
-                "['train', 'test', 'train']",
-                "each of train, validation, test once",
-                "dataset.split_order=[train,test]",
-            ),
-            id="twice",
-        ),
-        pytest.param(
-            ["dataset.test_size=2", "dataset.split_order=[train,test,dev]"],
-            message(
-                "dataset.split_order",
-                "['train', 'test', 'dev']",
-                "each of train, validation, test once",
-                "dataset.split_order=[train,test]",
-            ),
-            id="unknown",
-        ),
-        pytest.param(
-            ["dataset.split={train: train, validation: dev}"],
-            message(
-                "dataset.split.validation",
-                "no split 'dev'",
-                "train",
-                "dataset.split.validation=train",
-            ),
-            id="no such split to map",
-        ),
-        pytest.param(
-            ["dataset.split=dev"],
-            message("dataset.split", "no split 'dev'", "train", "dataset.split=train"),
-            id="no such split",
-        ),
+        "left out",
+        ["dataset.validation_size=2", TRAIN_TEST],
+        ORDER,
+        f"{ORDER}=[train,validation]",
     ],
-)
+    [
+        "twice",
+        ["dataset.test_size=2", f"{ORDER}=[train,test,train]"],
+        ORDER,
+        TRAIN_TEST,
+    ],
+    [
+        "unknown",
+        ["dataset.test_size=2", f"{ORDER}=[train,test,dev]"],
+        ORDER,
+        TRAIN_TEST,
+    ],
+    [
+        "no such split to map",
+        ["dataset.split={train: train, validation: dev}"],
+        "dataset.split.validation",
+        "dataset.split.validation=train",
+    ],
+    ["no such split", ["dataset.split=dev"], "dataset.split", "dataset.split=train"],
+]
+
+
+@pytest.mark.parametrize(("overrides", "where", "command"), named(NO_SPLITS))
 def test_splits_that_cannot_be_made_are_told(
-    prepared: Prepare, write: Write, overrides: list[str], expected: str
+    prepared: Prepare,
+    write: Write,
+    overrides: list[str],
+    where: str,
+    command: str,
+    golden_error: Pin,
 ) -> None:
     file = write("rows.jsonl", [chat(f"q{at}", "a") for at in range(9)])
-    assert refused(lambda: prepared(*JSON, file, *overrides)) == expected
+    error = refused(DataError, lambda: prepared(*JSON, file, *overrides))
+    assert told(error) == {where: (command,)}
+    golden_error(error)
 
 
 # --- chat templates -------------------------------------------------------------------------------
@@ -1970,95 +1146,68 @@ THINK = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-REFUSED, OTHER = "the chat template refuses the conversation: ", "another tokenizer.chat_template"
+NO_SYSTEM = CHATML.replace("in messages", "in messages if m.role != 'system'")
 
-
-@pytest.mark.parametrize(
-    ("template", "row", "where", "found", "fix"),
+# what, template, row, field, the words of the reason
+BAD_TEMPLATES: list[list[Any]] = [
     [
-        pytest.param(
-            "{{ ''.__class__.__mro__ }}" + CHATML,
-            GOOD,
-            "",
-            f"{REFUSED}access to attribute '__class__' of 'str' object is unsafe.",
-            "fix the row or the template",
-            id="escape from the sandbox",
-        ),
-        pytest.param(
-            "{{ cycler.__init__.__globals__.os.system('true') }}" + CHATML,
-            GOOD,
-            "",
-            f"{REFUSED}access to attribute '__init__' of 'type' object is unsafe.",
-            "fix the row or the template",
-            id="escape through a global",
-        ),
-        pytest.param(
-            "{{ raise_exception('no turns, please') }}",
-            GOOD,
-            "",
-            f"{REFUSED}no turns, please",
-            "fix the row or the template",
-            id="refusal",
-        ),
-        pytest.param(
-            "{{ foo.bar }}" + CHATML,
-            GOOD,
-            "",
-            f"{REFUSED}'foo' is undefined",
-            "fix the row or the template",
-            id="unknown variable",
-        ),
-        pytest.param(
-            CHATML.replace("in messages", "in messages if m.role != 'assistant'"),
-            GOOD,
-            ".messages[1]",
-            "the chat template leaves out this turn (assistant)",
-            f"{OTHER}, or rows without such turns",
-            id="no answer",
-        ),
-        pytest.param(
-            CHATML.replace("in messages", "in messages if m.role != 'system'"),
-            chat("q", "a", system="S"),
-            ".messages[0]",
-            "the chat template leaves out this turn (system)",
-            f"{OTHER}, or rows without such turns",
-            id="no system turn",
-        ),
-        pytest.param(
-            CHATML.replace("m.content", "m.content | upper"),
-            GOOD,
-            ".messages[1]",
-            "the chat template leaves out the answer, or a part of it",
-            OTHER,
-            id="another answer",
-        ),
-        pytest.param(
-            "hello",
-            GOOD,
-            ".messages[0]",
-            "the chat template leaves out this turn (user)",
-            f"{OTHER}, or rows without such turns",
-            id="no turns",
-        ),
+        "escape from the sandbox",
+        "{{ ''.__class__.__mro__ }}" + CHATML,
+        GOOD,
+        "",
+        "access to attribute '__class__'",
     ],
-)
+    [
+        "escape through a global",
+        "{{ cycler.__init__.__globals__.os.system('true') }}" + CHATML,
+        GOOD,
+        "",
+        "access to attribute '__init__'",
+    ],
+    ["refusal", "{{ raise_exception('no turns, please') }}", GOOD, "", "no turns, please"],
+    ["unknown variable", "{{ foo.bar }}" + CHATML, GOOD, "", "'foo' is undefined"],
+    [
+        "no answer",
+        CHATML.replace("in messages", "in messages if m.role != 'assistant'"),
+        GOOD,
+        ".messages[1]",
+        "leaves out this turn (assistant)",
+    ],
+    [
+        "no system turn",
+        NO_SYSTEM,
+        chat("q", "a", system="S"),
+        ".messages[0]",
+        "leaves out this turn (system)",
+    ],
+    [
+        "another answer",
+        CHATML.replace("m.content", "m.content | upper"),
+        GOOD,
+        ".messages[1]",
+        "leaves out the answer",
+    ],
+    ["no turns", "hello", GOOD, ".messages[0]", "leaves out this turn (user)"],
+]
+
+
+@pytest.mark.parametrize(("template", "row", "field", "reason"), named(BAD_TEMPLATES))
 def test_a_chat_template_that_escapes_or_loses_turns_is_refused(
     prepared: Prepare,
     write: Write,
     tmp_path: Path,
     template: str,
     row: Row,
-    where: str,
-    found: str,
-    fix: str,
+    field: str,
+    reason: str,
+    golden_error: Pin,
 ) -> None:
     (tmp_path / "bad.jinja").write_text(template, encoding="utf-8")
-    told = refused(
-        lambda: prepared(
-            *JSON, write("rows.jsonl", [row]), f"tokenizer.chat_template={tmp_path / 'bad.jinja'}"
-        )
-    )
-    assert told.endswith("\n" + message(f"train[0]{where} (rows.jsonl, line 1)", found, "", fix))
+    run = (*JSON, write("rows.jsonl", [row]), f"tokenizer.chat_template={tmp_path / 'bad.jinja'}")
+    error = refused(DataError, lambda: prepared(*run))
+    assert places(error)[-1] == f"train[0]{field} (rows.jsonl, line 1)"
+    assert reason in error.problems[-1].found
+    golden_error(error.problems[-1])
 
 
 def test_a_chat_template_that_leaves_out_tool_calls_or_tools_is_refused(
@@ -2076,21 +1225,16 @@ def test_a_chat_template_that_leaves_out_tool_calls_or_tools_is_refused(
 
 
 def test_a_template_that_rewrites_history_gives_the_two_ways_out(
-    prepared: Prepare, write: Write, tmp_path: Path
+    prepared: Prepare, write: Write, tmp_path: Path, golden_error: Pin
 ) -> None:
     (tmp_path / "think.jinja").write_text(THINK, encoding="utf-8")
     file = write("rows.jsonl", [chat("q", "<think>x</think>a", "r", "<think>y</think>b")])
     run = (*JSON, file, f"tokenizer.chat_template={tmp_path / 'think.jinja'}")
-    told = refused(lambda: prepared(*run, "loss=assistant_only"))
-    assert "1 x history written otherwise than in generation" in told
-    assert told.splitlines()[-2].startswith(
-        "train[0].messages[1] (rows.jsonl, line 1): the chat template writes "
-    )
-    assert told.endswith(
-        "\n"
-        "    loss=completion_only trains the last turn only; loss.unroll=true makes a row of "
-        "each turn"
-    )
+    error = refused(DataError, lambda: prepared(*run, "loss=assistant_only"))
+    assert "1 x history written otherwise than in generation" in error.problems[0].found
+    assert places(error)[1:] == ["train[0].messages[1] (rows.jsonl, line 1)"]
+    assert error.problems[1].commands == ("loss=completion_only", "loss.unroll=true")
+    golden_error(error.problems[1])
     assert trained_of(prepared(*run)) == f"<think>y</think>b{END}"
     unrolled = prepared(*run, "loss=assistant_only", "loss.unroll=true")
     assert [trained_of(unrolled, at) for at in range(2)] == [
@@ -2100,44 +1244,27 @@ def test_a_template_that_rewrites_history_gives_the_two_ways_out(
 
 
 @pytest.mark.parametrize("loss", ["completion_only", "full"])
-@pytest.mark.parametrize("end", ["", "###"])
+@pytest.mark.parametrize("end", ["", "###"], ids=["no end", "another end"])
 def test_a_template_that_ends_answers_with_no_special_token_is_refused(
-    prepared: Prepare, write: Write, tmp_path: Path, loss: str, end: str
+    prepared: Prepare, write: Write, tmp_path: Path, loss: str, end: str, golden_error: Pin
 ) -> None:
     (tmp_path / "bad.jinja").write_text(CHATML.replace(END, end), encoding="utf-8")
-    assert refused(
-        lambda: prepared(
-            *JSON,
-            write("rows.jsonl", [GOOD]),
-            f"tokenizer.chat_template={tmp_path / 'bad.jinja'}",
-            f"loss={loss}",
-        )
-    ) == (
-        message(
-            "train[0], tokenizer.chat_template",
-            "the template ends the answer with no special token, so the model could not learn to "
-            "stop",
-            "",
-            "a chat template that closes each turn with eos_token or another special token",
-        )
-    )
+    run = (*JSON, write("rows.jsonl", [GOOD]), f"tokenizer.chat_template={tmp_path / 'bad.jinja'}")
+    error = refused(DataError, lambda: prepared(*run, f"loss={loss}"))
+    assert places(error) == ["train[0], tokenizer.chat_template"]
+    if (loss, end) == ("full", ""):
+        golden_error(error)
 
 
 def test_a_template_that_is_no_jinja_is_told_once(
-    prepared: Prepare, write: Write, tmp_path: Path
+    prepared: Prepare, write: Write, tmp_path: Path, golden_error: Pin
 ) -> None:
     (tmp_path / "bad.jinja").write_text("{% for m in %}", encoding="utf-8")
-    told = refused(
-        lambda: prepared(
-            *JSON,
-            write("rows.jsonl", [GOOD, GOOD]),
-            f"tokenizer.chat_template={tmp_path / 'bad.jinja'}",
-        )
-    )
-    assert told.startswith(
-        "tokenizer.chat_template: no valid Jinja: Expected an expression, got 'end of statement "
-        "block'"
-    )
+    file = write("rows.jsonl", [GOOD, GOOD])
+    run = (*JSON, file, f"tokenizer.chat_template={tmp_path / 'bad.jinja'}")
+    error = refused(DataError, lambda: prepared(*run))
+    assert places(error) == ["tokenizer.chat_template"]
+    golden_error(error)
 
 
 # --- many good rows and a few bad ones ------------------------------------------------------------
@@ -2155,7 +1282,7 @@ SCATTERED: dict[int, tuple[Row, str, str, str]] = {  # {row: (row, reason, field
     3333: (roles("assistant", "user"), SHUFFLED, ".messages", "the roles assistant, user"),
     4004: (
         chat(END, "a"),
-        "forged turn",
+        FORGED_TURN,
         ".messages[0].content",
         f"the special token '{END}' in '{END}'",
     ),
@@ -2235,8 +1362,6 @@ def test_one_percent_of_bad_rows_is_the_limit(
     if not fails:
         assert len(prepared(*JSON, file).train) == 200 - bad
         return
-    told = refused(lambda: prepared(*JSON, file))
-    assert told.startswith(
-        "train: 3 of 200 rows teach nothing: 2 x empty text, 1 x null or missing\n"
-    )
-    assert "train[197].messages[1].content (rows.jsonl, line 198): null or missing" in told
+    error = refused(DataError, lambda: prepared(*JSON, file))
+    assert re.findall(r"\d+", error.problems[0].found) == ["3", "200", "2", "1"]
+    assert "train[197].messages[1].content (rows.jsonl, line 198)" in places(error)

@@ -5,7 +5,9 @@ evicted oldest first.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import math
 import os
 import re
 import shutil
@@ -17,18 +19,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import sftpipe
 from sftpipe import DataError, PreparedData, compose, prepare, storage
 from sftpipe.data.encode import Encoder
+from sftpipe.data.labels import IGNORED
 from sftpipe.data.version import code_digest
 from sftpipe.runs.plan import key_of, run_key
 from sftpipe.storage import HASHES, cached
 from support.byte_model import write_byte_model
+from support.configs import composed
+from support.sources import write_rows
 
 Prepare = Callable[..., PreparedData]
 ROWS = [{"prompt": f"q{at} ", "completion": f"a{at}"} for at in range(20)]
+ALL_LINES = "\n".join(map(json.dumps, ROWS))
 
 
 @pytest.fixture(scope="module")
@@ -51,35 +58,46 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    return write(tmp_path / "rows.jsonl", ROWS)
+    return write_rows(tmp_path / "rows.jsonl", ROWS)
 
 
 @pytest.fixture
 def prepared(models: dict[str, Path], file: Path, store: Path) -> Prepare:
+    named = {"model.name_or_path": str(models["plain"]), "dataset.data_files": str(file)}
+
     def run(*overrides: str) -> PreparedData:
-        plain = [
-            f"model.name_or_path={models['plain']}",
-            "evaluation=none",
-            "dataset=json",
-            f"dataset.data_files={file}",
-        ]
-        return prepare(compose([*plain, "format=prompt_completion", *overrides]))
+        plain = ["evaluation=none", "dataset=json", "format=prompt_completion"]
+        cfg = composed(*(f"{key}=X" for key in named), *plain, *overrides)
+        for key, value in named.items():  # a path of this test, unless the overrides name another
+            group, name = key.split(".")
+            if getattr(getattr(cfg, group), name) == "X":
+                setattr(getattr(cfg, group), name, value)
+        return prepare(cfg)
 
     return run
 
 
-def write(file: Path, rows: list[dict[str, Any]]) -> Path:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return file
-
-
-def entries(store: Path, kind: str = "encoded") -> dict[str, int]:
-    """{entry: when its hashes, the last file of a build, were written}."""
+def entries(store: Path, kind: str = "encoded") -> set[str]:
+    """The names of whole entries."""
     return {
-        entry.name: (entry / HASHES).stat().st_mtime_ns
+        entry.name
         for entry in (store / kind).glob("*")
-        if entry.is_dir() and entry.name[0] != "."
+        if (entry / HASHES).is_file() and entry.name[0] != "."
     }
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of samples of each call of an encoder."""
+    counts = []
+    encode = Encoder.encode
+
+    def counting(encoder: Encoder, samples: Any, locations: Any) -> Any:
+        counts.append(len(samples))
+        return encode(encoder, samples, locations)
+
+    monkeypatch.setattr(Encoder, "encode", counting)
+    return counts
 
 
 def rows_of(data: PreparedData) -> list[Any]:
@@ -90,81 +108,68 @@ def rows_of(data: PreparedData) -> list[Any]:
 
 
 def test_a_second_preparation_encodes_nothing(
-    prepared: Prepare, store: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepare, store: Path, encoded: list[int]
 ) -> None:
-    first, made = prepared(), entries(store)
-
-    def fail(*_: Any) -> None:
-        raise AssertionError("encoded again")
-
-    monkeypatch.setattr(Encoder, "encode", fail)
-    again = prepared()
+    first, again = prepared(), prepared()
+    assert encoded == [20]
     assert rows_of(again) == rows_of(first)
     assert again.preflight == first.preflight
-    assert entries(store) == made
-    assert len(made) == 1
+    assert len(entries(store)) == 1
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["seed=7"],
-        ["sft.learning_rate=1"],
-        ["sft.max_length=900"],
-        ["over_length=drop"],
-        ["dataset.num_proc=1"],
-        ["preflight.max_empty_rows=0.5"],
-        ["lora=default"],
-    ],
-    ids="+".join,
-)
 def test_what_rows_do_not_depend_on_makes_no_new_entry(
-    prepared: Prepare, store: Path, overrides: list[str]
+    prepared: Prepare, store: Path, encoded: list[int]
 ) -> None:
-    prepared()
-    made = entries(store)
-    prepared(*overrides)
-    assert entries(store) == made
+    rows = rows_of(prepared())
+    for overrides in (
+        ["seed=7"],
+        ["sft.learning_rate=1", "lora=default"],
+        ["sft.max_length=900"],
+        ["over_length=drop", "preflight.max_empty_rows=0.5"],
+        ["dataset.num_proc=1"],
+    ):
+        assert rows_of(prepared(*overrides)) == rows, overrides
+    assert encoded == [20]
+    assert len(entries(store)) == 1
 
 
-@pytest.mark.parametrize(
-    ("first", "then"),
-    [
-        pytest.param(
-            [],
-            ["format=template", "format.prompt='{prompt}'", "format.completion='{completion}'"],
-            id="format",
-        ),
-        pytest.param(
-            ["format=template", "format.prompt='{prompt}'", "format.completion='{completion}'"],
-            ["format=template", "format.prompt='{prompt}:'", "format.completion='{completion}'"],
-            id="pattern",
-        ),
-        pytest.param([], ["loss=full"], id="loss"),
-        pytest.param([], ["loss.boundary=joint"], id="boundary"),
-        pytest.param(
-            [], ["dataset.columns={completion: prompt, prompt: completion}"], id="columns"
-        ),
-        pytest.param([], ["dataset.limit=19"], id="limit"),
-        pytest.param([], ["dataset.shuffle_seed=1"], id="order"),
-        pytest.param([], ["dataset.markers=strip", "dataset.marker_tokens=[q]"], id="markers"),
-        pytest.param([], ["preflight.forged_turns=escape"], id="forged turns"),
-        pytest.param([], ["over_length=truncate"], id="truncation"),
-        pytest.param(
-            ["over_length=truncate", "sft.max_length=9"],
-            ["over_length=truncate", "sft.max_length=8"],
-            id="length of truncation",
-        ),
-    ],
-)
-def test_what_rows_depend_on_makes_a_new_entry(
-    prepared: Prepare, store: Path, first: list[str], then: list[str]
-) -> None:
-    prepared(*first)
-    made = entries(store)
-    prepared(*then)
+def test_whatever_rows_depend_on_makes_an_entry_of_its_own(prepared: Prepare, store: Path) -> None:
+    pattern = ["format=template", "format.prompt='{prompt}'", "format.completion='{completion}'"]
+    text = ["dataset=text", "format=text", "loss=full"]
+    known: set[str] = set()
+    for overrides, last, trained in (
+        ([], "q19 a19", 4),
+        (pattern, "q19 a19", 4),
+        ([*pattern, "format.prompt='{prompt}:'"], "q19 :a19", 4),
+        (["loss=full"], "q19 a19", 8),
+        (["loss.boundary=joint"], "q19 a19", 4),
+        (["dataset.columns={completion: prompt, prompt: completion}"], "a19q19 ", 5),
+        (["dataset.limit=19"], "q18 a18", 4),
+        (["dataset.limit=18"], "q17 a17", 4),
+        (["dataset.markers=strip", "dataset.marker_tokens=[q]"], "19 a19", 4),
+        (["dataset.markers=strip", "dataset.marker_tokens=[a]"], "q19 19", 3),
+        (["preflight.forged_turns=escape"], "q19 a19", 4),
+        (["over_length=truncate", "sft.max_length=8"], "q19 a19", 4),
+        (["over_length=truncate", "sft.max_length=7"], "19 a19", 4),
+        ([*text, "dataset.sample_by=paragraph"], ALL_LINES, len(ALL_LINES) + 1),
+        ([*text, "dataset.sample_by=line"], ALL_LINES.splitlines()[-1], 40),
+    ):
+        data = prepared(*overrides)
+        now, row = entries(store), data.train[-1]
+        assert len(now - known) == 1, overrides
+        assert data.tokenizer.decode(row["input_ids"]) == f"{last}<|im_end|>", overrides
+        assert sum(label != IGNORED for label in row["labels"]) == trained, overrides
+        known = now
+
+
+def test_each_shuffle_seed_gives_the_rows_in_its_own_order(prepared: Prepare, store: Path) -> None:
+    for seed in (1, 2):
+        data = prepared(f"dataset.shuffle_seed={seed}")
+        order = np.random.default_rng(seed).permutation(len(ROWS))  # what `datasets` shuffles by
+        assert [data.tokenizer.decode(row["input_ids"]) for row in data.train] == [
+            f"q{at} a{at}<|im_end|>" for at in order
+        ]
     assert len(entries(store)) == 2
-    assert entries(store).items() > made.items()  # the first one stays as it is
 
 
 def test_other_bytes_of_the_data_make_new_rows_even_under_the_same_name_size_and_time(
@@ -172,7 +177,7 @@ def test_other_bytes_of_the_data_make_new_rows_even_under_the_same_name_size_and
 ) -> None:
     prepared()
     before = file.stat()
-    write(file, [*ROWS[:-1], {"prompt": "q19 ", "completion": "b19"}])
+    write_rows(file, [*ROWS[:-1], {"prompt": "q19 ", "completion": "b19"}])
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert file.stat().st_size == before.st_size
     data = prepared()
@@ -185,7 +190,7 @@ def test_the_same_bytes_elsewhere_are_not_encoded_again(
 ) -> None:
     prepared()
     (tmp_path / "copy").mkdir()
-    prepared(f"dataset.data_files={write(tmp_path / 'copy' / 'rows.jsonl', ROWS)}")
+    prepared(f"dataset.data_files={write_rows(tmp_path / 'copy' / 'rows.jsonl', ROWS)}")
     assert len(entries(store)) == 1
 
 
@@ -210,7 +215,7 @@ def test_another_chat_template_makes_a_new_entry(
     chats = [
         {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
     ]
-    run = ("format=messages", f"dataset.data_files={write(tmp_path / 'chats.jsonl', chats)}")
+    run = ("format=messages", f"dataset.data_files={write_rows(tmp_path / 'chats.jsonl', chats)}")
     prepared(*run)
     prepared(*run, "tokenizer.chat_template=chatml_bos_eos")
     assert len(entries(store)) == 2
@@ -253,7 +258,7 @@ def test_reading_planning_and_writing_hash_a_file_once(
 
     hash_file = hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", counted)
-    monkeypatch.setattr(storage, "RECENT_S", 0)  # the file is as old as any other
+    monkeypatch.setattr(storage, "RECENT_S", -math.inf)  # whatever clock its file system has
     cfg = compose(
         [f"model.name_or_path={models['plain']}", "dataset=json", f"dataset.data_files={file}"]
     )
@@ -266,11 +271,15 @@ def test_reading_planning_and_writing_hash_a_file_once(
 def test_dropped_rows_come_back_from_the_cache_with_their_lines(
     prepared: Prepare, tmp_path: Path
 ) -> None:
-    file = write(tmp_path / "bad.jsonl", [*ROWS, {"prompt": "q", "completion": ""}])
+    rows = [{"prompt": 3, "completion": "a"}, *ROWS, {"prompt": "q", "completion": ""}]
+    file = write_rows(tmp_path / "bad.jsonl", rows)
     run = (f"dataset.data_files={file}", "preflight.max_empty_rows=1")
     made, again = prepared(*run).preflight.dropped, prepared(*run).preflight.dropped
     assert [str(one.problem()) for one in made] == [str(one.problem()) for one in again]
-    assert [one.origin for one in again] == ["bad.jsonl, line 21"]
+    assert [(one.origin, one.reason) for one in again] == [
+        ("bad.jsonl, line 1", "wrong type"),
+        ("bad.jsonl, line 22", "empty text"),
+    ]
 
 
 def test_an_error_while_reading_leaves_no_entry(
@@ -320,6 +329,15 @@ def test_only_code_that_makes_rows_is_part_of_their_key(
     assert (code_digest(changed) != code_digest()) == counts
 
 
+@pytest.mark.parametrize("library", ["datasets", "tokenizers", "transformers"])
+def test_another_version_of_a_library_makes_other_keys(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert code_digest.__wrapped__() == code_digest()
+    monkeypatch.setattr(importlib.import_module(library), "__version__", "0.0.0")
+    assert code_digest.__wrapped__() != code_digest()
+
+
 # --- eviction -------------------------------------------------------------------------------------
 
 
@@ -340,9 +358,9 @@ def test_eviction_keeps_the_cap_and_removes_what_was_not_used_for_longest(
         os.utime(store / ("rows" if key == "b" else "encoded") / key, (at + 1, at + 1))
     use("a", kind="encoded")  # read again, so that b is now the oldest
     use("d")
-    assert {*entries(store), *entries(store, "rows")} == {"a", "c", "d"}
+    assert entries(store) | entries(store, "rows") == {"a", "c", "d"}
     use("e")
-    assert {*entries(store), *entries(store, "rows")} == {"a", "d", "e"}
+    assert entries(store) | entries(store, "rows") == {"a", "d", "e"}
 
 
 @pytest.mark.parametrize("kind", storage.KINDS)
@@ -368,7 +386,7 @@ def test_an_eviction_that_is_killed_leaves_no_half_of_an_entry(
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before it removed a file
         use("b")
-    assert list(entries(store, "rows")) == ["b"]
+    assert entries(store, "rows") == {"b"}
     use("c")
     assert [path.name for path in (store / "rows").iterdir() if path.is_dir()] == ["c"]
 
@@ -388,7 +406,7 @@ def test_an_entry_larger_than_the_cap_is_kept_while_it_is_wanted(
     monkeypatch.setattr(storage, "CAP_BYTES", 10)
     use("a")
     use("b")
-    assert list(entries(store, "rows")) == ["b"]
+    assert entries(store, "rows") == {"b"}
 
 
 def test_the_rows_of_a_run_outlive_their_eviction(
@@ -397,59 +415,59 @@ def test_the_rows_of_a_run_outlive_their_eviction(
     data = prepared()
     monkeypatch.setattr(storage, "CAP_BYTES", 10)
     use("other")
-    assert entries(store) == {}
+    assert entries(store) == set()
     assert data.tokenizer.decode(data.train[3]["input_ids"]) == "q3 a3<|im_end|>"
 
 
 # --- processes ------------------------------------------------------------------------------------
 
 BUILDER = """
-import os, sys, time
-from pathlib import Path
+import os, sys
 from sftpipe.storage import cached
 
 def build(folder):
-    with open(sys.argv[1], "a") as log:
-        log.write("built\\n")
-    if sys.argv[2] == "dies":
-        (folder / "half").write_text("half")
+    print("building", flush=True)
+    (folder / "data").write_text("half")
+    if sys.argv[1] == "dies":
         os.kill(os.getpid(), 9)
-    time.sleep(1)
+    sys.stdin.readline()
     (folder / "data").write_text("whole")
 
 print(cached("rows", "key", build, lambda folder: (folder / "data").read_text()))
 """
 
 
-def start(log: Path, mode: str) -> subprocess.Popen[str]:
+def start(mode: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", BUILDER, str(log), mode],
+        [sys.executable, "-c", BUILDER, mode],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def test_two_processes_that_ask_at_once_build_once(store: Path, tmp_path: Path) -> None:
-    both = [start(tmp_path / "log", "lives") for _ in range(2)]
-    printed = [process.communicate(timeout=60) for process in both]
-    assert [out for out, _ in printed] == ["whole\n"] * 2
-    assert (tmp_path / "log").read_text(encoding="utf-8") == "built\n"
-    assert (
-        sum("Waiting for another process that makes the same rows" in err for _, err in printed)
-        == 1
-    )
+def test_two_processes_that_ask_at_once_build_once(store: Path) -> None:
+    builder = start("lives")
+    assert builder.stdout
+    assert builder.stdout.readline() == "building\n"
+    waiter = start("lives")
+    assert waiter.stderr
+    assert "Waiting for another process that makes the same rows" in waiter.stderr.readline()
+    assert entries(store, "rows") == set()
+    assert builder.communicate("\n", timeout=60)[0] == "whole\n"
+    assert waiter.communicate(timeout=60)[0] == "whole\n"
 
 
-def test_a_killed_build_leaves_nothing(store: Path, tmp_path: Path) -> None:
-    killed = start(tmp_path / "log", "dies")
+def test_a_killed_build_leaves_nothing(store: Path) -> None:
+    killed = start("dies")
     killed.communicate(timeout=60)
     assert killed.returncode == -signal.SIGKILL
-    assert entries(store, "rows") == {}  # half of an entry is none
+    assert entries(store, "rows") == set()  # half of an entry is none
     use("other")
     assert [path.name for path in (store / "rows").iterdir() if path.is_dir()] == ["other"]
-    out, _ = start(tmp_path / "log", "lives").communicate(timeout=60)
-    assert out == "whole\n"
+    out, _ = start("lives").communicate("\n", timeout=60)
+    assert out == "building\nwhole\n"
     assert sorted(path.name for path in (store / "rows" / "key").iterdir()) == ["data", HASHES]
 
 
@@ -457,7 +475,7 @@ def test_a_killed_build_leaves_nothing(store: Path, tmp_path: Path) -> None:
 def test_a_preparation_that_is_killed_while_it_encodes_is_made_anew(
     prepared: Prepare, store: Path, file: Path, models: dict[str, Path]
 ) -> None:
-    write(file, [{"prompt": f"q{at} " * 20, "completion": f"a{at}"} for at in range(20_000)])
+    write_rows(file, [{"prompt": f"q{at} " * 20, "completion": f"a{at}"} for at in range(20_000)])
     words = [
         f"model.name_or_path={models['plain']}",
         "dataset=json",
@@ -478,9 +496,8 @@ def test_a_preparation_that_is_killed_while_it_encodes_is_made_anew(
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    assert entries(store) == {}
-    write(file, ROWS)
+    assert entries(store) == set()
+    write_rows(file, ROWS)
     assert len(prepared().train) == len(ROWS)
-    assert [path.name for path in (store / "encoded").iterdir() if path.is_dir()] == list(
-        entries(store)
-    )
+    folders = {path.name for path in (store / "encoded").iterdir() if path.is_dir()}
+    assert folders == entries(store)

@@ -1,5 +1,5 @@
 """Samples to ids and labels: the rules L1 to L8 of docs/rules.md, on the embedded tokenizer and on
-real ones of other kinds.
+small ones of other kinds; the golden values are of the published ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
@@ -27,6 +27,9 @@ from sftpipe.data.prompts import split_answer
 from sftpipe.data.samples import Conversation, PromptCompletion, Sample, Text, without_answer
 from sftpipe.data.truncation import truncate
 from sftpipe.errors import DataError, RowError
+from support.byte_model import CHATML
+from support.errors import Pin, named, refused, told
+from support.tokenizers import PUBLISHED, tokenizer_at
 
 Templated = Callable[[str | None], Any]
 COMPLETION, FULL, ASSISTANT = (
@@ -38,11 +41,6 @@ ROLES = ("user", "assistant")
 SYSTEM = (
     "<|im_start|>system\n"
     "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-)
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-    "{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -60,7 +58,7 @@ def encode(tokenizer: Any, sample: Sample, loss: LossConfig = COMPLETION) -> Enc
     return row
 
 
-def refused(tokenizer: Any, sample: Sample, loss: LossConfig = COMPLETION) -> RowError:
+def row_error(tokenizer: Any, sample: Sample, loss: LossConfig = COMPLETION) -> RowError:
     (row,) = Encoder(tokenizer, loss).encode([sample], ["train[3]"])
     assert isinstance(row, RowError), row
     return row
@@ -161,6 +159,75 @@ def test_a_completion_needs_no_chat_template(templated: Templated) -> None:
     assert trained_text(templated(None), PromptCompletion("a", " b")) == " b<|im_end|>"
 
 
+# --- ids of other kinds of tokenizers -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "sample", "boundary", "prompt", "answer", "behind"),
+    [
+        (
+            "phi3",
+            talk("one", "yes two"),
+            "split",
+            "<|user|> \u2581one <|end|> <|assistant|>",
+            "\u2581yes \u2581two <|end|>",
+            "<|endoftext|>",
+        ),
+        (
+            "opt",
+            talk("one", "yes two"),
+            "split",
+            "</s> user \u010a one </s> \u010a </s> assistant \u010a",
+            "yes \u0120two </s>",
+            "\u010a",
+        ),
+        (
+            "phi3",
+            PromptCompletion("Hi:", "- yes"),
+            "split",
+            "\u2581Hi :",
+            "\u2581 - \u2581yes <|endoftext|>",
+            "",
+        ),
+        (
+            "opt",
+            PromptCompletion("Hi:", "- yes"),
+            "split",
+            "</s> Hi :",
+            "- \u0120yes </s>",
+            "",
+        ),
+        # ":-" is one token, and hides the answer's first character
+        (
+            "phi3",
+            PromptCompletion("Hi:", "- yes"),
+            "joint",
+            "\u2581Hi :-",
+            "\u2581yes <|endoftext|>",
+            "",
+        ),
+        ("opt", PromptCompletion("Hi:", "- yes"), "joint", "</s> Hi :-", "\u0120yes </s>", ""),
+    ],
+)
+def test_a_row_has_the_tokens_of_its_parts(
+    kind: str,
+    sample: Sample,
+    boundary: str,
+    prompt: str,
+    answer: str,
+    behind: str,
+    request: pytest.FixtureRequest,
+) -> None:
+    tokenizer = request.getfixturevalue(kind)
+    row = encode(tokenizer, sample, LossConfig("completion_only", boundary=boundary))
+    vocabulary = tokenizer.get_vocab()
+    before, trained, after = (
+        [vocabulary[token] for token in part.split()] for part in (prompt, answer, behind)
+    )
+    assert row.input_ids == before + trained + after
+    assert row.labels == [IGNORED] * len(before) + trained + [IGNORED] * len(after)
+
+
 # --- the rules, over random samples ---------------------------------------------------------------
 
 # no "<|", so that no text spells one of the tokenizers' turn tokens; no control, private or
@@ -195,7 +262,6 @@ TALKS = st.builds(
     st.none() | TEXT,
 )
 PAIRS = st.builds(PromptCompletion, TEXT, TEXT)
-QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def start_of(row: Encoded) -> int:
@@ -211,27 +277,6 @@ def each(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 
-@QUICK
-@given(sample=TALKS)
-def test_l1_a_trained_answer_follows_exactly_the_ids_that_generation_is_fed(
-    each: Any, sample: Conversation
-) -> None:
-    row = encode(each, sample)
-    assert row.input_ids[: start_of(row)] == Encoder(each, COMPLETION).prompt_ids(
-        without_answer(sample)
-    )
-
-
-@QUICK
-@given(sample=PAIRS)
-def test_l1_a_trained_completion_follows_exactly_the_ids_that_generation_is_fed(
-    each: Any, sample: PromptCompletion
-) -> None:
-    row = encode(each, sample)
-    assert row.input_ids[: start_of(row)] == Encoder(each, COMPLETION).prompt_ids(sample.prompt)
-
-
-@QUICK
 @given(sample=TALKS)
 def test_l2_prompt_and_answer_decode_to_their_texts(tokenizer: Any, sample: Conversation) -> None:
     row, start = encode(tokenizer, sample), start_of(encode(tokenizer, sample))
@@ -244,7 +289,6 @@ def test_l2_prompt_and_answer_decode_to_their_texts(tokenizer: Any, sample: Conv
     assert tokenizer.decode(trained_ids(row)) == sample.messages[-1]["content"] + "<|im_end|>"
 
 
-@QUICK
 @given(sample=PAIRS)
 def test_l2_a_completion_decodes_to_its_text(tokenizer: Any, sample: PromptCompletion) -> None:
     row = encode(tokenizer, sample)
@@ -252,7 +296,6 @@ def test_l2_a_completion_decodes_to_its_text(tokenizer: Any, sample: PromptCompl
     assert tokenizer.decode(trained_ids(row)) == f"{sample.completion}<|im_end|>"
 
 
-@QUICK
 @given(sample=st.one_of(TALKS, PAIRS))
 def test_l3_the_last_trained_token_is_eos_and_pad_is_never_trained(
     tokenizer: Any, sample: Sample
@@ -263,21 +306,6 @@ def test_l3_the_last_trained_token_is_eos_and_pad_is_never_trained(
     assert tokenizer.pad_token_id not in trained
 
 
-@QUICK
-@given(sample=TALKS)
-def test_l3_the_answers_end_token_is_the_one_that_ends_the_earlier_turns(
-    each: Any, sample: Conversation
-) -> None:
-    row = encode(each, sample)
-    ended = row.input_ids[: start_of(row)]
-    assert trained_ids(row)[-1] == each.convert_tokens_to_ids(
-        {"<unk>": "<|end|>", "<pad>": "</s>"}.get(each.pad_token, "<|im_end|>")
-    )
-    assert trained_ids(row)[-1] in ended
-    assert each.pad_token_id not in trained_ids(row)
-
-
-@QUICK
 @given(sample=st.one_of(TALKS, PAIRS), loss=st.sampled_from([COMPLETION, FULL]))
 def test_labels_are_the_ids_where_trained_in_one_piece(
     tokenizer: Any, sample: Sample, loss: LossConfig
@@ -340,7 +368,7 @@ def test_l4_a_tokenizer_that_adds_bos_and_eos_keeps_its_bos(tokenizer: Any) -> N
 
 
 def test_a_template_that_strips_the_answer_trains_what_it_wrote(templated: Templated) -> None:
-    stripping = templated(CHATML.replace("message.content", "message.content | trim"))
+    stripping = templated(CHATML.replace("m.content", "m.content | trim"))
     assert trained_text(stripping, talk("Hi.", "  Hello. \n")) == "Hello.<|im_end|>"
 
 
@@ -352,114 +380,97 @@ def test_a_template_that_ends_a_turn_in_another_special_token_trains_that_one(
 
 
 def test_a_template_that_writes_a_mark_in_front_of_the_answer_trains_to_its_end(
-    templated: Templated,
+    templated: Templated, golden_error: Pin
 ) -> None:
     marking = templated(
         CHATML.replace(
-            "{{ message.content }}",
-            "{% if message.role == 'assistant' %}<empty_output>{% endif %}{{ message.content }}",
+            "{{ m.content }}",
+            "{% if m.role == 'assistant' %}<empty_output>{% endif %}{{ m.content }}",
         )
     )
     assert trained_text(marking, talk("Hi.", "empty")) == "<empty_output>empty<|im_end|>"
 
 
 @pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        pytest.param(
-            None,
-            "tokenizer.chat_template: the tokenizer has no chat template, and the format makes "
-            "conversations\n"
-            "    tokenizer.chat_template=chatml_bos_eos, or format=prompt_completion",
-            id="none",
-        ),
-        pytest.param(
-            CHATML.replace("<|im_end|>", ""),
-            "train[3], tokenizer.chat_template: the template ends the answer with no special "
-            "token, "
-            "so the model could not learn to stop\n"
-            "    a chat template that closes each turn with eos_token or another special token",
-            id="no-end-token",
-        ),
-        pytest.param(
-            "{% for message in messages %}",
-            "tokenizer.chat_template: no valid Jinja: Unexpected end of template.",
-            id="syntax",
-        ),
-    ],
+    ("template", "where", "commands"),
+    named(
+        [
+            [
+                "none",
+                None,
+                "tokenizer.chat_template",
+                ("tokenizer.chat_template=chatml_bos_eos", "format=prompt_completion"),
+            ],
+            [
+                "no-end-token",
+                CHATML.replace("<|im_end|>", ""),
+                "train[3], tokenizer.chat_template",
+                (),
+            ],
+            ["syntax", "{% for message in messages %}", "tokenizer.chat_template", ()],
+        ]
+    ),
 )
 def test_a_template_that_serves_no_row_is_an_error_of_the_whole(
-    templated: Templated, template: str | None, message: str
+    templated: Templated,
+    template: str | None,
+    where: str,
+    commands: tuple[str, ...],
+    golden_error: Pin,
 ) -> None:
-    with pytest.raises(DataError) as error:
-        Encoder(templated(template), COMPLETION).encode([talk("hi", "yo")], ["train[3]"])
-    assert not isinstance(error.value, RowError)
-    assert str(error.value).startswith(message)
+    encoder = Encoder(templated(template), COMPLETION)
+    error = refused(DataError, lambda: encoder.encode([talk("hi", "yo")], ["train[3]"]))
+    assert told(error) == {where: commands}
+    if template is None:
+        golden_error(error)
 
 
-REWRITES = CHATML.replace(
-    "message.content", "(message.content if loop.last else message.content | upper)"
-)
+REWRITES = CHATML.replace("m.content", "(m.content if loop.last else m.content | upper)")
+
+
+REFUSED, LEFT_OUT = "refused by the chat template", "left out by the chat template"
 
 
 @pytest.mark.parametrize(
-    ("template", "reason", "message"),
-    [
-        pytest.param(
-            REWRITES,
-            "history written otherwise than in generation",
-            "train[3].messages[1]: the chat template writes the turns before this answer "
-            "otherwise than the prompt of generation, "
-            "so the mask has no place to begin: '<|im_start|>user\\nhi<|im_end|>\\n<|im_st' "
-            "against "
-            "'<|im_start|>user\\nHI<|im_end|>\\n<|im_st'\n"
-            "    another tokenizer.chat_template",
-            id="rewrites-history",
-        ),
-        pytest.param(
-            "{{ raise_exception('one turn at most') }}",
-            "refused by the chat template",
-            "train[3]: the chat template refuses the conversation: one turn at most\n"
-            "    fix the row or the template",
-            id="raises",
-        ),
-        pytest.param(
-            "{{ nothing + bos_token }}",
-            "refused by the chat template",
-            "train[3]: the chat template refuses the conversation: 'nothing' is undefined\n"
-            "    fix the row or the template",
-            id="undefined-name",
-        ),
-        pytest.param(
-            "{{ 1 + 'x' }}",
-            "refused by the chat template",
-            "train[3]: the chat template refuses the conversation: ",
-            id="type-error",
-        ),
-        pytest.param(
-            CHATML.replace(
-                "{{ message.content }}", "{{ message.content if message.role == 'user' }}"
-            ),
-            "left out by the chat template",
-            "train[3].messages[1]: the chat template leaves out this turn (assistant)\n"
-            "    another tokenizer.chat_template, or rows without such turns",
-            id="no-answer",
-        ),
-        pytest.param(
-            CHATML.replace("message.content", "message.content | replace('o', '')"),
-            "left out by the chat template",
-            "train[3].messages[1]: the chat template leaves out the answer, or a part of it\n"
-            "    another tokenizer.chat_template",
-            id="a-part-of-the-answer",
-        ),
-    ],
+    ("template", "place", "reason", "found"),
+    named(
+        [
+            [
+                "rewrites-history",
+                REWRITES,
+                ".messages[1]",
+                "history written otherwise than in generation",
+                "'<|im_start|>user\\nhi<|im_end|>\\n<|im_st' against "
+                "'<|im_start|>user\\nHI<|im_end|>\\n<|im_st'",
+            ],
+            ["raises", "{{ raise_exception('one turn') }}", "", REFUSED, ": one turn"],
+            ["undefined-name", "{{ nothing + bos_token }}", "", REFUSED, "'nothing' is undefined"],
+            ["type-error", "{{ 1 + 'x' }}", "", REFUSED, "unsupported operand"],
+            [
+                "no-answer",
+                CHATML.replace("{{ m.content }}", "{{ m.content if m.role == 'user' }}"),
+                ".messages[1]",
+                LEFT_OUT,
+                "(assistant)",
+            ],
+            [
+                "a-part-of-the-answer",
+                CHATML.replace("m.content", "m.content | replace('o', '')"),
+                ".messages[1]",
+                LEFT_OUT,
+                "a part of it",
+            ],
+        ]
+    ),
 )
 def test_a_template_that_cannot_serve_a_row_is_the_error_of_that_row(
-    templated: Templated, template: str, reason: str, message: str
+    templated: Templated, template: str, place: str, reason: str, found: str, golden_error: Pin
 ) -> None:
-    error = refused(templated(template), talk("hi", "yo"))
-    assert str(error).startswith(message)
-    assert error.reason == reason
+    error = row_error(templated(template), talk("hi", "yo"))
+    assert (error.problem.where, error.reason) == (f"train[3]{place}", reason)
+    assert found in error.problem.found
+    if template == REWRITES:
+        golden_error(error)
 
 
 def test_only_the_row_that_a_template_refuses_is_named(templated: Templated) -> None:
@@ -471,7 +482,9 @@ def test_only_the_row_that_a_template_refuses_is_named(templated: Templated) -> 
         samples, ["test[0]", "test[1]", "test[2]"]
     )
     assert [first, last] == [encode(picky, samples[0]), encode(picky, samples[2])]
-    assert str(error).startswith("test[1]: the chat template refuses the conversation: no b")
+    assert isinstance(error, RowError)
+    assert (error.problem.where, error.reason) == ("test[1]", "refused by the chat template")
+    assert error.problem.found.endswith(" no b")
 
 
 def test_tools_and_variables_of_a_row_reach_the_template(templated: Templated) -> None:
@@ -527,7 +540,7 @@ def test_every_answer_behind_the_prompt_of_a_row_is_its_completion(tokenizer: An
 
 
 def test_a_row_without_a_turn_to_train_is_refused(tokenizer: Any) -> None:
-    error = refused(tokenizer, replace(talk("a", "b"), train=(None, False)))
+    error = row_error(tokenizer, replace(talk("a", "b"), train=(None, False)))
     assert (
         str(error)
         == "train[3]: no turn of it is to be trained\n    remove the row, or its train: false"
@@ -536,29 +549,11 @@ def test_a_row_without_a_turn_to_train_is_refused(tokenizer: Any) -> None:
 
 
 def test_a_turn_that_must_not_be_trained_clashes_with_a_full_loss(tokenizer: Any) -> None:
-    error = refused(tokenizer, replace(talk("a", "b"), train=(None, False)), FULL)
+    error = row_error(tokenizer, replace(talk("a", "b"), train=(None, False)), FULL)
     assert str(error) == (
         "train[3]: loss=full trains every token, and a turn is marked train: false\n"
         "    loss=assistant_only"
     )
-
-
-@QUICK
-@given(sample=TALKS)
-def test_each_answer_follows_exactly_the_ids_that_generation_is_fed(
-    each: Any, sample: Conversation
-) -> None:
-    row, encoder = encode(each, sample, ASSISTANT), Encoder(each, ASSISTANT)
-    starts = [
-        at
-        for at in range(1, len(row.labels))
-        if row.labels[at] != IGNORED and row.labels[at - 1] == IGNORED
-    ]
-    answers = [
-        index for index, message in enumerate(sample.messages) if message["role"] == "assistant"
-    ]
-    prompts = [encoder.prompt_ids(Conversation(sample.messages[:index])) for index in answers]
-    assert [row.input_ids[:start] for start in starts] == prompts
 
 
 # --- generation blocks ----------------------------------------------------------------------------
@@ -586,7 +581,7 @@ def test_a_turn_without_a_generation_block_is_an_error(templated: Templated) -> 
     some = BLOCKS.replace(
         "message.role == 'assistant'", "message.role == 'assistant' and loop.last"
     )
-    error = refused(templated(some), talk("a", "b", "c", "d"), ASSISTANT)
+    error = row_error(templated(some), talk("a", "b", "c", "d"), ASSISTANT)
     assert error.reason == "refused by the chat template"
     assert "generation block" in str(error)
 
@@ -594,9 +589,8 @@ def test_a_turn_without_a_generation_block_is_an_error(templated: Templated) -> 
 # --- templates that rewrite history ---------------------------------------------------------------
 
 THINKING = CHATML.replace(
-    "message.content",
-    "(message.content.split('</think>')[-1] if message.role == 'assistant' and not loop.last "
-    "else message.content)",
+    "m.content",
+    "(m.content.split('</think>')[-1] if m.role == 'assistant' and not loop.last else m.content)",
 )
 THOUGHTS = talk("a", "<think>x</think>b", "c", "<think>y</think>d")
 
@@ -615,14 +609,11 @@ def test_the_last_turn_is_trained_whatever_a_template_makes_of_the_history(
 def test_training_every_turn_of_a_rewritten_history_is_an_error_with_two_ways_out(
     templated: Templated,
 ) -> None:
-    error = refused(templated(THINKING), THOUGHTS, ASSISTANT)
-    assert str(error) == (
-        "train[3].messages[1]: the chat template writes this answer otherwise once turns follow "
-        "it: "
+    error = row_error(templated(THINKING), THOUGHTS, ASSISTANT)
+    assert told(error) == {"train[3].messages[1]": ("loss=completion_only", "loss.unroll=true")}
+    assert error.problem.found.endswith(
         "'im_start|>assistant\\n<think>x</think>b<|i' against "
-        "'im_start|>assistant\\nb<|im_end|>\\n<|im_sta'\n"
-        "    loss=completion_only trains the last turn only; loss.unroll=true makes a row of "
-        "each turn"
+        "'im_start|>assistant\\nb<|im_end|>\\n<|im_sta'"
     )
     assert error.reason == "history written otherwise than in generation"
 
@@ -654,8 +645,8 @@ def test_unrolling_makes_a_row_of_each_trained_turn(
 # --- tool calls -----------------------------------------------------------------------------------
 
 CALLING = CHATML.replace(
-    "{{ message.content }}",
-    "{{ message.content }}{% for call in message.tool_calls or [] %}<tool>{{ call.function | "
+    "{{ m.content }}",
+    "{{ m.content }}{% for call in m.tool_calls or [] %}<tool>{{ call.function | "
     "tojson }}<empty_output>{% endfor %}",
 )
 
@@ -689,39 +680,29 @@ def test_l4_a_text_begins_with_one_bos(opt: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize("loss", ["completion_only", "assistant_only"])
-def test_a_text_has_no_turns(tokenizer: Any, loss: str) -> None:
-    with pytest.raises(DataError) as error:
-        encode(tokenizer, Text("a"), LossConfig(loss))
-    assert str(error.value) == (
-        f"loss={loss} (train[0]): the format makes a finished text, which has no turns to tell "
-        "apart\n"
-        "    loss=full, or loss=response_template"
-    )
+def test_a_text_has_no_turns(tokenizer: Any, loss: str, golden_error: Pin) -> None:
+    error = refused(DataError, lambda: encode(tokenizer, Text("a"), LossConfig(loss)))
+    assert told(error) == {f"loss={loss} (train[0])": ("loss=full",)}
+    golden_error(error)
 
 
 @pytest.mark.parametrize(
-    ("text", "message", "reason"),
-    [
-        (
-            "\ud800b",
-            "a lone surrogate, U+D800: half of a character\n    fix the row",
-            "broken text",
-        ),
-        (
-            "a\x04b",
-            "'\\x04' (U+0004) is not in the tokenizer's vocabulary; it would be read as 'aa'\n"
-            "    remove the character from the row, or use another tokenizer",
-            "character outside the vocabulary",
-        ),
-    ],
+    ("text", "character", "reason"),
+    named(
+        [
+            ["half a character", "\ud800b", "U+D800", "broken text"],
+            ["unknown character", "a\x04b", "U+0004", "character outside the vocabulary"],
+        ]
+    ),
 )
 def test_text_that_the_tokenizer_would_lose_is_refused(
-    tokenizer: Any, text: str, message: str, reason: str
+    tokenizer: Any, text: str, character: str, reason: str, golden_error: Pin
 ) -> None:
     for sample in (PromptCompletion(text, "b"), PromptCompletion("a", text), talk(text, "b")):
-        error = refused(tokenizer, sample)
-        assert str(error) == f"train[3]: {message}"
-        assert error.reason == reason
+        error = row_error(tokenizer, sample)
+        assert (error.problem.where, error.reason) == ("train[3]", reason)
+        assert character in error.problem.found
+    golden_error(error)
 
 
 @pytest.mark.parametrize("completion", ["b", " b"])
@@ -804,18 +785,15 @@ def test_templates_may_be_ids(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("template", ["### B:", [4, 5, 6]])
 def test_a_row_without_the_response_template_is_refused(tokenizer: Any, template: Any) -> None:
-    error = refused(tokenizer, Text("### Q: a\n### A: b"), response(template))
-    assert str(error) == (
-        f"train[3]: loss.response_template {template!r} is not in '### Q: a\\n### A: b'\n"
-        "    allowed: the text that is written before each answer\n"
-        "    copy it from the first rows that sftpipe preview loss=full shows"
-    )
+    error = row_error(tokenizer, Text("### Q: a\n### A: b"), response(template))
+    assert error.problem.where == "train[3]"
+    assert f"{template!r} is not in '### Q: a\\n### A: b'" in error.problem.found
     assert error.reason == "response template not found"
 
 
 def test_an_empty_answer_trains_nothing_and_is_refused(tokenizer: Any) -> None:
     assert (
-        refused(tokenizer, Text("### Q: a\n### A:"), response("### A:")).reason
+        row_error(tokenizer, Text("### Q: a\n### A:"), response("### A:")).reason
         == "no trained token"
     )
 
@@ -896,111 +874,48 @@ def test_a_text_that_is_trained_in_full_is_never_cut(tokenizer: Any) -> None:
 # --- golden values --------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def cases(golden: Path) -> dict[str, Any]:
-    """{id: case} of the golden values."""
-    return {
+def test_golden_yoda_on_the_published_tokenizers(golden: Path, subtests: pytest.Subtests) -> None:
+    cases = {
         case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))
     }
-
-
-@pytest.fixture(scope="module")
-def yoda(golden: Path) -> list[Conversation]:
-    """The 720 Yoda sentences as conversations."""
     with (golden / "data" / "yoda" / "sentences.csv").open(encoding="utf-8", newline="") as file:
-        return [talk(row["sentence"], row["translation_extra"]) for row in csv.DictReader(file)]
-
-
-def test_golden_phi3_chat_is_rendered_to_the_letter(cases: dict[str, Any], phi3: Any) -> None:
-    text = ChatTemplate(phi3).text(
-        Conversation(tuple(cases["002-phi-chat"]["input"])), "train[0]", prompt=False
-    )
-    assert text == cases["002-phi-chat"]["expected"]
-
-
-def test_golden_phi3_prompt_of_generation_is_rendered_to_the_letter(
-    cases: dict[str, Any], phi3: Any
-) -> None:
-    prompt = ChatTemplate(phi3).prompt(
-        Conversation(tuple(cases["002-phi-chat-gen"]["input"])), "prompt"
-    )
-    assert prompt.text == cases["002-phi-chat-gen"]["expected"]
-
-
-def test_golden_phi3_ids_of_a_sentence(cases: dict[str, Any], phi3: Any) -> None:
-    assert (
-        Encoder(phi3, COMPLETION).prompt_ids(cases["002-phi-encode"]["input"])
-        == cases["002-phi-encode"]["expected"]["input_ids"]
-    )
-
-
-def test_golden_phi3_pads_with_unk(cases: dict[str, Any], phi3: Any) -> None:
-    expected = cases["002-phi-pad-unk"]["expected"]
-    names = (
-        "bos_token",
-        "eos_token",
-        "unk_token",
-        "pad_token",
-    )  # cls, sep and mask were added by hand there
-    assert {name: phi3.special_tokens_map[name] for name in names} == {
-        name: expected[name] for name in names
-    }
-
-
-def test_golden_phi3_texts_of_yoda(
-    cases: dict[str, Any], phi3: Any, yoda: list[Conversation]
-) -> None:
-    assert len(yoda) == cases["002-yoda-len-row0"]["expected"][0]
-    texts = [ChatTemplate(phi3).text(sample, "train[0]", prompt=False) for sample in yoda[:2]]
-    assert texts == cases["002-yoda-texts"]["expected"]
-
-
-@pytest.mark.parametrize("at", [0, 1])
-def test_golden_phi3_ids_and_labels_of_yoda(
-    cases: dict[str, Any], phi3: Any, yoda: list[Conversation], at: int
-) -> None:
+        yoda = [talk(row["sentence"], row["translation_extra"]) for row in csv.DictReader(file)]
+    phi3 = tokenizer_at(golden / "tokenizers" / PUBLISHED["phi3"])
+    opt = tokenizer_at(golden / "tokenizers" / PUBLISHED["opt"], chat_template="chatml_bos_eos")
+    with subtests.test("002-phi-pad-unk"):
+        expected = cases["002-phi-pad-unk"]["expected"]
+        # cls, sep and mask were added by hand there
+        names = ("bos_token", "eos_token", "unk_token", "pad_token")
+        assert [phi3.special_tokens_map[name] for name in names] == [
+            expected[name] for name in names
+        ]
     expected = cases["002-completion-collator"]["expected"]
-    real = [
-        position for position, kept in enumerate(expected["attention_mask"][at]) if kept
-    ]  # padded on the left there
-    row = encode(phi3, yoda[at])
-    assert row.input_ids == [expected["input_ids"][at][position] for position in real]
-    # the one deviation: the document also trains <|endoftext|>, which the template writes behind
-    # <|end|>. By rule L3 the end of a turn is trained once, by the token that generation stops at,
-    # which is <|end|>; what follows it generation never reaches
-    assert [*row.labels[:-1], row.input_ids[-1]] == [
-        expected["labels"][at][position] for position in real
-    ]
-    assert row.labels[-1] == IGNORED
-
-
-def test_golden_phi3_trained_text_of_yoda(
-    cases: dict[str, Any], phi3: Any, yoda: list[Conversation]
-) -> None:
-    # without the <|endoftext|> behind it, as above
-    assert trained_text(phi3, yoda[0]) == cases["002-completion-decode"]["expected"].removesuffix(
-        "<|endoftext|>"
-    )
-    assert (
-        trained_text(phi3, yoda[0])
-        == "On the smooth planks, the birch canoe slid. Yes, hrrrm.<|end|>"
-    )
-
-
-def test_golden_opt_trained_text_of_yoda(opt: Any, yoda: list[Conversation]) -> None:
-    assert (
-        trained_text(opt, yoda[0]) == "On the smooth planks, the birch canoe slid. Yes, hrrrm.</s>"
-    )
-
-
-@pytest.mark.parametrize(("name", "end"), [("phi3", "<|end|>"), ("opt", "</s>")])
-def test_golden_yoda_answers_end_once_and_never_in_pad(
-    request: pytest.FixtureRequest, yoda: list[Conversation], name: str, end: str
-) -> None:
-    tokenizer = request.getfixturevalue(name)
-    rows = Encoder(tokenizer, COMPLETION).encode(yoda, [f"train[{at}]" for at in range(len(yoda))])
-    for sample, row in zip(yoda, rows, strict=True):
-        assert isinstance(row, Encoded)
-        assert tokenizer.decode(trained_ids(row)) == sample.messages[-1]["content"] + end
-        assert trained_ids(row).count(tokenizer.convert_tokens_to_ids(end)) == 1
-        assert tokenizer.pad_token_id not in row.input_ids
+    for number in (0, 1):
+        with subtests.test("002-completion-collator", row=number):
+            # padded on the left there
+            real = [
+                position for position, kept in enumerate(expected["attention_mask"][number]) if kept
+            ]
+            row = encode(phi3, yoda[number])
+            assert row.input_ids == [expected["input_ids"][number][position] for position in real]
+            # the one deviation: the document also trains <|endoftext|>, which the template writes
+            # behind <|end|>. By rule L3 the end of a turn is trained once, by the token that
+            # generation stops at, which is <|end|>; what follows it generation never reaches
+            assert [*row.labels[:-1], row.input_ids[-1]] == [
+                expected["labels"][number][position] for position in real
+            ]
+            assert row.labels[-1] == IGNORED
+    with subtests.test("002-completion-decode"):
+        # without the <|endoftext|> behind it, as above
+        whole = cases["002-completion-decode"]["expected"]
+        assert trained_text(phi3, yoda[0]) == whole.removesuffix("<|endoftext|>")
+    for tokenizer, end in ((phi3, "<|end|>"), (opt, "</s>")):
+        with subtests.test("answers end once and never in PAD", end=end):
+            assert len(yoda) == cases["002-yoda-len-row0"]["expected"][0]
+            places = [f"train[{number}]" for number in range(len(yoda))]
+            rows = Encoder(tokenizer, COMPLETION).encode(yoda, places)
+            for sample, row in zip(yoda, rows, strict=True):
+                assert isinstance(row, Encoded)
+                assert tokenizer.decode(trained_ids(row)) == sample.messages[-1]["content"] + end
+                assert trained_ids(row).count(tokenizer.convert_tokens_to_ids(end)) == 1
+                assert tokenizer.pad_token_id not in row.input_ids

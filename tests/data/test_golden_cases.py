@@ -32,37 +32,39 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import sftpipe
+from sftpipe.config.schema import TokenizerConfig
 from sftpipe.data.labels import IGNORED
-from sftpipe.data.packing import RandomWindows
+from sftpipe.data.packing import Collator, RandomWindows
 from sftpipe.data.prompts import split_answer
-
-Prepared = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def cases(golden: Path) -> dict[str, Any]:
-    """{id: case}."""
-    return {
-        case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))
-    }
+from sftpipe.model.embedding import fit_to_tokenizer, is_tied
+from sftpipe.tokenizer.train import train_tokenizer
+from support.models import llama
+from support.tokenizers import PUBLISHED, Sized, tokenizer_at
 
 
-@pytest.fixture
-def prepared(golden: Path, tmp_path: Path) -> Prepared:
-    """Rows through the public API, with a golden tokenizer; `limit`s off, so that a row may stand
-    alone.
-    """
+@dataclass(frozen=True)
+class Golden:
+    """The folder of golden values, {id: case} of its cases, and a folder to write and work in."""
 
-    def prepare(rows: list[dict[str, Any]] | Path, tokenizer: str, *overrides: str) -> Any:
-        file = rows if isinstance(rows, Path) else tmp_path / "rows.jsonl"
+    folder: Path
+    cases: dict[str, Any]
+    here: Path
+
+    def prepare(self, rows: list[dict[str, Any]] | Path, tokenizer: str, *overrides: str) -> Any:
+        """Rows through the public API, with a golden tokenizer; `limit`s off, so that a row may
+        stand alone.
+        """
+        file = rows if isinstance(rows, Path) else self.here / "rows.jsonl"
         if isinstance(rows, list):
             file.write_text(
                 "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
@@ -80,13 +82,18 @@ def prepared(golden: Path, tmp_path: Path) -> Prepared:
                 [
                     *defaults,
                     f"dataset.data_files={file}",
-                    f"tokenizer.name_or_path={golden / 'tokenizers' / tokenizer}",
+                    f"tokenizer.name_or_path={self.folder / 'tokenizers' / tokenizer}",
                     *overrides,
                 ]
             )
         )
 
-    return prepare
+
+@pytest.fixture
+def g(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Golden:
+    monkeypatch.chdir(tmp_path)
+    cases = json.loads((golden / "cases.json").read_text(encoding="utf-8"))
+    return Golden(golden, {case["id"]: case for case in cases}, tmp_path)
 
 
 def quoted(text: str) -> str:
@@ -108,44 +115,36 @@ def alpaca_row(cases: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_the_alpaca_prompts_are_stanfords(cases: dict[str, Any]) -> None:
+def the_alpaca_prompts_are_stanfords(g: Golden) -> None:
     form = sftpipe.compose(["format=alpaca", "dataset=yoda"]).format
-    assert form.prompt == cases["000-template-prompt_input"]["expected"]
-    assert form.prompt_no_input == cases["000-template-prompt_no_input"]["expected"]
+    assert form.prompt == g.cases["000-template-prompt_input"]["expected"]
+    assert form.prompt_no_input == g.cases["000-template-prompt_no_input"]["expected"]
 
 
-def test_the_worked_example_has_stanfords_source_and_target(
-    cases: dict[str, Any], prepared: Prepared
-) -> None:
-    data = prepared([alpaca_row(cases)], "opt-350m", "format=alpaca")
+def the_worked_example_has_stanfords_source_and_target(g: Golden) -> None:
+    data = g.prepare([alpaca_row(g.cases)], "opt-350m", "format=alpaca")
     (sample,) = data.samples("train")
-    assert sample.prompt == cases["000-source-odd"]["expected"]
-    assert data.tokenizer.decode(kept(data.train[0])) == cases["000-target-odd"]["expected"]
+    assert sample.prompt == g.cases["000-source-odd"]["expected"]
+    assert data.tokenizer.decode(kept(data.train[0])) == g.cases["000-target-odd"]["expected"]
 
 
-@pytest.mark.parametrize("name", ["opt-350m", "gpt2", "phi-3-mini-4k-instruct"])
-def test_a_joint_boundary_gives_alpacas_ids_and_labels(
-    cases: dict[str, Any], prepared: Prepared, name: str
-) -> None:
-    expected = cases[f"000-preprocess-odd-{name}"]["expected"]
-    row = prepared([alpaca_row(cases)], name, "format=alpaca", "loss.boundary=joint").train[0]
+def a_joint_boundary_gives_alpacas_ids_and_labels(g: Golden, name: str) -> None:
+    expected = g.cases[f"000-preprocess-odd-{name}"]["expected"]
+    row = g.prepare([alpaca_row(g.cases)], name, "format=alpaca", "loss.boundary=joint").train[0]
     assert row["input_ids"] == expected["input_ids"]
     assert row["labels"] == expected["labels"]
     assert row["labels"].count(IGNORED) == expected["source_len"]
 
 
-@pytest.mark.parametrize("name", ["opt-350m", "gpt2", "phi-3-mini-4k-instruct"])
-def test_a_split_boundary_keeps_the_prompt_of_generation(
-    cases: dict[str, Any], prepared: Prepared, name: str
-) -> None:
-    data = prepared([{**alpaca_row(cases), "output": "-) yes"}], name, "format=alpaca")
+def a_split_boundary_keeps_the_prompt_of_generation(g: Golden, name: str) -> None:
+    data = g.prepare([{**alpaca_row(g.cases), "output": "-) yes"}], name, "format=alpaca")
     (sample,) = data.samples("train")
     row = data.train[0]
     assert row["input_ids"][: row["labels"].count(IGNORED)] == data.encoder.prompt_ids(
         sample.prompt
     )
-    joint = prepared(
-        [{**alpaca_row(cases), "output": "-) yes"}], name, "format=alpaca", "loss.boundary=joint"
+    joint = g.prepare(
+        [{**alpaca_row(g.cases), "output": "-) yes"}], name, "format=alpaca", "loss.boundary=joint"
     )
     assert "-" not in joint.tokenizer.decode(
         kept(joint.train[0])
@@ -153,11 +152,9 @@ def test_a_split_boundary_keeps_the_prompt_of_generation(
     assert "-) yes" in data.tokenizer.decode(kept(row))
 
 
-def test_a_joint_boundary_masks_as_alpaca_does_on_its_first_hundred_rows(
-    golden: Path, prepared: Prepared
-) -> None:
-    data = prepared(
-        golden / "data" / "alpaca" / "alpaca_first_100.json",
+def a_joint_boundary_masks_as_alpaca_does_on_its_first_hundred_rows(g: Golden) -> None:
+    data = g.prepare(
+        g.folder / "data" / "alpaca" / "alpaca_first_100.json",
         "gpt2",
         "format=alpaca",
         "loss.boundary=joint",
@@ -170,18 +167,9 @@ def test_a_joint_boundary_masks_as_alpaca_does_on_its_first_hundred_rows(
         assert row["labels"] == [IGNORED] * masked + whole[masked:]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "opt-350m"])
-def test_a_missing_pad_becomes_alpacas(
-    cases: dict[str, Any], prepared: Prepared, name: str
-) -> None:
-    expected = cases[f"000-special-tokens-{name}"]["expected"]
-    tokenizer = prepared([alpaca_row(cases)], name, "format=alpaca").tokenizer
-    assert (len(tokenizer), tokenizer.pad_token_id) == (expected["len"], expected["pad_token_id"])
-
-
 # --- the notebook on formatting -------------------------------------------------------------------
 
-PHI3 = "phi-3-mini-4k-instruct"
+PHI3 = PUBLISHED["phi3"]
 
 
 def yoda_texts(golden: Path) -> list[dict[str, str]]:
@@ -196,61 +184,47 @@ def yoda_texts(golden: Path) -> list[dict[str, str]]:
         ]
 
 
-def test_phi3_writes_the_golden_chat_and_the_golden_prompt(
-    cases: dict[str, Any], prepared: Prepared
-) -> None:
-    messages = cases["002-phi-chat"]["input"]
-    data = prepared([{"messages": messages}], PHI3, "format=messages")
+def phi3_writes_the_golden_chat_and_the_golden_prompt(g: Golden) -> None:
+    messages = g.cases["002-phi-chat"]["input"]
+    data = g.prepare([{"messages": messages}], PHI3, "format=messages")
     (sample,) = data.samples("train")
-    assert data.encoder.template.text(sample, "", prompt=False) == cases["002-phi-chat"]["expected"]
+    assert (
+        data.encoder.template.text(sample, "", prompt=False) == g.cases["002-phi-chat"]["expected"]
+    )
     prompt, answer = split_answer(sample, data.encoder.loss)
     assert (
-        data.encoder.template.text(prompt, "", prompt=True) == cases["002-phi-chat-gen"]["expected"]
+        data.encoder.template.text(prompt, "", prompt=True)
+        == g.cases["002-phi-chat-gen"]["expected"]
     )
     assert answer == "Buenos Aires."
 
 
-@pytest.mark.parametrize("form", ["instruction", "function", "messages"])
-def test_pairs_become_the_golden_conversations(
-    cases: dict[str, Any],
-    prepared: Prepared,
-    form: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    batch, expected = cases["002-format-batch"]["input"], cases["002-format-batch"]["expected"]
+def pairs_become_the_golden_conversations(g: Golden, form: str) -> None:
+    batch, expected = g.cases["002-format-batch"]["input"], g.cases["002-format-batch"]["expected"]
     rows: list[dict[str, Any]] = [
         {"prompt": p, "completion": c}
         for p, c in zip(batch["prompt"], batch["completion"], strict=True)
     ]
     overrides = ["dataset.columns={instruction: prompt, output: completion}"]
     if form == "function":
-        (tmp_path / "golden_pairs.py").write_text(
+        (g.here / "golden_pairs.py").write_text(
             "def to_messages(row):\n"
             "    return {'messages': [{'role': 'user', 'content': row['prompt']},\n"
             "                         {'role': 'assistant', 'content': row['completion']}]}\n"
         )
-        monkeypatch.chdir(tmp_path)
         overrides = ["format.function=golden_pairs.to_messages", "allowed_targets=[golden_pairs]"]
     if form == "messages":
         rows, overrides = [{"messages": messages} for messages in expected], []
-    data = prepared(rows, PHI3, f"format={form}", *overrides)
+    data = g.prepare(rows, PHI3, f"format={form}", *overrides)
     assert [list(sample.messages) for sample in data.samples("train")] == expected
-    assert cases["002-format-single"]["expected"]["messages"] == [
+    assert g.cases["002-format-single"]["expected"]["messages"] == [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"},
     ]
 
 
-@pytest.mark.parametrize("batched", [False, True])
-def test_a_users_formatting_function_gives_the_golden_texts(
-    cases: dict[str, Any],
-    prepared: Prepared,
-    batched: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (tmp_path / "golden_texts.py").write_text(
+def a_users_formatting_function_gives_the_golden_texts(g: Golden, batched: bool) -> None:
+    (g.here / "golden_texts.py").write_text(
         "END = '<|endoftext|>'\n"
         "def one(row):\n"
         "    return f\"### Question: {row['prompt']}\\n### Answer: {row['completion']}\" + END\n"
@@ -258,15 +232,14 @@ def test_a_users_formatting_function_gives_the_golden_texts(
         "    return [f'### Question: {p}\\n ### Answer: {c}' + END for p, c in "
         "zip(rows['prompt'], rows['completion'])]\n"
     )
-    monkeypatch.chdir(tmp_path)
-    case = cases["002-byoff3-batched" if batched else "002-byoff2"]
+    case = g.cases["002-byoff3-batched" if batched else "002-byoff2"]
     batch = case["input"] if batched else {key: [value] for key, value in case["input"].items()}
     rows = [
         {"prompt": p, "completion": c}
         for p, c in zip(batch["prompt"], batch["completion"], strict=True)
     ]
     name = "many" if batched else "one"
-    data = prepared(
+    data = g.prepare(
         rows,
         PHI3,
         "format=function",
@@ -282,43 +255,39 @@ def test_a_users_formatting_function_gives_the_golden_texts(
         assert row["input_ids"].count(data.tokenizer.eos_token_id) == 1
         assert row["input_ids"][-1] == data.tokenizer.eos_token_id
     assert len(data.train) == (
-        cases["002-byoff3-dataset"]["expected"]["num_rows"] if batched else 1
+        g.cases["002-byoff3-dataset"]["expected"]["num_rows"] if batched else 1
     )
 
 
-def test_phi3_writes_the_golden_texts_of_formatted_data(
-    cases: dict[str, Any], prepared: Prepared
-) -> None:
-    case = cases["002-byofd-text"]
-    data = prepared([{"messages": messages} for messages in case["input"]], PHI3, "format=messages")
+def phi3_writes_the_golden_texts_of_formatted_data(g: Golden) -> None:
+    case = g.cases["002-byofd-text"]
+    data = g.prepare(
+        [{"messages": messages} for messages in case["input"]], PHI3, "format=messages"
+    )
     assert [
         data.encoder.template.text(sample, "", prompt=False) for sample in data.samples("train")
     ] == case["expected"]
-    as_text = prepared(
+    as_text = g.prepare(
         [{"text": text} for text in case["expected"]], PHI3, "format=text", "loss=full"
     )
     for row in as_text.train:
         assert row["input_ids"].count(as_text.tokenizer.eos_token_id) == 1
 
 
-def test_phi3_encodes_the_golden_sentence_and_pads_with_unk(
-    cases: dict[str, Any], prepared: Prepared
-) -> None:
-    case = cases["002-phi-encode"]
-    data = prepared([{"text": case["input"]}], PHI3, "format=text", "loss=full")
+def phi3_encodes_the_golden_sentence_and_pads_with_unk(g: Golden) -> None:
+    case = g.cases["002-phi-encode"]
+    data = g.prepare([{"text": case["input"]}], PHI3, "format=text", "loss=full")
     assert data.train[0]["input_ids"] == [
         *case["expected"]["input_ids"],
         data.tokenizer.eos_token_id,
     ]
-    assert data.tokenizer.pad_token == cases["002-phi-pad-side"]["expected"][0]
+    assert data.tokenizer.pad_token == g.cases["002-phi-pad-side"]["expected"][0]
 
 
-def test_the_yoda_set_has_the_golden_rows_and_texts(
-    cases: dict[str, Any], golden: Path, prepared: Prepared
-) -> None:
+def the_yoda_set_has_the_golden_rows_and_texts(g: Golden) -> None:
     columns = "dataset.columns={instruction: sentence, output: translation_extra}"
-    data = prepared(
-        golden / "data" / "yoda" / "sentences.csv",
+    data = g.prepare(
+        g.folder / "data" / "yoda" / "sentences.csv",
         PHI3,
         "format=instruction",
         columns,
@@ -326,22 +295,19 @@ def test_the_yoda_set_has_the_golden_rows_and_texts(
         "preflight.max_empty_rows=0",
     )
     samples = list(data.samples("train"))
-    assert [data.encoder.template.text(sample, "", prompt=False) for sample in samples] == cases[
+    assert [data.encoder.template.text(sample, "", prompt=False) for sample in samples] == g.cases[
         "002-yoda-texts"
     ]["expected"]
-    count, first = cases["002-yoda-len-row0"]["expected"]
+    count, first = g.cases["002-yoda-len-row0"]["expected"]
     assert {"messages": [dict(message) for message in samples[0].messages]} == first
-    assert len(yoda_texts(golden)) == count
+    assert len(yoda_texts(g.folder)) == count
 
 
-@pytest.mark.parametrize("by_ids", [False, True])
-def test_a_response_template_trains_what_the_completion_collator_trains(
-    cases: dict[str, Any], golden: Path, prepared: Prepared, by_ids: bool
-) -> None:
-    expected = cases["002-completion-collator"]["expected"]
+def a_response_template_trains_what_the_completion_collator_trains(g: Golden, by_ids: bool) -> None:
+    expected = g.cases["002-completion-collator"]["expected"]
     template = "[32001]" if by_ids else quoted("<|assistant|>\n")
-    data = prepared(
-        yoda_texts(golden)[:2],
+    data = g.prepare(
+        yoda_texts(g.folder)[:2],
         PHI3,
         "format=text",
         "loss=response_template",
@@ -356,15 +322,15 @@ def test_a_response_template_trains_what_the_completion_collator_trains(
     ):
         assert row["input_ids"] == [token for token, real in zip(ids, mask, strict=True) if real]
         assert row["labels"] == [label for label, real in zip(labels, mask, strict=True) if real]
-    assert data.tokenizer.decode(kept(data.train[0])) == cases["002-completion-decode"]["expected"]
+    assert (
+        data.tokenizer.decode(kept(data.train[0])) == g.cases["002-completion-decode"]["expected"]
+    )
 
 
-def test_a_full_loss_trains_what_the_language_modelling_collator_trains(
-    cases: dict[str, Any], golden: Path, prepared: Prepared
-) -> None:
-    expected = cases["002-lm-collator"]["expected"]
-    assert expected["input_ids"] == cases["002-pad-collator"]["expected"]["input_ids"]
-    data = prepared(yoda_texts(golden)[:2], PHI3, "format=text", "loss=full")
+def a_full_loss_trains_what_the_language_modelling_collator_trains(g: Golden) -> None:
+    expected = g.cases["002-lm-collator"]["expected"]
+    assert expected["input_ids"] == g.cases["002-pad-collator"]["expected"]["input_ids"]
+    data = g.prepare(yoda_texts(g.folder)[:2], PHI3, "format=text", "loss=full")
     batch = data.collate(list(data.train))
     for at, (ids, mask, labels) in enumerate(
         zip(expected["input_ids"], expected["attention_mask"], expected["labels"], strict=True)
@@ -379,48 +345,36 @@ def test_a_full_loss_trains_what_the_language_modelling_collator_trains(
         )
 
 
-@pytest.mark.parametrize(
-    ("case", "templates"),
-    [
-        ("002-chat2-response-only", ["loss.response_template='<|assistant|>'"]),
-        ("002-chat2-response-only", ["loss.response_template=[32001]"]),
-        (
-            "002-chat2-both",
-            ["loss.response_template='<|assistant|>'", "loss.instruction_template='<|user|>'"],
-        ),
-        ("002-chat2-both", ["loss.response_template=[32001]", "loss.instruction_template=[32010]"]),
-    ],
-)
-def test_response_and_instruction_templates_on_two_turns(
-    cases: dict[str, Any], prepared: Prepared, case: str, templates: list[str]
+def response_and_instruction_templates_on_two_turns(
+    g: Golden, case: str, templates: list[str]
 ) -> None:
-    expected = cases[case]["expected"]
-    data = prepared(
-        [{"text": cases[case]["input"]}], PHI3, "format=text", "loss=response_template", *templates
+    expected = g.cases[case]["expected"]
+    data = g.prepare(
+        [{"text": g.cases[case]["input"]}],
+        PHI3,
+        "format=text",
+        "loss=response_template",
+        *templates,
     )
     assert data.train[0]["input_ids"] == expected["input_ids"][0]
     assert data.train[0]["labels"] == expected["labels"][0]
-    assert data.tokenizer.decode(kept(data.train[0])) == cases[f"{case}-decode"]["expected"]
+    assert data.tokenizer.decode(kept(data.train[0])) == g.cases[f"{case}-decode"]["expected"]
 
 
-def test_padding_free_rows_are_flattened_like_the_collator_with_flattening(
-    cases: dict[str, Any], golden: Path, prepared: Prepared
-) -> None:
-    expected = cases["002-flatten"]["expected"]
-    data = prepared(yoda_texts(golden)[:2], PHI3, "format=text", "loss=full")
+def padding_free_rows_are_flattened_like_the_collator_with_flattening(g: Golden) -> None:
+    expected = g.cases["002-flatten"]["expected"]
+    data = g.prepare(yoda_texts(g.folder)[:2], PHI3, "format=text", "loss=full")
     batch = data.collate(list(data.train), padding_free=True)
     assert {name: batch[name].tolist() for name in expected} == expected
-    shape, positions = cases["002-flatten-shape"]["expected"]
+    shape, positions = g.cases["002-flatten-shape"]["expected"]
     assert list(batch["input_ids"].shape) == shape
     assert int(batch["position_ids"].max()) + 1 == positions
 
 
-def test_padding_free_rows_of_a_response_template_are_the_completion_collators(
-    cases: dict[str, Any], golden: Path, prepared: Prepared
-) -> None:
-    expected = cases["002-completion-padding-free"]["expected"]
-    data = prepared(
-        yoda_texts(golden)[:2],
+def padding_free_rows_of_a_response_template_are_the_completion_collators(g: Golden) -> None:
+    expected = g.cases["002-completion-padding-free"]["expected"]
+    data = g.prepare(
+        yoda_texts(g.folder)[:2],
         PHI3,
         "format=text",
         "loss=response_template",
@@ -433,9 +387,9 @@ def test_padding_free_rows_of_a_response_template_are_the_completion_collators(
         assert got == value or [got] == value, name
 
 
-def test_opts_conversation_in_the_golden_chatml(cases: dict[str, Any], prepared: Prepared) -> None:
-    messages = cases["002-opt-chatml-render"]["input"]
-    data = prepared(
+def opts_conversation_in_the_golden_chatml(g: Golden) -> None:
+    messages = g.cases["002-opt-chatml-render"]["input"]
+    data = g.prepare(
         [{"messages": messages}],
         "opt-350m",
         "format=messages",
@@ -447,19 +401,17 @@ def test_opts_conversation_in_the_golden_chatml(cases: dict[str, Any], prepared:
         text.replace("</s>user", "<|im_start|>user").replace(
             "</s>assistant", "<|im_start|>assistant"
         )
-        == (cases["002-opt-chatml-render"]["expected"])
+        == (g.cases["002-opt-chatml-render"]["expected"])
     )  # OPT's BOS is </s> until a recipe makes it <|im_start|>
 
 
-def test_the_users_own_template_gives_the_golden_text_and_ids(
-    cases: dict[str, Any], golden: Path, prepared: Prepared
-) -> None:
-    with (golden / "data" / "yoda" / "sentences.csv").open(encoding="utf-8", newline="") as file:
+def the_users_own_template_gives_the_golden_text_and_ids(g: Golden) -> None:
+    with (g.folder / "data" / "yoda" / "sentences.csv").open(encoding="utf-8", newline="") as file:
         rows = [
             {"prompt": row["sentence"], "completion": row["translation_extra"]}
             for row in list(csv.DictReader(file))[:1]
         ]
-    data = prepared(
+    data = g.prepare(
         rows,
         "opt-350m",
         "format=template",
@@ -469,15 +421,16 @@ def test_the_users_own_template_gives_the_golden_text_and_ids(
         "tokenizer.tokens=['##[YODA]##>']",
         "tokenizer.bos_token='<|im_start|>'",
     )
-    expected = cases["002-yoda-byot-ids"]["expected"]["input_ids"]
+    expected = g.cases["002-yoda-byot-ids"]["expected"]["input_ids"]
     assert data.train[0]["input_ids"] == expected
     assert kept(data.train[0]) == expected[expected.index(50266) + 1 :]
-    assert data.tokenizer.decode(expected[1:]) == cases["002-yoda-byot-text"]["expected"]
+    assert data.tokenizer.decode(expected[1:]) == g.cases["002-yoda-byot-text"]["expected"]
     assert (
-        data.tokenizer.convert_ids_to_tokens(50266) == cases["002-yoda-byot-marker-id"]["expected"]
+        data.tokenizer.convert_ids_to_tokens(50266)
+        == g.cases["002-yoda-byot-marker-id"]["expected"]
     )
     (sample,) = data.samples("train")
-    assert f"{sample.prompt} " == cases["002-yoda-byot-gen"]["expected"][0].replace(
+    assert f"{sample.prompt} " == g.cases["002-yoda-byot-gen"]["expected"][0].replace(
         "The Force is strong in you.", rows[0]["prompt"]
     )
 
@@ -489,20 +442,17 @@ MARKERS = ["|START_OF_TITLE|>", "|END_OF_BOOK|>", "|START_OF_DIALOGUE|>", "|SOUN
 TOKENS = "dataset.marker_tokens=[" + ",".join(map(quoted, MARKERS)) + "]"
 
 
-def test_markers_that_are_kept_are_split_like_any_text(
-    cases: dict[str, Any], prepared: Prepared
-) -> None:
-    expected = cases["003-marker-plain-gpt2"]["expected"]
+def markers_that_are_kept_are_split_like_any_text(g: Golden) -> None:
+    expected = g.cases["003-marker-plain-gpt2"]["expected"]
     assert list(expected) == MARKERS
-    for marker, ids in expected.items():
-        data = prepared([{"text": marker}], "gpt2", "format=text", "loss=full", TOKENS)
-        assert data.train[0]["input_ids"] == [*ids, data.tokenizer.eos_token_id]
+    rows = [{"text": marker} for marker in MARKERS]
+    data = g.prepare(rows, "gpt2", "format=text", "loss=full", TOKENS)
+    eos = data.tokenizer.eos_token_id
+    assert [row["input_ids"] for row in data.train] == [[*expected[one], eos] for one in MARKERS]
 
 
-def test_markers_that_are_registered_are_one_token_each_and_vanish_from_decoded_text(
-    cases: dict[str, Any], prepared: Prepared
-) -> None:
-    data = prepared(
+def markers_that_are_registered_are_one_token_each_and_vanish_from_decoded_text(g: Golden) -> None:
+    data = g.prepare(
         [{"text": MARKED}], "gpt2", "format=text", "loss=full", "dataset.markers=special", TOKENS
     )
     ids, tokenizer = data.train[0]["input_ids"], data.tokenizer
@@ -514,26 +464,22 @@ def test_markers_that_are_registered_are_one_token_each_and_vanish_from_decoded_
     ]
     assert (
         tokenizer.decode(ids, skip_special_tokens=True)
-        == cases["003-marker-skip-special"]["expected"]
+        == g.cases["003-marker-skip-special"]["expected"]
     )
 
 
-def test_markers_that_are_stripped_leave_the_rest_of_the_text(
-    cases: dict[str, Any], prepared: Prepared
-) -> None:
-    data = prepared(
+def markers_that_are_stripped_leave_the_rest_of_the_text(g: Golden) -> None:
+    data = g.prepare(
         [{"text": MARKED}], "gpt2", "format=text", "loss=full", "dataset.markers=strip", TOKENS
     )
     assert [sample.text for sample in data.samples("train")] == [
-        cases["003-marker-strip"]["expected"]
+        g.cases["003-marker-strip"]["expected"]
     ]
 
 
-def test_two_korean_sentences_have_the_golden_lengths(
-    cases: dict[str, Any], prepared: Prepared
-) -> None:
-    case = cases["003-batch-gpt2"]
-    data = prepared([{"text": text} for text in case["input"]], "gpt2", "format=text", "loss=full")
+def two_korean_sentences_have_the_golden_lengths(g: Golden) -> None:
+    case = g.cases["003-batch-gpt2"]
+    data = g.prepare([{"text": text} for text in case["input"]], "gpt2", "format=text", "loss=full")
     batch = data.collate(list(data.train))
     assert [length - 1 for length in batch["attention_mask"].sum(1).tolist()] == case["expected"][
         "lens"
@@ -564,58 +510,53 @@ CHAPTER_ENGLISH = [
 ]
 
 
-def test_the_korean_prompt_gives_the_golden_texts(
-    cases: dict[str, Any], prepared: Prepared
-) -> None:
-    named = [cases[name] for name in ("004-format50-ko", "004-format999-ko")]
-    data = prepared([case["input"] for case in named], "gpt2", "format=alpaca_ko")
+def the_korean_prompt_gives_the_golden_texts(g: Golden) -> None:
+    named = [g.cases[name] for name in ("004-format50-ko", "004-format999-ko")]
+    data = g.prepare([case["input"] for case in named], "gpt2", "format=alpaca_ko")
     assert [sample.prompt + sample.completion for sample in data.samples("train")] == [
         case["expected"] for case in named
     ]
-    validation = cases["004-format-val0-ko"]
-    (sample,) = prepared(
+    validation = g.cases["004-format-val0-ko"]
+    (sample,) = g.prepare(
         [{**validation["input"], "output": "답"}], "gpt2", "format=alpaca_ko"
     ).samples("train")
     assert sample.prompt == validation["expected"] + "\n\n### 응답:\n"
 
 
-def test_the_chapters_split_entries_and_batches(
-    cases: dict[str, Any], golden: Path, prepared: Prepared
-) -> None:
-    file = golden / "data" / "rasbt" / "instruction-data.json"
-    data = prepared(file, "gpt2", *CHAPTER_ENGLISH, *CHAPTER_SPLIT, "loss=full")
-    sizes = cases["004-split"]["expected"]
+def the_chapters_split_entries_and_batches(g: Golden) -> None:
+    file = g.folder / "data" / "rasbt" / "instruction-data.json"
+    data = g.prepare(file, "gpt2", *CHAPTER_ENGLISH, *CHAPTER_SPLIT, "loss=full")
+    sizes = g.cases["004-split"]["expected"]
     assert (len(data.train), len(data.validation), len(data.test)) == (
         sizes["train"],
         sizes["val"],
         sizes["test"],
     )
-    assert len(data.train) + len(data.validation) + len(data.test) == cases["004-len"]["expected"]
+    assert len(data.train) + len(data.validation) + len(data.test) == g.cases["004-len"]["expected"]
     rows = {name: data.readers[name][0].rows for name in ("train", "validation", "test")}
-    first = cases["004-split-first"]["expected"]
+    first = g.cases["004-split-first"]["expected"]
     assert [rows["test"][:1], rows["validation"][:1]] == [[first["test0"]], [first["val0"]]]
-    assert rows["train"][50:51] == [cases["004-entry50-en"]["expected"]]
-    assert rows["test"][999 - 935 : 1000 - 935] == [cases["004-entry999-en"]["expected"]]
-    expected = cases["004-loader-batches"]["expected"]
+    assert rows["train"][50:51] == [g.cases["004-entry50-en"]["expected"]]
+    assert rows["test"][999 - 935 : 1000 - 935] == [g.cases["004-entry999-en"]["expected"]]
+    expected = g.cases["004-loader-batches"]["expected"]
     assert [len(data.train) // 8, -(-len(data.validation) // 8), -(-len(data.test) // 8)] == [
         expected[n] for n in ("train", "val", "test")
     ]
     lengths = [
-        len(data.train[at]["input_ids"]) - 1 for at in cases["004-entry50-gpt2-len"]["input"]
+        len(data.train[at]["input_ids"]) - 1 for at in g.cases["004-entry50-gpt2-len"]["input"]
     ]  # ours end in <|endoftext|>
-    assert lengths == cases["004-entry50-gpt2-len"]["expected"]
-    assert [data.tokenizer.eos_token_id] == cases["004-eot"]["expected"]
+    assert lengths == g.cases["004-entry50-gpt2-len"]["expected"]
+    assert [data.tokenizer.eos_token_id] == g.cases["004-eot"]["expected"]
     assert (
-        loader_shapes(data)[:3] + loader_shapes(data)[-2:] == cases["004-loader-shapes"]["expected"]
+        loader_shapes(data)[:3] + loader_shapes(data)[-2:]
+        == g.cases["004-loader-shapes"]["expected"]
     )
 
 
-def test_the_chapters_shapes_with_the_korean_prompt(
-    cases: dict[str, Any], golden: Path, prepared: Prepared
-) -> None:
-    file = golden / "data" / "rasbt" / "instruction-data.json"
-    data = prepared(file, "gpt2", "format=alpaca_ko", *CHAPTER_SPLIT, "loss=full")
-    assert loader_shapes(data)[:5] == cases["004-loader-shapes-ko"]["expected"]
+def the_chapters_shapes_with_the_korean_prompt(g: Golden) -> None:
+    file = g.folder / "data" / "rasbt" / "instruction-data.json"
+    data = g.prepare(file, "gpt2", "format=alpaca_ko", *CHAPTER_SPLIT, "loss=full")
+    assert loader_shapes(data)[:5] == g.cases["004-loader-shapes-ko"]["expected"]
 
 
 def loader_shapes(data: Any) -> list[list[int]]:
@@ -627,32 +568,29 @@ def loader_shapes(data: Any) -> list[list[int]]:
     return [[batch["input_ids"].shape[0], batch["input_ids"].shape[1] - 1] for batch in loader]
 
 
-@pytest.mark.parametrize("case", ["004-collate-fn", "004-collate-single"])
-def test_batches_are_the_chapters_with_labels_that_are_not_shifted(
-    cases: dict[str, Any], prepared: Prepared, case: str
-) -> None:
+def batches_are_the_chapters_with_labels_that_are_not_shifted(g: Golden, case: str) -> None:
     """The chapter's inputs and targets are our ids without the last and our labels without the
     first, on rows that end in one EOS.
     """
-    data = prepared([{"text": "a"}], "gpt2", "format=text", "loss=full")
-    eos, pad = data.tokenizer.eos_token_id, data.tokenizer.pad_token_id
-    rows = [{"input_ids": [*ids, eos], "labels": [*ids, eos]} for ids in cases[case]["input"]]
-    batch = data.collate(rows)
-    inputs, targets = cases[case]["expected"]
+    tokenizer = tokenizer_at(g.folder / "tokenizers" / "gpt2")
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    rows = [{"input_ids": [*ids, eos], "labels": [*ids, eos]} for ids in g.cases[case]["input"]]
+    batch = Collator(pad)(rows)
+    inputs, targets = g.cases[case]["expected"]
     assert [
         [eos if token == pad else token for token in row]
         for row in batch["input_ids"][:, :-1].tolist()
     ] == inputs
     assert batch["labels"][:, 1:].tolist() == targets
     assert (
-        cases["004-collate-1"]["expected"]
-        == cases["004-collate-fn"]["expected"][0]
-        == cases["004-collate-2"]["expected"][0]
+        g.cases["004-collate-1"]["expected"]
+        == g.cases["004-collate-fn"]["expected"][0]
+        == g.cases["004-collate-2"]["expected"][0]
     )
 
 
-def test_an_end_of_text_inside_a_row_does_not_mask_the_real_one(prepared: Prepared) -> None:
-    data = prepared(
+def an_end_of_text_inside_a_row_does_not_mask_the_real_one(g: Golden) -> None:
+    data = g.prepare(
         [{"text": "a<|endoftext|>b"}, {"text": "a longer text than the other one"}],
         "gpt2",
         "format=text",
@@ -663,19 +601,19 @@ def test_an_end_of_text_inside_a_row_does_not_mask_the_real_one(prepared: Prepar
     assert set(labels[4:]) == {IGNORED}
 
 
-def test_the_loss_leaves_ignored_labels_out_and_shifts_inside(cases: dict[str, Any]) -> None:
+def the_loss_leaves_ignored_labels_out_and_shifts_inside(g: Golden) -> None:
     """What -100 and unshifted labels rest on, in the installed torch."""
-    logits = torch.tensor(cases["004-ce"]["input"]["logits"])
+    logits = torch.tensor(g.cases["004-ce"]["input"]["logits"])
     losses = [
         torch.nn.functional.cross_entropy(logits[: len(targets)], torch.tensor(targets)).item()
-        for targets in cases["004-ce"]["input"]["targets"]
+        for targets in g.cases["004-ce"]["input"]["targets"]
     ]
-    assert [round(loss, 4) for loss in losses] == cases["004-ce"]["expected"][:3]
+    assert [round(loss, 4) for loss in losses] == g.cases["004-ce"]["expected"][:3]
     with pytest.raises((IndexError, RuntimeError)):
         torch.nn.functional.cross_entropy(
-            logits, torch.tensor(cases["004-ce-bad-target"]["input"]["targets"])
+            logits, torch.tensor(g.cases["004-ce-bad-target"]["input"]["targets"])
         )
-    shifted = cases["002-shift-loss"]
+    shifted = g.cases["002-shift-loss"]
     torch.manual_seed(shifted["input"]["logits_seed"])
     random = torch.randn(*shifted["input"]["logits_shape"])
     labels = torch.tensor(shifted["input"]["labels"])
@@ -683,16 +621,16 @@ def test_the_loss_leaves_ignored_labels_out_and_shifts_inside(cases: dict[str, A
     assert round(loss.item(), 4) == shifted["expected"]
 
 
+CHAR = TokenizerConfig(type="char")
+
 # --- a character-level GPT ------------------------------------------------------------------------
 
 
-def test_windows_of_the_constitution_have_the_golden_bigram_loss(
-    cases: dict[str, Any], golden: Path
-) -> None:
+def windows_of_the_constitution_have_the_golden_bigram_loss(g: Golden) -> None:
     """The notebook draws its batch, after seed 1337, from the first nine tenths; its weights come
     after the same seed.
     """
-    case, file = cases["001-bigram-loss"], golden / "data" / "ko_law" / "constitution.txt"
+    case, file = g.cases["001-bigram-loss"], g.folder / "data" / "ko_law" / "constitution.txt"
     text, size = file.read_text(encoding="utf-8"), case["input"]["V"]
     words = [
         "model=tiny_random",
@@ -719,7 +657,208 @@ def test_windows_of_the_constitution_have_the_golden_bigram_loss(
     assert round(loss.item(), 4) == case["expected"]
 
 
-def test_every_golden_case_is_tested_quoted_or_of_another_part(cases: dict[str, Any]) -> None:
+def the_constitution_has_the_golden_vocabulary(g: Golden) -> None:
+    expected = g.cases["001-vocab-constitution"]["expected"]
+    text = (g.folder / "data" / "ko_law" / "constitution.txt").read_text(encoding="utf-8")
+    tokenizer = train_tokenizer(CHAR, iter(text.splitlines(keepends=True)))
+    assert (len(text), len(tokenizer) - 2) == (expected["chars"], expected["vocab"])
+    assert tokenizer.convert_ids_to_tokens(range(20)) == expected["first20"]
+    assert tokenizer("대한민국헌법").input_ids == expected["encode(대한민국헌법)"]
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def the_greeting_reads_back(g: Golden) -> None:
+    case = g.cases["001-roundtrip-greeting"]
+    tokenizer = train_tokenizer(CHAR, [case["input"]])
+    assert tokenizer.decode(tokenizer(case["input"]).input_ids) == case["expected"]
+
+
+def batches_of_blocks_have_the_golden_shapes(g: Golden) -> None:
+    given, expected = g.cases["001-shapes"]["input"], g.cases["001-shapes"]["expected"]
+    size = f"packing.block_size={given['block_size']}"
+    data = sftpipe.prepare(sftpipe.compose(["recipe=char_gpt_ko", "dataset.limit=5", size]))
+    windows = RandomWindows(data.train)
+    batch = data.collate([windows[start] for start in windows.starts(0, 0)[: given["batch_size"]]])
+    assert batch["input_ids"][:, :-1].reshape(-1).shape[0] == expected["logits_view"][0]
+    assert list(batch["labels"][:, 1:].reshape(-1).shape) == expected["targets_view"]
+
+
+# --- tokens and embeddings ------------------------------------------------------------------------
+
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+def alpacas_tokens_are_added(g: Golden, name: str) -> None:
+    expected = g.cases[f"000-special-tokens-{name}"]["expected"]
+    folder = g.folder / "tokenizers" / name
+    roles = dict.fromkeys(("eos_token", "bos_token", "unk_token"), "auto")
+    tokenizer = tokenizer_at(folder, **roles)
+    assert len(tokenizer) == expected["len"]
+    for role, token in expected["special_tokens_dict"].items():
+        assert getattr(tokenizer, role) == token
+    if name != PHI3:  # whose PAD is its EOS there
+        assert tokenizer.pad_token_id == expected["pad_token_id"]
+
+
+def new_tokens_of_opt_get_the_ids_after_its_vocabulary_and_its_spare_rows(g: Golden) -> None:
+    keys = {"special_tokens": ["<|im_start|>"], "bos_token": "<|im_start|>"}
+    folder = g.folder / "tokenizers" / "opt-350m"
+    tokenizer = tokenizer_at(folder, unk_token="<unk>", **keys)
+    length, token = g.cases["002-opt-modified-len"]["expected"]
+    assert (len(tokenizer), tokenizer.convert_ids_to_tokens(50265)) == (length, token)
+    roles = g.cases["002-opt-modified-map"]["expected"]
+    assert {role: tokenizer.special_tokens_map[role] for role in ROLES} == roles
+    config = AutoConfig.from_pretrained(
+        folder, hidden_size=512, ffn_dim=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    expected = g.cases["002-opt-modified-embedding"]["expected"]
+    assert fit_to_tokenizer(model, tokenizer) == (50272, 50272)
+    assert str(model.get_input_embeddings()) == expected["emb"]
+    assert str(model.get_input_embeddings()) == g.cases["002-opt-resize-noop"]["expected"]
+    assert {role: getattr(model.config, f"{role}_token_id") for role in ("pad", "bos", "eos")} == {
+        role: expected[role] for role in ("pad", "bos", "eos")
+    }
+
+
+def tables_keep_the_golden_sizes(g: Golden) -> None:
+    tokens, rows = g.cases["002-phi-lens"]["expected"]
+    phi3 = tokenizer_at(g.folder / "tokenizers" / PHI3)
+    assert len(phi3) == tokens
+    assert fit_to_tokenizer(llama(rows, tied=False), phi3) == (rows, rows)
+    opt = tokenizer_at(g.folder / "tokenizers" / "opt-350m")
+    assert [len(opt), 50272] == g.cases["002-opt-len"]["expected"]
+    assert opt.chat_template == g.cases["002-opt-template-none"]["expected"]
+    # theirs is the largest power of two that divides the rows; ours 64 at most
+    sizes = g.cases["002-multiple-of"]
+    for rows, multiple in zip(sizes["input"], sizes["expected"], strict=True):
+        _, grown = fit_to_tokenizer(llama(rows, tied=True), Sized(phi3, rows + 1))
+        assert grown == rows + min(multiple, 64)
+
+
+def a_new_row_is_the_golden_mean(g: Golden) -> None:
+    case = g.cases["000-smart-resize-tied"]
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=5, n_embd=4, n_layer=1, n_head=1, n_positions=8))
+    model.get_input_embeddings().weight.data = torch.tensor(case["input"]["old"])
+    model.tie_weights()
+    tokenizer = tokenizer_at(g.folder / "tokenizers" / "gpt2")
+    assert fit_to_tokenizer(model, Sized(tokenizer, 6)) == (5, 6)
+    assert model.get_input_embeddings().weight[-1].tolist() == case["expected"]["new_row"]
+    assert is_tied(model) is case["expected"]["still_tied"]
+
+
+# --- packing --------------------------------------------------------------------------------------
+
+
+def the_notebooks_rows(g: Golden, *overrides: str) -> Any:
+    """Its 720 rows at 64 tokens."""
+    words = ("format=text", "loss=full", "sft.max_length=64", *overrides)
+    return g.prepare(yoda_texts(g.folder), PHI3, *words)
+
+
+def the_notebooks_rows_wrapped_to_64_tokens_are_341(g: Golden) -> None:
+    data = the_notebooks_rows(g, "packing=wrapped")
+    assert len(data.train) == g.cases["002-pack-wrapped-rows"]["expected"]
+    assert len(data.train[340]["input_ids"]) == 41
+    assert g.cases["002-pack-features"]["expected"] == ["input_ids"]  # labels come with ours
+    assert data.train.column_names == ["input_ids", "labels"]
+    assert data.tokenizer.decode(data.train[0]["input_ids"]) == g.cases["002-pack-row0"]["expected"]
+
+
+def the_notebooks_rows_packed_whole_are_359(g: Golden, strategy: str) -> None:
+    expected = g.cases[f"002-pack-{strategy}"]["expected"]
+    data = the_notebooks_rows(g, f"packing={strategy}")
+    assert len(data.train) == expected["rows"]
+    assert len(data.train[0]["input_ids"]) == expected["row0_len"]
+    assert data.train.column_names == ["input_ids", "labels", "seq_lengths"]
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+TOKENIZERS = ("opt-350m", "gpt2", PHI3)
+CHAT2 = (
+    ("002-chat2-response-only", ["loss.response_template='<|assistant|>'"]),
+    ("002-chat2-response-only", ["loss.response_template=[32001]"]),
+    (
+        "002-chat2-both",
+        ["loss.response_template='<|assistant|>'", "loss.instruction_template='<|user|>'"],
+    ),
+    ("002-chat2-both", ["loss.response_template=[32001]", "loss.instruction_template=[32010]"]),
+)
+# part -> (check, what it takes beside the golden values)
+CHECKS: dict[str, list[tuple[Callable[..., None], tuple[Any, ...]]]] = {
+    "alpaca": [
+        (the_alpaca_prompts_are_stanfords, ()),
+        (the_worked_example_has_stanfords_source_and_target, ()),
+        *((a_joint_boundary_gives_alpacas_ids_and_labels, (name,)) for name in TOKENIZERS),
+        *((a_split_boundary_keeps_the_prompt_of_generation, (name,)) for name in TOKENIZERS),
+        (a_joint_boundary_masks_as_alpaca_does_on_its_first_hundred_rows, ()),
+    ],
+    "formatting": [
+        (phi3_writes_the_golden_chat_and_the_golden_prompt, ()),
+        *(
+            (pairs_become_the_golden_conversations, (form,))
+            for form in ("instruction", "function", "messages")
+        ),
+        *((a_users_formatting_function_gives_the_golden_texts, (many,)) for many in (False, True)),
+        (phi3_writes_the_golden_texts_of_formatted_data, ()),
+        (phi3_encodes_the_golden_sentence_and_pads_with_unk, ()),
+        (the_yoda_set_has_the_golden_rows_and_texts, ()),
+        (opts_conversation_in_the_golden_chatml, ()),
+        (the_users_own_template_gives_the_golden_text_and_ids, ()),
+    ],
+    "collators": [
+        *(
+            (a_response_template_trains_what_the_completion_collator_trains, (by_ids,))
+            for by_ids in (False, True)
+        ),
+        (a_full_loss_trains_what_the_language_modelling_collator_trains, ()),
+        *((response_and_instruction_templates_on_two_turns, chat) for chat in CHAT2),
+        (padding_free_rows_are_flattened_like_the_collator_with_flattening, ()),
+        (padding_free_rows_of_a_response_template_are_the_completion_collators, ()),
+        (the_notebooks_rows_wrapped_to_64_tokens_are_341, ()),
+        *((the_notebooks_rows_packed_whole_are_359, (name,)) for name in ("bfd", "bfd_split")),
+    ],
+    "markers": [
+        (markers_that_are_kept_are_split_like_any_text, ()),
+        (markers_that_are_registered_are_one_token_each_and_vanish_from_decoded_text, ()),
+        (markers_that_are_stripped_leave_the_rest_of_the_text, ()),
+        (two_korean_sentences_have_the_golden_lengths, ()),
+    ],
+    "chapter 7": [
+        (the_korean_prompt_gives_the_golden_texts, ()),
+        (the_chapters_split_entries_and_batches, ()),
+        (the_chapters_shapes_with_the_korean_prompt, ()),
+        *(
+            (batches_are_the_chapters_with_labels_that_are_not_shifted, (case,))
+            for case in ("004-collate-fn", "004-collate-single")
+        ),
+        (an_end_of_text_inside_a_row_does_not_mask_the_real_one, ()),
+        (the_loss_leaves_ignored_labels_out_and_shifts_inside, ()),
+    ],
+    "characters": [
+        (windows_of_the_constitution_have_the_golden_bigram_loss, ()),
+        (the_constitution_has_the_golden_vocabulary, ()),
+        (the_greeting_reads_back, ()),
+        (batches_of_blocks_have_the_golden_shapes, ()),
+    ],
+    "tokens": [
+        *((alpacas_tokens_are_added, (name,)) for name in TOKENIZERS),
+        (new_tokens_of_opt_get_the_ids_after_its_vocabulary_and_its_spare_rows, ()),
+        (tables_keep_the_golden_sizes, ()),
+        (a_new_row_is_the_golden_mean, ()),
+    ],
+}
+
+
+@pytest.mark.parametrize("part", CHECKS)
+def test_golden_values_hold(g: Golden, subtests: pytest.Subtests, part: str) -> None:
+    for check, values in CHECKS[part]:
+        with subtests.test(check.__name__, values=values):
+            check(g, *values)
+
+
+def test_every_golden_case_is_tested_quoted_or_of_another_part(g: Golden) -> None:
     """A case that is added to the golden values shows up here until somebody decides what becomes
     of it.
     """
@@ -727,13 +866,9 @@ def test_every_golden_case_is_tested_quoted_or_of_another_part(cases: dict[str, 
     elsewhere = (
         "smart-resize",
         "special-tokens",
-        "001-roundtrip",
-        "001-vocab-constitution",
-        "001-shapes",
         "002-phi-",
         "002-opt-",
         "002-pack-",
-        "002-multiple-of",
         "002-hazard",
         "002-yoda-byot-marker",
         "004-judge",
@@ -743,7 +878,7 @@ def test_every_golden_case_is_tested_quoted_or_of_another_part(cases: dict[str, 
     )
     undecided = [
         name
-        for name in cases
+        for name in g.cases
         if name not in text
         and not any(part in name for part in elsewhere)
         and not name.startswith(("000-preprocess", "004-test0"))

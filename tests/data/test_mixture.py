@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 from sftpipe import DataError, PreparedData, compose, prepare
 from support.byte_model import write_byte_model
+from support.errors import places, refused
+from support.sources import write_rows
 
 Mix = Callable[..., PreparedData]
 SIZES = {"a": 30, "b": 20, "c": 7}
@@ -24,9 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_byte_model(folder / "model")
     for name, size in SIZES.items():
         rows = [{"prompt": f"{name} ", "completion": f"{name}{at}"} for at in range(size)]
-        (folder / f"{name}.jsonl").write_text(
-            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
-        )
+        write_rows(folder / f"{name}.jsonl", rows)
     return folder
 
 
@@ -139,13 +140,9 @@ def test_the_order_is_the_same_every_time_and_spreads_each_source_evenly(mix: Mi
 
 
 def test_a_count_beyond_the_source_is_an_error(mix: Mix) -> None:
-    with pytest.raises(DataError) as error:
-        mix([source("a", count=5), source("c", count=8)])
-    assert str(error.value) == (
-        "dataset.sources[1].count: 8 rows are asked for, and the source has 7\n"
-        "    allowed: no row is repeated\n"
-        "    dataset.sources[1].count=7, or sft.num_train_epochs for more passes over all"
-    )
+    error = refused(DataError, lambda: mix([source("a", count=5), source("c", count=8)]))
+    assert places(error) == ["dataset.sources[1].count"]
+    assert re.findall(r"\d+", error.problems[0].found) == ["8", "7"]
 
 
 def test_each_source_has_its_format_and_the_others_have_the_run_s(mix: Mix, folder: Path) -> None:
@@ -153,9 +150,7 @@ def test_each_source_has_its_format_and_the_others_have_the_run_s(mix: Mix, fold
         {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"m{at}"}]}
         for at in range(3)
     ]
-    (folder / "chats.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in chats), encoding="utf-8"
-    )
+    write_rows(folder / "chats.jsonl", chats)
     data = mix([source("c"), source("chats", format={"type": "messages", "system": "S"})])
     texts = [data.tokenizer.decode(row["input_ids"]) for row in data.train]
     assert (
@@ -171,9 +166,7 @@ def test_each_source_has_its_format_and_the_others_have_the_run_s(mix: Mix, fold
 
 def test_each_source_is_reported_by_name_with_what_it_lost(mix: Mix, folder: Path) -> None:
     rows = [{"prompt": "x", "completion": None if at == 2 else "y" * at + "!"} for at in range(4)]
-    (folder / "holes.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
-    )
+    write_rows(folder / "holes.jsonl", rows)
     data = mix([source("c"), source("holes", name="holes")], "preflight.max_empty_rows=0.5")
     assert [(one.split, one.source, one.rows, one.dropped) for one in data.preflight.splits] == [
         ("train", "sources[0] json", 7, {}),
@@ -189,11 +182,11 @@ def test_the_limit_on_bad_rows_holds_for_each_source_alone(mix: Mix, folder: Pat
     (folder / "bad.jsonl").write_text(
         '{"prompt": "x", "completion": "y"}\n{"prompt": "x"}\n', encoding="utf-8"
     )
-    with pytest.raises(DataError) as error:
-        mix([source("a"), source("bad")], "preflight.max_empty_rows=0.1")
-    assert str(error.value).startswith(
-        "sources[1] json train: 1 of 2 rows teach nothing: 1 x null or missing\n"
-    )
+    sources = [source("a"), source("bad")]
+    error = refused(DataError, lambda: mix(sources, "preflight.max_empty_rows=0.1"))
+    assert places(error)[0] == "sources[1] json train"
+    assert error.problems[0].found.endswith(": 1 x null or missing")
+    assert re.findall(r"\d+", error.problems[0].found) == ["1", "2", "1"]
 
 
 def test_shares_are_of_train_and_the_other_splits_stay_whole(mix: Mix) -> None:
@@ -206,20 +199,18 @@ def test_shares_are_of_train_and_the_other_splits_stay_whole(mix: Mix) -> None:
 
 
 def test_a_row_in_train_of_one_source_and_validation_of_another_is_found(mix: Mix) -> None:
-    with pytest.raises(DataError) as error:
-        mix([source("a"), source("a", validation_size=2)])
+    error = refused(DataError, lambda: mix([source("a"), source("a", validation_size=2)]))
     first, other = (
         "sources[1] json validation[0] (a.jsonl, line 29)",
         "sources[0] json train[28] (a.jsonl, line 29)",
     )
-    assert str(error.value).startswith(f"{first}: the same row as {other}: 2 rows of validation")
+    assert places(error)[0] == first
+    assert f"{other}: 2 rows of validation" in error.problems[0].found
 
 
 def test_rows_that_were_dropped_leave_the_share_to_others(mix: Mix, folder: Path) -> None:
     rows = [{"prompt": "h", "completion": None if at == 0 else f"h{at}"} for at in range(10)]
-    (folder / "late.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
-    )
+    write_rows(folder / "late.jsonl", rows)
     data = mix(
         [source("a", weight=0.5), source("late", weight=0.5)], "preflight.max_empty_rows=0.2"
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,14 +11,17 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import sftpipe
+from sftpipe import PreparedData
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import Collator, RandomWindows, blocks, count, pack, sequence_lengths
-from sftpipe.errors import ConfigError, DataError
+from sftpipe.errors import DataError
 from sftpipe.tables import isolation_of, packing_rows
+from support.configs import config_error
+from support.errors import Pin, named, refused, told
 
 Row = dict[str, list[int]]
 TRAINED = st.lists(st.tuples(st.integers(3, 90), st.booleans()), min_size=1, max_size=12)
@@ -58,7 +59,6 @@ def sequences(row: dict[str, Any]) -> list[tuple[tuple[int, ...], tuple[int, ...
 # --- pack -----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
 @given(drawn=st.lists(TRAINED, min_size=1, max_size=30))
 def test_bfd_keeps_every_row_whole_and_loses_none(drawn: list[list[tuple[int, bool]]]) -> None:
     rows = rows_of(drawn)
@@ -68,7 +68,6 @@ def test_bfd_keeps_every_row_whole_and_loses_none(drawn: list[list[tuple[int, bo
     assert found == Counter((tuple(row["input_ids"]), tuple(row["labels"])) for row in rows)
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     drawn=st.lists(TRAINED, min_size=1, max_size=30),
     strategy=st.sampled_from(["bfd", "bfd_split", "wrapped"]),
@@ -84,7 +83,6 @@ def test_no_token_and_no_label_is_lost(drawn: list[list[tuple[int, bool]]], stra
     )
 
 
-@settings(max_examples=20, deadline=None)
 @given(drawn=st.lists(TRAINED, min_size=1, max_size=30))
 def test_wrapped_rows_are_one_stream_in_order(drawn: list[list[tuple[int, bool]]]) -> None:
     rows = rows_of(drawn)
@@ -101,6 +99,26 @@ def test_padding_free_rows_stay_rows() -> None:
     assert pack(rows, "padding_free", None, "train") is rows
 
 
+def test_the_same_rows_packed_otherwise_are_other_rows() -> None:
+    lengths = (4, 3, 8, 5)
+    tokens = iter(range(100))
+    rows = [[next(tokens) for _ in range(length)] for length in lengths]
+    table = Dataset.from_list([{"input_ids": row, "labels": row} for row in rows])
+    a, b, c, d = rows
+
+    def ids(strategy: str, length: int) -> list[list[int]]:
+        return sorted(row["input_ids"] for row in pack(table, strategy, length, "train"))
+
+    assert ids("bfd", 12) == [c + a, d + b]
+    assert ids("bfd", 20) == [c + d + a + b]
+    assert ids("wrapped", 12) == [list(range(12)), list(range(12, 20))]
+    assert [row["input_ids"] for row in blocks(table, 12)] == [
+        list(range(13)),
+        list(range(12, 20)),
+    ]
+    assert [row["input_ids"] for row in blocks(table, 10)] == [list(range(11)), list(range(10, 20))]
+
+
 # --- blocks ---------------------------------------------------------------------------------------
 
 
@@ -108,7 +126,6 @@ def stream_of(rows: Sequence[Row]) -> list[int]:
     return [token for row in rows for token in row["input_ids"]]
 
 
-@settings(max_examples=40, deadline=None)
 @given(drawn=st.lists(TRAINED, min_size=2, max_size=30), size=st.integers(1, 12))
 def test_blocks_predict_each_token_of_the_stream_once(
     drawn: list[list[tuple[int, bool]]], size: int
@@ -123,7 +140,6 @@ def test_blocks_predict_each_token_of_the_stream_once(
     assert all(row["labels"] == row["input_ids"] for row in made)
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     drawn=st.lists(TRAINED, min_size=4, max_size=30),
     size=st.integers(1, 3),
@@ -176,8 +192,12 @@ def test_a_runs_blocks_have_eos_between_documents_in_the_order_of_the_split() ->
     assert tokenizer.decode(ids) == "".join(f"{text}{tokenizer.eos_token}" for text in texts)
     assert data.train.column_names == ["input_ids", "labels"]
     assert {len(row["input_ids"]) for row in list(data.train)[:-1]} == {65}
-    again = sftpipe.prepare(sftpipe.compose([*BLOCKS, "packing.block_size=64", "seed=7"]))
-    assert list(again.validation) == list(data.validation)
+    for overrides in (["seed=7", "sft.max_length=10"], ["sft.max_length=null"]):
+        again = sftpipe.prepare(
+            sftpipe.compose([*BLOCKS, "packing.block_size=64", *overrides])
+        )  # no row of a stream is too long
+        for split, rows in data.splits().items():
+            assert list(again.splits()[split]) == list(rows)
     tokens = sum(len(text) + 1 for text in texts)
     report = data.preflight.packing
     assert report is not None
@@ -193,19 +213,20 @@ def test_a_runs_blocks_have_eos_between_documents_in_the_order_of_the_split() ->
     assert data.preflight.padding_share < 0.1
 
 
-def test_golden_batches_of_blocks_have_the_golden_shapes(golden: Path) -> None:
-    cases = {
-        case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))
-    }
-    given_, expected = cases["001-shapes"]["input"], cases["001-shapes"]["expected"]
-    data = sftpipe.prepare(sftpipe.compose([*BLOCKS, f"packing.block_size={given_['block_size']}"]))
+def test_a_window_is_what_follows_its_start_in_the_stream() -> None:
+    data = sftpipe.prepare(sftpipe.compose([*BLOCKS, "packing.block_size=8"]))
     windows = RandomWindows(data.train)
-    batch = data.collate([windows[start] for start in windows.starts(0, 0)[: given_["batch_size"]]])
-    assert batch["input_ids"][:, :-1].reshape(-1).shape[0] == expected["logits_view"][0]
-    assert list(batch["labels"][:, 1:].reshape(-1).shape) == expected["targets_view"]
+    starts = windows.starts(0, 0)[:4]
+    batch = data.collate([windows[start] for start in starts])
+    stream = [*data.train[0]["input_ids"]]
+    stream += [token for row in list(data.train)[1:] for token in row["input_ids"][1:]]
+    assert batch["input_ids"].tolist() == [stream[start : start + 9] for start in starts]
+    assert torch.equal(batch["labels"], batch["input_ids"])
 
 
-def test_a_corpus_shorter_than_a_window_is_an_error_that_names_both_sizes(tmp_path: Path) -> None:
+def test_a_corpus_shorter_than_a_window_is_an_error_that_names_both_sizes(
+    tmp_path: Path, golden_error: Pin
+) -> None:
     (tmp_path / "short.txt").write_text("abc")
     words = [
         "model=tiny_random",
@@ -215,20 +236,12 @@ def test_a_corpus_shorter_than_a_window_is_an_error_that_names_both_sizes(tmp_pa
         "format=text",
         "loss=full",
     ]
-    with pytest.raises(DataError) as error:
-        sftpipe.prepare(sftpipe.compose([*words, "packing=blocks", "packing.block_size=4"]))
-    assert str(error.value) == (
-        "packing.block_size: 4, and the train split has 4 tokens: less than one window and the "
-        "token after it\n"
-        "    packing.block_size=3 or less, or more text"
-    )
+    cfg = sftpipe.compose([*words, "packing=blocks", "packing.block_size=4"])
+    error = refused(DataError, lambda: sftpipe.prepare(cfg))
+    assert told(error) == {"packing.block_size": ("packing.block_size=3",)}
+    golden_error(error)
     data = sftpipe.prepare(sftpipe.compose([*words, "packing=blocks", "packing.block_size=3"]))
     assert [row["input_ids"] for row in data.train] == [[0, 1, 2, 3]]
-
-
-def test_rows_of_blocks_are_never_too_long() -> None:
-    assert len(sftpipe.prepare(sftpipe.compose([*BLOCKS, "sft.max_length=10"])).train) > 0
-    assert len(sftpipe.prepare(sftpipe.compose([*BLOCKS, "sft.max_length=null"])).train) > 0
 
 
 # --- batches --------------------------------------------------------------------------------------
@@ -269,87 +282,43 @@ def test_rows_that_are_not_packed_are_padded() -> None:
 
 
 @pytest.mark.parametrize("method", [None, "positions", "mask"])
-def test_widths_are_rounded_up(method: str | None) -> None:
-    batch = Collator(0, 8, method)(PAIR)
-    assert batch["input_ids"].shape[1] == 8
-    assert isinstance(batch["input_ids"], torch.Tensor)
+def test_widths_are_rounded_up_with_padding_that_is_not_trained(method: str | None) -> None:
+    exact, batch = Collator(0, None, method)(PAIR), Collator(0, 8, method)(PAIR)
+    width = exact["input_ids"].shape[1]
+    assert width in (4, 7)
+    for name, padding in (("input_ids", 0), ("labels", IGNORED)):
+        assert batch[name].shape == (len(exact[name]), 8)
+        assert batch[name].dtype == torch.int64
+        assert batch[name][:, :width].tolist() == exact[name].tolist()
+        assert batch[name][:, width:].unique().tolist() == [padding]
 
 
 # --- a run's data ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def yoda_texts(golden: Path, tmp_path: Path) -> list[str]:
-    """The notebook's 720 rows as its Phi-3 template writes them, for the command line."""
-    with (golden / "data" / "yoda" / "sentences.csv").open(encoding="utf-8", newline="") as file:
-        texts = [
-            f"<|user|>\n{row['sentence']}<|end|>\n<|assistant|>\n"
-            f"{row['translation_extra']}<|end|>\n<|endoftext|>"
-            for row in csv.DictReader(file)
-        ]
-    path = tmp_path / "texts.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    tokenizer = golden / "tokenizers" / "phi-3-mini-4k-instruct"
-    return [
-        "dataset=json",
-        f"dataset.data_files={path}",
-        f"tokenizer.name_or_path={tokenizer}",
-        "format=text",
-        "loss=full",
-        "sft.max_length=64",
-    ]
+YODA = ["recipe=yoda", "dataset.limit=20", "sft.max_length=256"]
 
 
-def test_the_notebooks_rows_wrapped_to_64_tokens_are_341(
-    golden: Path, yoda_texts: list[str]
-) -> None:
-    cases = {
-        case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))
-    }
-    data = sftpipe.prepare(sftpipe.compose([*yoda_texts, "packing=wrapped"]))
-    assert len(data.train) == cases["002-pack-wrapped-rows"]["expected"]
-    assert len(data.train[340]["input_ids"]) == 41
-    assert cases["002-pack-features"]["expected"] == ["input_ids"]  # labels come with ours
-    assert data.train.column_names == ["input_ids", "labels"]
-    assert data.tokenizer.decode(data.train[0]["input_ids"]) == cases["002-pack-row0"]["expected"]
+@pytest.fixture(scope="module")
+def bfd() -> PreparedData:
+    """Twenty rows of each split, those of train packed whole."""
+    return sftpipe.prepare(sftpipe.compose([*YODA, "packing=bfd"]))
 
 
-@pytest.mark.parametrize("strategy", ["bfd", "bfd_split"])
-def test_the_notebooks_rows_packed_whole_are_359(
-    golden: Path, yoda_texts: list[str], strategy: str
-) -> None:
-    cases = {
-        case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))
-    }
-    expected = cases[f"002-pack-{strategy}"]["expected"]
-    data = sftpipe.prepare(sftpipe.compose([*yoda_texts, f"packing={strategy}"]))
-    assert len(data.train) == expected["rows"]
-    assert len(data.train[0]["input_ids"]) == expected["row0_len"]
-    assert data.train.column_names == ["input_ids", "labels", "seq_lengths"]
-
-
-def test_validation_is_packed_only_when_asked() -> None:
-    plain = sftpipe.prepare(
-        sftpipe.compose(["recipe=yoda", "dataset.limit=20", "packing=bfd", "sft.max_length=256"])
+def test_validation_is_packed_only_when_asked(bfd: PreparedData) -> None:
+    asked = sftpipe.prepare(sftpipe.compose([*YODA, "packing=bfd", "packing.pack_eval=true"]))
+    assert bfd.validation.column_names == ["input_ids", "labels"]
+    assert Counter(sequence for row in asked.validation for sequence in sequences(row)) == Counter(
+        (tuple(row["input_ids"]), tuple(row["labels"])) for row in bfd.validation
     )
-    asked = sftpipe.prepare(
-        sftpipe.compose(
-            [
-                "recipe=yoda",
-                "dataset.limit=20",
-                "packing=bfd",
-                "sft.max_length=256",
-                "packing.pack_eval=true",
-            ]
-        )
-    )
-    assert len(plain.validation) == 20
+    assert len(bfd.validation) == 20
     assert len(asked.validation) == len(asked.train) < 20
 
 
-def test_the_report_tells_how_full_packed_rows_are_and_how_they_are_kept_apart() -> None:
-    words = ["recipe=yoda", "dataset.limit=20", "sft.max_length=256"]
-    data = sftpipe.prepare(sftpipe.compose([*words, "packing=bfd"]))
+def test_the_report_tells_how_full_packed_rows_are_and_how_they_are_kept_apart(
+    bfd: PreparedData,
+) -> None:
+    data = bfd
     assert data.preflight.packing is not None
     assert data.preflight.packing.strategy == "bfd"
     tokens = sum(len(row["input_ids"]) for row in data.train)
@@ -387,84 +356,78 @@ def test_the_report_tells_how_full_packed_rows_are_and_how_they_are_kept_apart()
     ],
 )
 def test_the_report_says_what_was_not_measured(words: list[str], lines: list[str]) -> None:
-    data = sftpipe.prepare(
-        sftpipe.compose(["recipe=yoda", "dataset.limit=20", "sft.max_length=256", *words])
-    )
+    data = sftpipe.prepare(sftpipe.compose([*YODA, *words]))
     assert data.preflight.packing is not None
     packing = data.preflight.packing
     said = [packing_rows(packing), isolation_of(packing.isolation)]
     assert all(line.startswith(start) for line, start in zip(said, lines, strict=True)), said
 
 
-def test_length_limits_act_before_packing() -> None:
-    words = ["recipe=yoda", "dataset.limit=20", "packing=bfd", "sft.max_length=60"]
-    with pytest.raises(DataError, match=r"longer than sft\.max_length=60"):
-        sftpipe.prepare(sftpipe.compose(words))
-    data = sftpipe.prepare(
-        sftpipe.compose([*words, "over_length=drop", "preflight.max_over_length_rows=1"])
+def test_length_limits_act_before_packing(bfd: PreparedData) -> None:
+    words = ["recipe=yoda", "dataset.limit=20", "sft.max_length=60"]
+    rows = [sequence for row in bfd.train for sequence in sequences(row)]
+    long = sftpipe.compose([*words, "packing=bfd"])
+    assert (
+        "sft.max_length=60" in refused(DataError, lambda: sftpipe.prepare(long)).problems[0].found
     )
-    assert sum(data.train[0]["seq_lengths"]) <= 60
-    split = sftpipe.prepare(
-        sftpipe.compose(
-            ["recipe=yoda", "dataset.limit=20", "packing=bfd_split", "sft.max_length=60"]
-        )
-    )
-    assert sum(len(row["input_ids"]) for row in split.train) > sum(
-        len(row["input_ids"]) for row in data.train
-    )
+    drop = ["over_length=drop", "preflight.max_over_length_rows=1"]
+    kept = sftpipe.prepare(sftpipe.compose([*words, "packing=bfd", *drop])).train
+    short = [sequence for sequence in rows if len(sequence[0]) <= 60]
+    assert 0 < len(short) < len(rows) == 20
+    assert Counter(sequence for row in kept for sequence in sequences(row)) == Counter(short)
+    split = sftpipe.prepare(sftpipe.compose([*words, "packing=bfd_split"])).train
+    assert max(len(row["input_ids"]) for row in split) == 60
+    assert Counter(stream_of(list(split))) == Counter(token for ids, _ in rows for token in ids)
+
+
+WINDOWS = ["packing=blocks", "loss=full"]
+GROUPED = {"sft.train_sampling_strategy": ()}  # what the recipe sets
+SPLIT = {"over_length": ("over_length=error", "packing=bfd")}
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (
-            ["packing=bfd", "sft.max_length=null"],
-            "sft.max_length: null, and packing=bfd fills sequences of that length\n"
-            "    sft.max_length=1024",
-        ),
-        (
-            ["packing=wrapped", "over_length=truncate"],
-            "over_length: 'truncate', and packing=wrapped splits long rows\n"
-            "    over_length=error, or packing=bfd",
-        ),
-        (
-            ["packing=blocks", "loss=full", "over_length=truncate"],
-            "over_length: 'truncate', and packing=blocks splits long rows\n"
-            "    over_length=error, or packing=bfd",
-        ),
-        (
-            ["packing=blocks"],
-            "loss=completion_only: packing=blocks trains every token of its windows\n"
-            "    loss=full, or packing=bfd",
-        ),
-        (
-            ["packing=blocks", "loss=full", "packing.block_size=null"],
-            "packing.block_size: not set, and packing=blocks makes windows of that length\n"
-            "    packing.block_size=256",
-        ),
-        (
-            ["packing=bfd", "packing.block_size=8"],
-            "packing.block_size: nothing reads it with strategy: bfd\n    allowed: blocks\n"
-            "    packing=blocks, or leave it out",
-        ),
-        (
-            ["packing=blocks", "loss=full", "packing.pack_eval=true"],
-            "packing.pack_eval: nothing reads it with packing=blocks: validation and test are "
-            "always split into windows\n    leave it out",
-        ),
-        (
-            ["packing=blocks", "loss=full", "packing.isolation=trust"],
-            "packing.isolation: nothing reads it with packing=blocks: documents see each other "
-            "in blocks, by design\n    leave it out",
-        ),
-        (
-            ["packing=blocks", "loss=full", "sft.train_sampling_strategy=group_by_length"],
-            "sft.train_sampling_strategy: nothing reads it with packing=blocks: windows are "
-            "drawn at random\n    leave it out",
-        ),
-    ],
+    ("words", "expected"),
+    named(
+        [
+            [
+                "no length to fill",
+                ["packing=bfd", "sft.max_length=null"],
+                {"sft.max_length": ("sft.max_length=1024",)},
+            ],
+            ["wrapped and cut", ["packing=wrapped", "over_length=truncate"], SPLIT],
+            ["windows and cut", [*WINDOWS, "over_length=truncate"], {**GROUPED, **SPLIT}],
+            [
+                "windows of answers",
+                ["packing=blocks"],
+                {**GROUPED, "loss=completion_only": ("loss=full", "packing=bfd")},
+            ],
+            [
+                "windows of no length",
+                [*WINDOWS, "packing.block_size=null"],
+                {**GROUPED, "packing.block_size": ("packing.block_size=256",)},
+            ],
+            [
+                "length without windows",
+                ["packing=bfd", "packing.block_size=8"],
+                {"packing.block_size": ("packing=blocks",)},
+            ],
+            [
+                "pack_eval of windows",
+                [*WINDOWS, "packing.pack_eval=true"],
+                {**GROUPED, "packing.pack_eval": ()},
+            ],
+            [
+                "isolation of windows",
+                [*WINDOWS, "packing.isolation=trust"],
+                {**GROUPED, "packing.isolation": ()},
+            ],
+            ["grouped", [*WINDOWS, "sft.train_sampling_strategy=group_by_length"], GROUPED],
+        ]
+    ),
 )
-def test_choices_that_do_not_go_together(words: list[str], message: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        sftpipe.compose(["recipe=yoda", *words])
-    assert message in str(error.value)
+def test_choices_that_do_not_go_together(
+    words: list[str], expected: dict[str, tuple[str, ...]], golden_error: Pin
+) -> None:
+    error = config_error("recipe=yoda", *words)
+    assert told(error) == expected
+    golden_error(error)

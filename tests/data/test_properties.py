@@ -1,5 +1,5 @@
-"""The rules of docs/rules.md over random samples, on real tokenizers of three kinds and every
-chat template that we ship.
+"""The rules of docs/rules.md over random samples, on the embedded tokenizer, small ones of three
+other kinds and every chat template that we ship; and in one test on the published tokenizers.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import datasets
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
@@ -30,9 +31,9 @@ from sftpipe.data.source import SPLITS
 from sftpipe.errors import DataError, RowError
 from sftpipe.tokenizer.special_tokens import SpecialTokens
 from support.sources import load_splits
+from support.tokenizers import PUBLISHED, tokenizer_at
 
-QUICK = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
-EACH_KIND = settings(QUICK, max_examples=20)  # of 13 kinds
+EACH_KIND = settings(max_examples=settings().max_examples * 2 // 3)  # of 13 kinds
 LOSSES = ("completion_only", "assistant_only")
 
 # --- random samples -------------------------------------------------------------------------------
@@ -92,11 +93,11 @@ TURN_TOKENS = {
 }
 KINDS = [
     ("tokenizer", "own"),
-    ("tokenizer", "chatml"),
-    ("tokenizer", "chatml_bos_eos"),
-    ("tokenizer", "phi3"),
-    ("tokenizer", "zephyr"),
-    ("tokenizer", "llama3"),
+    ("chatml", "chatml"),
+    ("chatml", "chatml_bos_eos"),
+    ("chatml", "phi3"),
+    ("chatml", "zephyr"),
+    ("chatml", "llama3"),
     ("phi3", "own"),
     ("phi3", "chatml"),
     ("phi3", "phi3"),
@@ -126,32 +127,43 @@ class Kind:
         return row
 
 
-@pytest.fixture(scope="module", params=KINDS, ids="-".join)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    """A tokenizer with a chat template and the tokens that it writes."""
-    name, template = request.param
-    tokenizer = copy.deepcopy(request.getfixturevalue(name))
-    if template != "own":
-        tokenizer.add_tokens(TURN_TOKENS.get(template, []), special_tokens=True)
-        tokenizer.chat_template = (conf_dir() / "chat_template" / f"{template}.jinja").read_text(
+def with_template(tokenizer: Any, name: str) -> Kind:
+    """A tokenizer, which is changed, with a chat template and the tokens that it writes."""
+    phi3 = "<|user|>" in tokenizer.get_vocab()
+    template = "phi3" if name == "own" and phi3 else name
+    if name != "own":
+        tokenizer.add_tokens(TURN_TOKENS.get(name, []), special_tokens=True)
+        tokenizer.chat_template = (conf_dir() / "chat_template" / f"{name}.jinja").read_text(
             encoding="utf-8"
         )
-    elif name == "phi3":
-        template = "phi3"
     end = {
         "own": "<|im_end|>",
         "chatml": "<|im_end|>",
         "phi3": "<|end|>",
         "llama3": "<|eot_id|>",
     }.get(template, tokenizer.eos_token)
-    bos = 1 if template == "llama3" else 0 if name == "phi3" else None
     return Kind(
         tokenizer,
         {loss: Encoder(tokenizer, LossConfig(loss)) for loss in LOSSES},
         tokenizer.convert_tokens_to_ids(end),
-        bos,
+        bos=1 if template == "llama3" else 0 if phi3 else None,
         trims=template == "llama3",
     )
+
+
+def with_bos(tokenizer: Any) -> Any:
+    """Phi-3's tokenizer as Llama 2 has it, with BOS in front of a text."""
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=KINDS, ids="-".join)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """A tokenizer with a chat template and the tokens that it writes."""
+    name, template = request.param
+    return with_template(copy.deepcopy(request.getfixturevalue(name)), template)
 
 
 @pytest.fixture(scope="module", params=["tokenizer", "phi3", "opt", "phi3-with-bos"])
@@ -159,11 +171,7 @@ def plain(request: pytest.FixtureRequest) -> Any:
     """Tokenizers for text without a template; Phi-3's also as Llama 2 has it, with BOS in front."""
     if request.param != "phi3-with-bos":
         return request.getfixturevalue(request.param)
-    tokenizer = copy.deepcopy(request.getfixturevalue("phi3"))
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
-    return tokenizer
+    return with_bos(copy.deepcopy(request.getfixturevalue("phi3")))
 
 
 def segments(row: Encoded) -> list[tuple[int, list[int]]]:
@@ -295,7 +303,6 @@ def bos_of(tokenizer: Any) -> list[int]:
     return list(with_bos[: len(with_bos) - len(without)])
 
 
-@QUICK
 @given(pair=PAIRS)
 def test_l1_a_completion_follows_the_ids_that_generation_is_fed(
     plain: Any, pair: PromptCompletion
@@ -307,7 +314,6 @@ def test_l1_a_completion_follows_the_ids_that_generation_is_fed(
     )
 
 
-@QUICK
 @given(pair=PAIRS)
 def test_l2_l3_a_completion_is_its_text_and_one_eos(plain: Any, pair: PromptCompletion) -> None:
     ((_, ids),) = segments(encode(plain, pair))
@@ -317,7 +323,6 @@ def test_l2_l3_a_completion_is_its_text_and_one_eos(plain: Any, pair: PromptComp
     assert plain.pad_token_id not in ids
 
 
-@QUICK
 @given(pair=PAIRS)
 def test_l3_a_text_that_ends_in_eos_gets_no_second_one(plain: Any, pair: PromptCompletion) -> None:
     eos = plain.eos_token
@@ -330,7 +335,6 @@ def test_l3_a_text_that_ends_in_eos_gets_no_second_one(plain: Any, pair: PromptC
     assert encode(plain, pair) == encode(plain, replace(pair, completion=pair.completion + eos))
 
 
-@QUICK
 @given(sample=st.one_of(PAIRS, st.builds(Text, TEXT)))
 def test_l4_a_text_opens_with_the_tokenizers_bos_once(plain: Any, sample: Sample) -> None:
     row = encode(plain, sample, LossConfig("full"))
@@ -341,7 +345,6 @@ def test_l4_a_text_opens_with_the_tokenizers_bos_once(plain: Any, sample: Sample
     assert row.labels in (row.input_ids, [IGNORED] * len(bos) + row.input_ids[len(bos) :])
 
 
-@QUICK
 @given(pair=PAIRS)
 def test_l4_a_text_that_brings_its_bos_gets_no_second_one(
     plain: Any, pair: PromptCompletion
@@ -357,7 +360,6 @@ def test_l4_a_text_that_brings_its_bos_gets_no_second_one(
         ] * 2
 
 
-@QUICK
 @given(pair=PAIRS)
 def test_sentencepiece_adds_no_second_space_in_front_of_a_completion(
     phi3: Any, pair: PromptCompletion
@@ -385,7 +387,6 @@ def dialogue(pairs: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{HUMAN} {question}\n{ASSISTANT} {answer}" for question, answer in pairs)
 
 
-@QUICK
 @given(pairs=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4))
 def test_l7_without_an_instruction_template_the_last_answer_alone_is_trained(
     plain: Any, pairs: list[tuple[str, str]]
@@ -396,7 +397,6 @@ def test_l7_without_an_instruction_template_the_last_answer_alone_is_trained(
     assert ids[-1] == plain.eos_token_id
 
 
-@QUICK
 @given(pairs=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4))
 def test_l7_with_both_templates_every_answer_is_trained_up_to_the_next_question(
     plain: Any, pairs: list[tuple[str, str]]
@@ -413,7 +413,6 @@ def test_l7_with_both_templates_every_answer_is_trained_up_to_the_next_question(
         assert text.lstrip(" ").removeprefix(answer.lstrip(" ")) in ("", "\n", "\n#", "\n###")
 
 
-@QUICK
 @given(chat=talks(flags=False))
 def test_l7_ids_of_a_response_template_train_what_its_text_trains(
     tokenizer: Any, chat: Conversation
@@ -444,6 +443,39 @@ def test_l7_a_response_template_that_stands_nowhere_is_an_error(plain: Any) -> N
         assert row.reason == "response template not found"
 
 
+# --- the published tokenizers ---------------------------------------------------------------------
+
+
+def test_golden_the_rules_hold_on_the_published_tokenizers(
+    golden: Path, subtests: pytest.Subtests
+) -> None:
+    folders = {name: golden / "tokenizers" / folder for name, folder in PUBLISHED.items()}
+    for name, template in (("phi3", "own"), ("phi3", "llama3"), ("opt", "chatml_bos_eos")):
+        one = with_template(tokenizer_at(folders[name]), template)
+        for loss in LOSSES:
+            with subtests.test(name, template=template, loss=loss):
+                test_l1_the_ids_in_front_of_every_trained_turn_are_those_that_generation_is_fed(
+                    kind=one, loss=loss
+                )
+                test_l2_l3_every_trained_turn_is_its_text_and_one_end_token(kind=one, loss=loss)
+        with subtests.test(name, template=template):
+            test_l4_bos_stands_where_the_template_writes_it_in_training_as_in_generation(kind=one)
+    for name, tokenizer in (
+        ("phi3", tokenizer_at(folders["phi3"])),
+        ("phi3 with BOS", with_bos(tokenizer_at(folders["phi3"]))),
+        ("opt", tokenizer_at(folders["opt"])),
+        ("gpt2", tokenizer_at(folders["gpt2"])),
+    ):
+        for rule in (
+            test_l1_a_completion_follows_the_ids_that_generation_is_fed,
+            test_l2_l3_a_completion_is_its_text_and_one_eos,
+            test_l4_a_text_opens_with_the_tokenizers_bos_once,
+            test_l7_with_both_templates_every_answer_is_trained_up_to_the_next_question,
+        ):
+            with subtests.test(name, rule=rule.__name__):
+                rule(plain=tokenizer)
+
+
 # --- from rows to batches -------------------------------------------------------------------------
 
 ROWS = st.lists(st.one_of(talks(), PAIRS), min_size=1, max_size=5)
@@ -460,7 +492,6 @@ def finished(tokenizer: Any, samples: Sequence[Sample]) -> list[dict[str, list[i
     ]
 
 
-@QUICK
 @given(samples=ROWS, multiple=st.sampled_from([None, 8]))
 def test_a_padded_batch_gives_back_every_id_and_label(
     tokenizer: Any, samples: list[Sample], multiple: int | None
@@ -480,7 +511,6 @@ def test_a_padded_batch_gives_back_every_id_and_label(
         assert batch["attention_mask"][at].tolist() == [1] * length + [0] * (width - length)
 
 
-@QUICK
 @given(samples=ROWS)
 def test_a_padding_free_batch_gives_back_every_id_and_label_but_the_first_of_each_row(
     tokenizer: Any, samples: list[Sample]
@@ -515,7 +545,6 @@ def test_the_collate_of_prepared_data_loses_nothing(data: Any, padding_free: boo
 SIZES = st.one_of(st.just(0.0), st.floats(0.01, 0.6), st.integers(1, 40).map(float))
 
 
-@QUICK
 @given(
     rows=st.integers(1, 120),
     validation=SIZES,
@@ -580,7 +609,6 @@ def clean(tokenizer: Any, chat: Conversation, forged: str = "escape") -> Convers
     )
 
 
-@QUICK
 @given(data=st.data())
 def test_an_escaped_text_holds_no_special_token_and_looks_the_same(
     kind: Kind, data: st.DataObject

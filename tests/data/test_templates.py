@@ -26,6 +26,7 @@ from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.samples import Conversation, Sample
 from sftpipe.errors import DataError, RowError
+from support.errors import refused
 from support.samples import to_sample
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
@@ -315,14 +316,9 @@ def test_a_template_that_rewrites_answers_is_an_error_that_names_two_ways_out(
     dressed: Any, name: str
 ) -> None:
     tokenizer, chat = dressed(name), talk(3, True)
-    with pytest.raises(RowError) as error:
-        encode(tokenizer, chat, "assistant_only")
-    assert error.value.reason == HISTORY
-    assert (
-        error.value.problem.fix
-        == "loss=completion_only trains the last turn only; loss.unroll=true makes a row of each "
-        "turn"
-    )
+    error = refused(RowError, lambda: encode(tokenizer, chat, "assistant_only"))
+    assert error.reason == HISTORY
+    assert error.problem.commands == ("loss=completion_only", "loss.unroll=true")
     rows = [encode(tokenizer, turn, "assistant_only") for turn in unrolled(chat, "assistant_only")]
     assert len(rows) == 3
     assert rows[-1] == encode(tokenizer, chat, "completion_only")
@@ -644,6 +640,18 @@ def test_a_long_conversation_follows_the_rules_to_its_end(dressed: Any) -> None:
         )
         assert len(trained_turns(chat, "assistant_only")) == 5
         assert_l1(tokenizer, chat, "assistant_only")
+
+
+def test_a_tool_call_far_into_a_conversation_ends_where_its_turn_does(dressed: Any) -> None:
+    tool = asks_a_tool({"city": "Rome"}, "20 degrees")
+    chat = replace(tool, messages=(*talk(40, False).messages, *tool.messages))
+    for name in ("qwen2_5", "llama3_1"):
+        texts = trained_texts(dressed(name), chat, "assistant_only")
+        assert texts == [
+            *trained_texts(dressed(name), talk(40, False), "assistant_only"),
+            *trained_texts(dressed(name), tool, "assistant_only"),
+        ]
+        assert_l1(dressed(name), chat, "assistant_only")
 
 
 # --- (f) renders ----------------------------------------------------------------------------------

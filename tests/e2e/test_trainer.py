@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,71 +14,34 @@ import torch
 from sftpipe.data.packing import Collator
 from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import ConfigError
-from sftpipe.evaluation.losses import split_loss
-from sftpipe.storage import is_whole
-from sftpipe.training.trainer import SFTPipeTrainer, build_arguments
-from support.trainers import CPU, batch_of, tiny, trainer_of, wake_adapter
+from sftpipe.training.trainer import build_arguments
+from support.trainers import (
+    CPU,
+    batch_of,
+    few,
+    mean_loss,
+    tiny,
+    trained_weights,
+    trainer_of,
+    wake_adapter,
+)
 
-# --- a tiny model ---------------------------------------------------------------------------------
-
-
-def test_evaluation_is_a_mean_over_trained_tokens(
-    data: PreparedData, tiny_model: Path, tmp_path: Path
-) -> None:
-    trainer = trainer_of(tiny(tiny_model, "sft.per_device_eval_batch_size=3"), data, tmp_path)
-    rows = data.validation.select(range(7))
-    nll = tokens = 0.0
-    for row in rows:
-        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
-        with torch.no_grad():
-            logits = trainer.model.eval()(input_ids=ids).logits
-        nll += torch.nn.functional.cross_entropy(
-            logits[0, :-1], labels[0, 1:], reduction="sum"
-        ).item()
-        tokens += (labels[:, 1:] != -100).sum().item()
-    measured = trainer.evaluate(rows)
-    assert measured["eval_loss"] == pytest.approx(nll / tokens, rel=1e-5)
-    assert measured["eval_perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-4)
-
-
-def test_weights_that_an_evaluation_has_just_measured_are_not_measured_again(
-    data: PreparedData, tiny_model: Path, tmp_path: Path
-) -> None:
-    cfg = tiny(
-        tiny_model,
-        "sft.max_steps=2",
-        "sft.eval_strategy=steps",
-        "+sft.eval_steps=1",
-        "sft.warmup_steps=0",
-    )
-    trainer = trainer_of(cfg, data, tmp_path)
-
-    def losses() -> list[float]:
-        return [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-
-    before = split_loss(trainer, data.validation, "validation")["loss"]
-    trainer.train()
-    first, second = losses()  # training keeps a log of its own
-    assert before > first > second
-    assert split_loss(trainer, data.validation, "validation")["loss"] == second
-    assert losses() == [first, second]
-    trainer.args.load_best_model_at_end = True  # the weights may then be those of another step
-    split_loss(trainer, data.validation, "validation")
-    assert len(losses()) == 3
+# --- the loss -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("option", ["none", "default"])
 def test_accumulation_gives_the_same_weights_as_one_large_batch(
     option: str, data: PreparedData, tiny_model: Path, tmp_path: Path
 ) -> None:
+    """Rows of unequal length: a mean of the means of batches would move other weights."""
     weights = []
-    for size, steps in ((8, 1), (2, 4)):
+    for size, steps in ((4, 1), (1, 4)):
         cfg = tiny(
             tiny_model,
             f"lora={option}",
             f"sft.per_device_train_batch_size={size}",
             f"sft.gradient_accumulation_steps={steps}",
-            "sft.max_steps=2",
+            "sft.max_steps=1",
             "sft.optim=sgd",
             "sft.learning_rate=0.5",
             "sft.warmup_steps=0",
@@ -86,8 +50,11 @@ def test_accumulation_gives_the_same_weights_as_one_large_batch(
         )
         trainer = trainer_of(cfg, data, tmp_path / str(size))
         wake_adapter(trainer.model)
+        before = trained_weights(trainer.model)
         trainer.train()
-        weights.append({n: p.data for n, p in trainer.model.named_parameters() if p.requires_grad})
+        weights.append(trained_weights(trainer.model))
+    moved = sum((value - before[name]).abs().max() > 1e-4 for name, value in weights[0].items())
+    assert moved > len(before) / 2
     assert all(
         torch.allclose(value, weights[1][name], atol=1e-6) for name, value in weights[0].items()
     )
@@ -104,7 +71,7 @@ def test_every_loss_equals_trls_own(
 
     trainer = trainer_of(tiny(tiny_model, override), data, tmp_path)
     trainer.model.train()
-    batch = batch_of(data, 0, 1, 2)
+    batch = batch_of(data, 0, 1)
     ours = trainer.compute_loss(trainer.model, dict(batch))
     theirs = SFTTrainer.compute_loss(
         trainer,
@@ -115,37 +82,47 @@ def test_every_loss_equals_trls_own(
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
-def test_the_auxiliary_loss_of_experts_equals_trls_own(data: PreparedData, tmp_path: Path) -> None:
+def test_the_auxiliary_loss_of_experts_is_a_mean_over_the_batches_of_a_step(
+    data: PreparedData, tmp_path: Path
+) -> None:
+    """Four batches of one row; the logged loss is that of the whole step."""
     from transformers import MixtralConfig, MixtralForCausalLM
-    from trl import SFTTrainer
 
     torch.manual_seed(0)
     folder = tmp_path / "tiny-mixtral"
     config = MixtralConfig(
         vocab_size=len(data.tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=2,
         num_local_experts=4,
         num_experts_per_tok=2,
-        output_router_logits=True,
-        router_aux_loss_coef=0.5,
     )
-    MixtralForCausalLM(config).save_pretrained(folder)
+    model = MixtralForCausalLM(config)
+    model.save_pretrained(folder)
     data.tokenizer.save_pretrained(folder)
-    trainer = trainer_of(
-        tiny(folder, "lora=none", "+sft.router_aux_loss_coef=0.5"), data, tmp_path / "run"
+    rows = few(data, 4)
+    auxiliary = [
+        model(input_ids=torch.tensor([ids]), output_router_logits=True).aux_loss.item()
+        for ids in rows.train["input_ids"]
+    ]
+    assert max(auxiliary) - min(auxiliary) > 1e-3
+    cfg = tiny(
+        folder,
+        "lora=none",
+        "+sft.router_aux_loss_coef=0.5",
+        "sft.per_device_train_batch_size=1",
+        "sft.gradient_accumulation_steps=4",
+        "sft.max_steps=1",
+        "sft.logging_steps=1",
+        "sft.save_strategy=no",
     )
-    trainer.model.train()
-    batch = batch_of(data, 0, 1)
-    items = (batch["labels"][:, 1:] != -100).sum()
-    trainer.current_gradient_accumulation_steps = 1
-    ours = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=items)
-    theirs = SFTTrainer.compute_loss(trainer, trainer.model, dict(batch), num_items_in_batch=items)
-    assert trainer.aux_loss_enabled
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    trainer = trainer_of(cfg, rows, tmp_path / "run")
+    trainer.train()
+    expected = mean_loss(model, rows.train) + 0.5 * sum(auxiliary) / 4
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_batch_without_a_trained_token_gives_a_finite_zero(
@@ -159,62 +136,104 @@ def test_a_batch_without_a_trained_token_gives_a_finite_zero(
     assert loss.item() == 0.0
 
 
-def test_the_counter_counts_real_and_trained_tokens(
+def test_a_batch_adds_its_tokens_and_its_losses_to_the_counts(
     data: PreparedData, tiny_model: Path, tmp_path: Path
 ) -> None:
     trainer = trainer_of(tiny(tiny_model), data, tmp_path)
-    batch = batch_of(data, 0, 1)
-    trainer.compute_loss(trainer.model, dict(batch))
+    trainer.compute_loss(trainer.model, batch_of(data, 0, 1))
     rows = [data.train[0], data.train[1]]
-    assert trainer.counter.tokens == sum(len(row["input_ids"]) for row in rows)
-    assert trainer.counter.trained_tokens == sum(
-        label != -100 for row in rows for label in row["labels"]
-    )
+    counter, trained, right = trainer.counter, 0, 0
+    for row in rows:
+        targets = torch.tensor(row["labels"][1:])
+        with torch.no_grad():
+            likeliest = trainer.model(torch.tensor([row["input_ids"]])).logits[0, :-1].argmax(-1)
+        right += int((likeliest == targets).sum())
+        trained += int((targets != -100).sum())
+    assert counter.rows == 2
+    assert counter.tokens == sum(len(row["input_ids"]) for row in rows)
+    assert counter.trained_tokens == trained < counter.tokens
+    assert counter.loss_sum == pytest.approx(trained * mean_loss(trainer.model, rows), rel=1e-5)
+    assert trainer._metrics["train"]["mean_token_accuracy"] == [right / trained]
+    assert trainer._metrics["train"]["num_tokens"] == [counter.tokens]
 
 
-def test_a_checkpoint_is_hashed_and_holds_no_pickled_arguments(
-    data: PreparedData, tiny_model: Path, tmp_path: Path
+@pytest.mark.parametrize("option", ["nf4", "none"])
+def test_adapters_are_trained_in_float32_whatever_trl_makes_of_them(
+    option: str, data: PreparedData, tiny_model: Path, tmp_path: Path
 ) -> None:
-    trainer = trainer_of(
-        tiny(tiny_model, "sft.max_steps=2", "sft.save_steps=1", "sft.save_total_limit=1"),
-        data,
-        tmp_path,
-    )
-    trainer.train()
-    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-2"]
-    assert is_whole(tmp_path / "checkpoint-2")
-    names = {path.name for path in (tmp_path / "checkpoint-2").iterdir()}
-    assert {
-        "adapter_model.safetensors",
-        "optimizer.pt",
-        "rng_state.pth",
-        "trainer_state.json",
-        "hashes.json",
-    } <= names
-    assert not {"training_args.bin", "README.md", "checkpoint-2"} & names
+    """TRL casts those of a 4-bit model to bfloat16, in which small steps round to nothing."""
+    cfg = tiny(tiny_model, f"quantization={option}", "lora=default")
+    trainer = trainer_of(cfg, few(data, 2), tmp_path)
+    trained = {n: p.dtype for n, p in trainer.model.named_parameters() if p.requires_grad}
+    assert set(trained.values()) == {torch.float32}
+    assert len(trained) == 2 * 2 * 7  # two layers of seven linear ones
+    assert all("lora_" in name for name in trained)
 
 
-def test_the_best_checkpoint_is_kept_and_named(
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_lists_the_sha256_of_each_of_its_files_and_replaces_the_one_before(
     data: PreparedData, tiny_model: Path, tmp_path: Path
 ) -> None:
     cfg = tiny(
         tiny_model,
+        "sft.per_device_train_batch_size=2",
+        "sft.max_steps=2",
+        "sft.save_steps=1",
+        "sft.save_total_limit=1",
+    )
+    trainer_of(cfg, few(data, 4), tmp_path).train()
+    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-2"]
+    files = {path.name: path for path in (tmp_path / "checkpoint-2").iterdir()}
+    hashes = json.loads(files.pop("hashes.json").read_text())
+    assert hashes == {
+        name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()
+    }
+    assert set(files) == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "optimizer.pt",
+        "rng_state.pth",
+        "scheduler.pt",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "trainer_state.json",
+    }
+
+
+def test_the_best_checkpoint_is_kept_named_and_loaded(
+    data: PreparedData, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The first step is at learning rate 0, and those after it spoil the model."""
+    cfg = tiny(
+        tiny_model,
+        "lora=none",
+        "sft.per_device_train_batch_size=2",
         "sft.max_steps=3",
         "sft.save_steps=1",
         "sft.save_total_limit=1",
         "sft.eval_strategy=steps",
         "+sft.eval_steps=1",
         "+sft.load_best_model_at_end=true",
-        "sft.learning_rate=1e-2",
-        "sft.warmup_steps=0",
+        "sft.learning_rate=10",
+        "sft.lr_scheduler_type=constant_with_warmup",
+        "sft.warmup_steps=1",
     )
-    trainer = trainer_of(cfg, data, tmp_path)
+    trainer = trainer_of(cfg, few(data, 6), tmp_path)
     trainer.train()
-    best = tmp_path / f"checkpoint-{trainer.state.best_global_step}"
-    assert trainer.state.best_model_checkpoint == str(best)
-    assert json.loads((best / "trainer_state.json").read_text())["best_model_checkpoint"] == str(
-        best
-    )
+    losses = {
+        entry["step"]: entry["eval_loss"]
+        for entry in trainer.state.log_history
+        if "eval_loss" in entry
+    }
+    assert losses[1] < min(losses[2], losses[3])
+    best = tmp_path / "checkpoint-1"
+    assert list(tmp_path.glob("*checkpoint*")) == [best]
+    saved = json.loads((best / "trainer_state.json").read_text())
+    assert saved["best_model_checkpoint"] == trainer.state.best_model_checkpoint == str(best)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_a_full_disk_leaves_no_checkpoint_that_looks_whole(
@@ -257,17 +276,6 @@ def test_trl_leaves_finished_rows_alone(
     assert len(trainer.train_dataset) == len(data.train)
 
 
-def test_trl_casts_four_bit_adapters_to_bfloat16_unless_undone() -> None:
-    import inspect
-
-    from trl import SFTTrainer
-
-    source = inspect.getsource(SFTTrainer.__init__)
-    assert "param.data.to(torch.bfloat16)" in source, (
-        "TRL no longer casts: Trainer.__init__ need not undo it"
-    )
-
-
 def test_the_collator_pads_right_with_pad_and_ignores_padding(data: PreparedData) -> None:
     rows = [data.train[0], data.train[1]]
     batch = Collator(data.tokenizer.pad_token_id)(rows)
@@ -279,7 +287,14 @@ def test_the_collator_pads_right_with_pad_and_ignores_padding(data: PreparedData
     assert batch["attention_mask"][0].tolist() == [1] * short + [0] * (width - short)
 
 
-def test_no_telemetry_leaves_the_trainer() -> None:
-    from trl import SFTTrainer
+def test_no_telemetry_leaves_the_trainer(
+    data: PreparedData, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl.trainer import base_trainer
 
-    assert SFTPipeTrainer._send_telemetry is not SFTTrainer._send_telemetry
+    sent: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(base_trainer, "send_telemetry", lambda *words, **_: sent.append(words))
+    trainer = trainer_of(tiny(tiny_model), few(data, 2), tmp_path)
+    assert sent == []
+    base_trainer._BaseTrainer._send_telemetry(trainer)  # what TRL does unless it is kept from it
+    assert len(sent) == 1

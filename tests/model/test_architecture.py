@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,16 @@ import torch
 
 import sftpipe
 from sftpipe.config.schema import ModelConfig, TokenizerConfig
-from sftpipe.errors import ConfigError, ModelError
+from sftpipe.errors import ModelError
 from sftpipe.model.architecture import check_room, check_windows, model_config
 from sftpipe.model.embedding import fit_to_tokenizer
 from sftpipe.model.isolation import small_isolation
-from sftpipe.model.load import load_base, random_base
+from sftpipe.model.load import load_base, make_base, random_base
 from sftpipe.model.weights import Weights, find_weights
 from sftpipe.tokenizer.train import train_tokenizer
-from support.models import CPU
+from support.configs import config_error
+from support.errors import Pin, named, places, refused, told
+from support.models import CPU, HALF
 
 GPT: dict[str, Any] = {
     "model_type": "gpt2",
@@ -57,8 +61,25 @@ def test_the_tokenizer_gives_the_vocabulary_and_the_special_ids(letters: Any) ->
     )
     fit_to_tokenizer(model, letters)
     assert model.generation_config.eos_token_id == [8]
-    assert model.dtype is torch.float32
     assert all(parameter.requires_grad for parameter in model.parameters())
+    assert config.use_cache is False
+
+
+def test_the_dtype_is_that_of_trained_weights_and_the_attention_that_of_the_config(
+    letters: Any,
+) -> None:
+    cfg = ModelConfig(init="random", config=GPT, attn_implementation="eager")
+    model = random_base(cfg, find_weights(cfg, 42), letters, 42, HALF)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.config._attn_implementation == "eager"
+    assert made(scratch(), letters).config._attn_implementation == "sdpa"
+
+
+def test_a_run_from_scratch_draws_its_weights_from_the_seed_of_the_run(letters: Any) -> None:
+    cfg = sftpipe.compose(["model=char_gpt", *TEXT, "seed=7"])
+    cfg = replace(cfg, model=scratch())
+    drawn = make_base(cfg, find_weights(cfg.model, cfg.seed), letters, HALF).state_dict()
+    torch.testing.assert_close(drawn, made(scratch(), letters, 7).state_dict(), rtol=0, atol=0)
 
 
 def test_weights_follow_the_seed_and_nothing_else(letters: Any) -> None:
@@ -122,21 +143,17 @@ def test_a_model_from_scratch_takes_the_named_models_tokenizer(tiny_model: Path)
 # --- what is an error -----------------------------------------------------------------------------
 
 
-def refusal(cfg: ModelConfig) -> str:
-    with pytest.raises(ModelError) as error:
-        model_config(cfg, find_weights(cfg, 0))
-    return str(error.value)
+def refusal(cfg: ModelConfig) -> ModelError:
+    return refused(ModelError, lambda: model_config(cfg, find_weights(cfg, 0)))
 
 
-def test_a_misspelt_field_is_an_error_with_a_suggestion() -> None:
-    assert refusal(scratch(n_embdd=3, n_laier=1)) == (
-        "model.config.n_embdd: unknown field\n    did you mean model.config.n_embd?\n"
-        "model.config.n_laier: unknown field\n    did you mean model.config.n_layer?"
-    )
-    assert refusal(scratch(zzzz=3)).startswith(
-        "model.config.zzzz: unknown field\n"
-        "    allowed: the fields of GPT2Config: activation_function,"
-    )
+def test_a_misspelt_field_is_an_error_with_a_suggestion(golden_error: Pin) -> None:
+    error = refusal(scratch(n_embdd=3, n_laier=1))
+    assert places(error) == ["model.config.n_embdd", "model.config.n_laier"]
+    golden_error(error)
+    (problem,) = refusal(scratch(zzzz=3)).problems
+    assert problem.where == "model.config.zzzz"
+    assert "GPT2Config: activation_function," in problem.allowed
 
 
 def test_names_that_all_models_share_are_known() -> None:
@@ -144,86 +161,82 @@ def test_names_that_all_models_share_are_known() -> None:
 
 
 def test_a_misspelt_field_of_a_named_models_config_is_an_error(tiny_model: Path) -> None:
-    said = refusal(ModelConfig(str(tiny_model), init="random", config={"hiden_size": 8}))
-    assert (
-        said == "model.config.hiden_size: unknown field\n    did you mean model.config.hidden_size?"
-    )
+    error = refusal(ModelConfig(str(tiny_model), init="random", config={"hiden_size": 8}))
+    assert places(error) == ["model.config.hiden_size"]
+    assert "model.config.hidden_size" in error.problems[0].fix
 
 
-def test_an_unknown_kind_of_model_is_an_error_with_a_suggestion() -> None:
-    assert refusal(scratch(model_type="gpt_2")) == (
-        "model.config.model_type: transformers has no causal language model 'gpt_2'\n"
-        "    allowed: such as gpt2, llama, qwen3, gemma3_text, mistral, phi3\n"
-        "    model.config.model_type=gpt2"
-    )
-    assert "'vit'" in refusal(scratch(model_type="vit"))
+def test_an_unknown_kind_of_model_is_an_error_with_a_suggestion(golden_error: Pin) -> None:
+    error = refusal(scratch(model_type="gpt_2"))
+    assert told(error) == {"model.config.model_type": ("model.config.model_type=gpt2",)}
+    golden_error(error)
+    assert "'vit'" in str(refusal(scratch(model_type="vit")))
 
 
 def test_a_value_that_transformers_refuses_is_an_error_and_no_traceback(letters: Any) -> None:
-    assert refusal(scratch(n_embd="wide")).startswith(
-        "model.config: transformers refuses it: Validation error for field 'n_embd'"
-    )
-    with pytest.raises(ModelError, match=r"^model\.config: transformers refuses it: .*divisible"):
-        made(scratch(n_head=5), letters)
+    error = refusal(scratch(n_embd="wide"))
+    assert places(error) == ["model.config"]
+    assert "field 'n_embd'" in error.problems[0].found
+    error = refused(ModelError, lambda: made(scratch(n_head=5), letters))
+    assert places(error) == ["model.config"]
+    assert "divisible" in error.problems[0].found
+
+
+KEPT = ("lora=none", "model.init=pretrained")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (
-            ["lora=default"],
-            "lora + model.init: lora keeps the weights of a base as they are, and "
-            "model.init=random has none that are worth keeping\n"
-            "    lora=none, or model.init=pretrained",
-        ),
-        (
-            ["quantization=nf4", "lora=default"],
-            "quantization + model.init: quantization keeps the weights of a base as they are, "
-            "and model.init=random has none that are worth "
-            "keeping\n    quantization=none, or model.init=pretrained",
-        ),
-        (
-            ["model.config={model_type: null}"],
-            "model.config.model_type: not set, and model.init=random makes a model of that kind\n"
-            "    model.config.model_type=gpt2, or model.name_or_path=...",
-        ),
-        (
-            ["model.revision=main"],
-            "model.revision: 'main', and no model.name_or_path is named\n    leave it out",
-        ),
-        (
-            ["model.name_or_path=gpt2", "tokenizer=default"],
-            "model.config.model_type: model.name_or_path brings it\n    leave one out",
-        ),
-        (
-            ["+model.config.vocab_size=5"],
-            "model.config.vocab_size: another key owns this\n    write tokenizer=OPTION, one of ",
-        ),
-        (
-            ["+model.config.dtype=float32"],
-            "model.config.dtype: another key owns this\n    write model.dtype=...",
-        ),
-        (
-            ["model.init=pretrained"],
-            "model.name_or_path: not set, and model.init=pretrained loads weights\n"
-            "    model.name_or_path=...\n"
-            "model.config: nothing reads it with init: pretrained: weights bring their own "
-            "config\n    model.init=random, or leave it out",
-        ),
-    ],
+    ("words", "expected"),
+    named(
+        [
+            ["an adapter", ["lora=default"], {"lora + model.init": KEPT}],
+            [
+                "quantized",
+                ["quantization=nf4", "lora=default"],
+                {
+                    "lora + model.init": KEPT,
+                    "quantization + model.init": ("quantization=none", "model.init=pretrained"),
+                },
+            ],
+            [
+                "no kind of model",
+                ["model.config={model_type: null}"],
+                {"model.config.model_type": ("model.config.model_type=gpt2",)},
+            ],
+            ["revision of nothing", ["model.revision=main"], {"model.revision": ()}],
+            [
+                "two kinds of model",
+                ["model.name_or_path=gpt2", "tokenizer=default"],
+                {"model.config.model_type": ()},
+            ],
+            [
+                "size of the vocabulary",
+                ["+model.config.vocab_size=5"],
+                {"model.config.vocab_size": ()},
+            ],
+            ["dtype", ["+model.config.dtype=float32"], {"model.config.dtype": ()}],
+            [
+                "weights of no name",
+                ["model.init=pretrained"],
+                {
+                    "model.name_or_path": (),
+                    "model.config": ("model.init=random",),
+                    "tokenizer.type=char": ("tokenizer=default", "model.init=random"),
+                },
+            ],
+        ]
+    ),
 )
-def test_choices_that_do_not_go_together(words: list[str], message: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        sftpipe.compose(["model=char_gpt", *TEXT, *words])
-    assert message in str(error.value)
+def test_choices_that_do_not_go_together(
+    words: list[str], expected: dict[str, tuple[str, ...]], golden_error: Pin
+) -> None:
+    error = config_error("model=char_gpt", *TEXT, *words)
+    assert told(error) == expected
+    golden_error(error)
 
 
 def test_a_model_without_a_name_is_an_error() -> None:
-    with pytest.raises(
-        ConfigError,
-        match=r"^model\.name_or_path: not set, and model\.init=pretrained loads weights\n",
-    ):
-        sftpipe.compose(["model=custom"])
+    assert places(config_error("model=custom")) == ["model.name_or_path"]
 
 
 # --- packing and positions ------------------------------------------------------------------------
@@ -238,7 +251,9 @@ def test_packed_rows_are_isolated_on_models_from_scratch(option: str) -> None:
     assert found.leak < 1e-4
 
 
-def test_windows_longer_than_the_models_positions_are_an_error_that_names_both() -> None:
+def test_windows_longer_than_the_models_positions_are_an_error_that_names_both(
+    golden_error: Pin,
+) -> None:
     words = [
         "model=tiny_random",
         *TEXT,
@@ -246,38 +261,38 @@ def test_windows_longer_than_the_models_positions_are_an_error_that_names_both()
         "model.config.max_position_embeddings=65",
     ]
     cfg = sftpipe.compose([*words, "packing.block_size=65"])
-    with pytest.raises(ModelError) as error:
-        check_windows(cfg, find_weights(cfg.model, cfg.seed))
-    assert str(error.value) == (
-        "packing.block_size: 65 makes windows of 66 tokens, and the model (llama) has 65 "
-        "positions\n    packing.block_size=64 or less"
-    )
+    error = refused(ModelError, lambda: check_windows(cfg, find_weights(cfg.model, cfg.seed)))
+    assert told(error) == {"packing.block_size": ("packing.block_size=64",)}
+    assert re.findall(r"\d+", error.problems[0].found) == ["65", "66", "65"]
+    golden_error(error)
     fitting = sftpipe.compose([*words, "packing.block_size=64"])
     assert len(sftpipe.prepare(fitting).train[0]["input_ids"]) == 65
 
 
 def test_a_run_without_windows_needs_no_positions() -> None:
-    cfg = sftpipe.compose(["model=tiny_random", *TEXT, "packing=none"])
-    check_windows(cfg, find_weights(cfg.model, cfg.seed))
+    words = ["model=tiny_random", *TEXT, "model.config.max_position_embeddings=8"]
+    windows = sftpipe.compose([*words, "packing=blocks", "packing.block_size=8"])
+    weights = find_weights(windows.model, windows.seed)
+    error = refused(ModelError, lambda: check_windows(windows, weights))
+    assert places(error) == ["packing.block_size"]
+    assert re.findall(r"\d+", error.problems[0].found)[:2] == ["8", "9"]
+    for packing in (None, replace(windows.packing, strategy="wrapped", block_size=None)):
+        check_windows(replace(windows, packing=packing), find_weights(windows.model, windows.seed))
 
 
 @pytest.mark.parametrize(("tokens", "fix"), [(70, "key=44 or less"), (200, "shorter ones")])
 def test_the_error_names_the_largest_value_that_fits(tokens: int, fix: str) -> None:
-    with pytest.raises(ModelError) as error:
-        check_room(
-            model_config(scratch(), Weights("", None, "")),
-            tokens,
-            "key",
-            50,
-            "rows",
-            "shorter ones",
-        )
-    assert (
-        str(error.value) == f"key: 50 makes rows of {tokens} tokens, and "
-        f"the model (gpt2) has 64 positions\n    {fix}"
-    )
+    config = model_config(scratch(), Weights("", None, ""))
+    room = (config, tokens, "key", 50, "rows", "shorter ones")
+    (problem,) = refused(ModelError, lambda: check_room(*room)).problems
+    assert (problem.where, problem.fix.replace("`", "")) == ("key", fix)
+    assert re.findall(r"\d+", problem.found.replace("gpt2", "")) == ["50", str(tokens), "64"]
 
 
-def test_a_model_without_positions_has_room_for_all() -> None:
-    cfg = ModelConfig(init="random", config={"model_type": "mamba"})
-    check_room(model_config(cfg, find_weights(cfg, 0)), 10**9, "", 1, "")
+def test_a_sequence_may_fill_the_positions_and_a_model_without_any_has_room_for_all() -> None:
+    endless = ModelConfig(init="random", config={"model_type": "mamba"})
+    check_room(model_config(endless, find_weights(endless, 0)), 10**9, "key", 50, "rows")
+    config = model_config(scratch(), Weights("", None, ""))
+    check_room(config, 64, "key", 50, "rows")
+    error = refused(ModelError, lambda: check_room(config, 65, "key", 50, "rows"))
+    assert told(error) == {"key": ("key=49",)}

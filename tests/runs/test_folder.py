@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
 
 from sftpipe.config.hydra import compose
 from sftpipe.config.schema import TrainConfig, to_plain
+from sftpipe.config.upstream import MOVED, OURS, UPSTREAM, upstream_fields
 from sftpipe.errors import DataError, RunError
 from sftpipe.runs.folder import RunFolder
-from sftpipe.runs.plan import RunPlan, newest_checkpoint, plan_run, run_key
-from sftpipe.runs.write import open_run
+from sftpipe.runs.plan import RunPlan, key_of, newest_checkpoint, plan_run, run_key
 from sftpipe.storage import is_whole, publish_folder
+from support.errors import Pin, named, places, refused, told
 
 AUTO = "sft.resume_from_checkpoint=auto"
 
@@ -65,10 +68,8 @@ def damage(checkpoint: Path) -> None:
     assert not is_whole(checkpoint)
 
 
-def refusal(cfg: TrainConfig) -> str:
-    with pytest.raises(RunError) as caught:
-        plan_run(cfg)
-    return str(caught.value)
+def refusal(cfg: TrainConfig) -> RunError:
+    return refused(RunError, lambda: plan_run(cfg))
 
 
 # --- a new run ------------------------------------------------------------------------------------
@@ -105,41 +106,39 @@ def test_run_names_the_folder(exists: bool) -> None:
     assert plan_run(config("run=mine")) == RunPlan(Path("mine"))
 
 
-def test_a_finished_run_is_never_overwritten() -> None:
+def test_a_finished_run_is_never_overwritten(golden_error: Pin) -> None:
     cfg = config("run=mine")
     begin(Path("mine"), cfg, complete=True)
 
-    assert (
-        refusal(cfg) == "run=mine: a finished run, which is never overwritten\n"
-        "    leave run out, or name a new folder"
-    )
+    error = refusal(cfg)
+    assert told(error) == {"run=mine": ()}
+    golden_error(error)
 
 
-def test_an_unfinished_run_is_not_overwritten_without_resume() -> None:
+def test_an_unfinished_run_is_not_overwritten_without_resume(golden_error: Pin) -> None:
     cfg = config("run=mine")
     begin(Path("mine"), cfg, steps=(2,))
 
-    assert (
-        refusal(cfg)
-        == f"run=mine: an unfinished run\n    {AUTO} goes on with it; or name a new folder"
-    )
+    error = refusal(cfg)
+    assert told(error) == {"run=mine": (AUTO,)}
+    golden_error(error)
 
 
 @pytest.mark.parametrize("overrides", [[], [AUTO]])
-def test_a_folder_of_something_else_is_left_alone(overrides: list[str]) -> None:
+def test_a_folder_of_something_else_is_left_alone(overrides: list[str], golden_error: Pin) -> None:
     Path("mine").mkdir()
     Path("mine/thesis.tex").write_text("years of work")
 
-    assert (
-        refusal(config("run=mine", *overrides))
-        == "run=mine: it holds something that is no run\n    name a new folder"
-    )
+    error = refusal(config("run=mine", *overrides))
+    assert told(error) == {"run=mine": ()}
+    if overrides:
+        golden_error(error)
 
 
 def test_a_file_in_place_of_the_folder_is_left_alone() -> None:
     Path("mine").write_text("a file")
 
-    assert "run=mine: it holds something that is no run" in refusal(config("run=mine"))
+    assert told(refusal(config("run=mine"))) == {"run=mine": ()}
 
 
 @pytest.mark.parametrize("overrides", [[], [AUTO]])
@@ -220,12 +219,13 @@ def test_auto_on_a_complete_run_has_nothing_to_do() -> None:
     assert plan_run(cfg) == RunPlan(Path("mine"), complete=True)
 
 
-def test_auto_in_a_named_folder_of_another_config_names_what_changed() -> None:
+def test_auto_in_a_named_folder_of_another_config_names_what_changed(golden_error: Pin) -> None:
     begin(Path("mine"), config("run=mine"), steps=(2,))
 
-    assert refusal(config(AUTO, "run=mine", "seed=7")).startswith(
-        "run: mine is a run of another config: seed was 42 and is 7\n    give it the same config"
-    )
+    error = refusal(config(AUTO, "run=mine", "seed=7"))
+    assert places(error) == ["run"]
+    assert error.problems[0].found.endswith(": seed was 42 and is 7")
+    golden_error(error)
 
 
 def test_each_start_is_counted() -> None:
@@ -237,20 +237,6 @@ def test_each_start_is_counted() -> None:
         Path(f"mine/attempts/{number}").mkdir(parents=True)
     Path("mine/attempts/notes").mkdir()
     assert plan_run(cfg).attempt == 11
-
-
-def test_a_later_attempt_on_other_base_weights_is_refused() -> None:
-    cfg = config("run=mine")
-    begin(Path("mine"), cfg)
-    unused: Any = None
-
-    with pytest.raises(RunError) as caught:
-        open_run(RunPlan(Path("mine"), attempt=2), cfg, "base==2", "CPU", unused)
-
-    assert str(caught.value).startswith(
-        "mine: it began with the weights base==1, and these are base==2"
-    )
-    assert not Path("mine/attempts").exists()
 
 
 # --- resume=PATH ----------------------------------------------------------------------------------
@@ -283,76 +269,69 @@ def test_a_path_to_a_run_takes_its_newest_whole_checkpoint() -> None:
     )
 
 
+RESUME = "sft.resume_from_checkpoint"
+
+
 @pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (
-            ["sft.resume_from_checkpoint=nowhere"],
-            "no folder nowhere\n    allowed: auto, a run folder, or a checkpoint-N in one",
-        ),
-        (["sft.resume_from_checkpoint=mine/checkpoint-3"], "no folder mine/checkpoint-3"),
-        (
-            ["sft.resume_from_checkpoint=mine/checkpoint-10"],
-            "mine/checkpoint-10 is damaged: its files are not those that were hashed",
-        ),
-        (
-            ["sft.resume_from_checkpoint=mine/checkpoint-10"],
-            "sft.resume_from_checkpoint=mine takes the newest whole one",
-        ),
-        (
-            ["sft.resume_from_checkpoint=mine", "run=other"],
-            "mine is not in run=other\n    leave run out",
-        ),
-        (
-            ["sft.resume_from_checkpoint=mine", "seed=7"],
-            "mine is a run of another config: seed was 42 and is 7",
-        ),
-    ],
+    ("overrides", "reason"),
+    named(
+        [
+            ["no folder", [f"{RESUME}=nowhere"], "no folder nowhere"],
+            ["no checkpoint", [f"{RESUME}=mine/checkpoint-3"], "no folder mine/checkpoint-3"],
+            ["damaged", [f"{RESUME}=mine/checkpoint-10"], "mine/checkpoint-10 is damaged"],
+            ["another folder", [f"{RESUME}=mine", "run=other"], "mine is not in run=other"],
+            ["another config", [f"{RESUME}=mine", "seed=7"], "seed was 42 and is 7"],
+        ]
+    ),
 )
-def test_a_path_that_cannot_be_gone_on_from_is_refused(overrides: list[str], message: str) -> None:
+def test_a_path_that_cannot_be_gone_on_from_is_refused(
+    overrides: list[str], reason: str, golden_error: Pin
+) -> None:
     begin(Path("mine"), config(), steps=(2, 10))
     damage(Path("mine/checkpoint-10"))
 
-    text = refusal(config(*overrides))
+    error = refusal(config(*overrides))
 
-    assert text.startswith("sft.resume_from_checkpoint: ")
-    assert message in text
+    assert places(error) == [RESUME]
+    assert reason in error.problems[0].found
+    golden_error(error)
 
 
-def test_a_path_to_a_run_without_a_whole_checkpoint_is_refused() -> None:
+def test_a_path_to_a_run_without_a_whole_checkpoint_is_refused(golden_error: Pin) -> None:
     begin(Path("mine"), config())
 
-    message = (
-        "sft.resume_from_checkpoint: mine holds no whole checkpoint\n"
-        "    sft.resume_from_checkpoint=auto begins such a run at its first step"
-    )
-    assert refusal(config("sft.resume_from_checkpoint=mine")) == message
+    error = refusal(config("sft.resume_from_checkpoint=mine"))
+    assert told(error) == {"sft.resume_from_checkpoint": (AUTO,)}
+    golden_error(error)
 
 
-def test_a_path_to_a_finished_run_is_refused() -> None:
+def test_a_path_to_a_finished_run_is_refused(golden_error: Pin) -> None:
     begin(Path("mine"), config(), steps=(2,), complete=True)
 
     for path in ("mine", "mine/checkpoint-2"):
-        assert "sft.resume_from_checkpoint: mine is finished" in refusal(
-            config(f"sft.resume_from_checkpoint={path}")
-        )
+        error = refusal(config(f"sft.resume_from_checkpoint={path}"))
+        assert places(error) == ["sft.resume_from_checkpoint"]
+    golden_error(error)
 
 
 @pytest.mark.parametrize("manifest", [None, "{", "[1]"])
-def test_a_path_to_a_folder_that_is_no_run_is_refused(manifest: str | None) -> None:
+def test_a_path_to_a_folder_that_is_no_run_is_refused(
+    manifest: str | None, golden_error: Pin
+) -> None:
     Path("mine").mkdir()
     if manifest:
         Path("mine/manifest.json").write_text(manifest)
 
-    assert "mine: no readable manifest.json: not a run of sftpipe" in refusal(
-        config("sft.resume_from_checkpoint=mine")
-    )
+    error = refusal(config("sft.resume_from_checkpoint=mine"))
+    assert "mine: no readable manifest.json" in str(error)
+    if manifest is None:
+        golden_error(error)
 
 
 def test_what_changed_is_listed_in_full() -> None:
     begin(Path("mine"), config("recipe=yoda"), steps=(2,))
 
-    text = refusal(
+    error = refusal(
         config(
             "recipe=yoda",
             "sft.resume_from_checkpoint=mine",
@@ -362,6 +341,7 @@ def test_what_changed_is_listed_in_full() -> None:
         )
     )
 
+    text = error.problems[0].found
     assert "lora.r was 16 and is 8" in text
     assert "sft.neftune_noise_alpha was None and is 5" in text
     assert "loss.type was 'completion_only' and is 'full'" in text
@@ -373,9 +353,8 @@ def test_changed_data_are_named(rows: Path) -> None:
     begin(Path("mine"), config(*overrides), steps=(2,))
     rows.write_text('{"instruction": "a", "output": "c"}\n')
 
-    assert "mine is a run of another config: the data files changed" in refusal(
-        config(*overrides, "sft.resume_from_checkpoint=mine")
-    )
+    error = refusal(config(*overrides, "sft.resume_from_checkpoint=mine"))
+    assert error.problems[0].found.endswith(": the data files changed")
 
 
 def test_a_number_written_otherwise_is_the_same_config() -> None:
@@ -390,7 +369,7 @@ def test_a_run_that_was_killed_before_its_config_was_written_is_refused() -> Non
     begin(Path("mine"), config(), steps=(2,))
     Path("mine/config.yaml").unlink()
 
-    assert "config.yaml" in refusal(config("sft.resume_from_checkpoint=mine", "seed=7"))
+    assert "config.yaml" in str(refusal(config("sft.resume_from_checkpoint=mine", "seed=7")))
 
 
 # --- checkpoints ----------------------------------------------------------------------------------
@@ -433,19 +412,118 @@ def test_the_run_key_ignores_paths_tracking_and_processes(override: str) -> None
     assert run_key(config("recipe=yoda", override)) == run_key(config("recipe=yoda"))
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "lora.r=8",
-        "seed=7",
-        "sft.learning_rate=1e-4",
-        "dataset.limit=5",
-        "format.system=Hi",
-        "loss=full",
-    ],
-)
-def test_the_run_key_changes_with_what_decides_the_numbers(override: str) -> None:
-    assert run_key(config("recipe=yoda", override)) != run_key(config("recipe=yoda"))
+def test_the_run_key_changes_with_the_bytes_of_the_data() -> None:
+    cfg = config("recipe=yoda")
+    assert len({key_of(cfg, "a"), key_of(cfg, "b"), run_key(cfg)}) == 3
+
+
+# --- every key decides, or is known not to --------------------------------------------------------
+
+# where a run writes, what mirrors it, how fast it prepares; and data files, whose bytes decide
+NOT_DECIDING = {
+    "recipe",
+    "output_dir",
+    "run",
+    "sft.resume_from_checkpoint",
+    "dataset.data_files",
+    "dataset.num_proc",
+    "tracking.project",
+    "tracking.entity",
+    "tracking.mode",
+    "tracking.tags",
+    "tracking.group",
+}
+
+
+def other(value: Any, hint: Any, choices: tuple[str, ...] = ()) -> Any:
+    """A value of a field's type that is not its present one."""
+    kinds = [kind for kind in (hint, *get_args(hint)) if kind is not type(None)]
+    if choices:
+        return next(one for one in choices if one != value)
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case str():
+            return f"{value}x"
+        case list():
+            return [*value, "x"]
+        case dict():
+            return {**value, "x": "x"}
+    return 3 if {int, float} & set(kinds) else ["x"] if list[str] in kinds else "x"
+
+
+def changed(block: Any, prefix: str = "") -> dict[str, tuple[Any, Any, Any]]:
+    """{key: (its dataclass, the name of its field, another value)} of all that a block holds."""
+    found: dict[str, tuple[Any, Any, Any]] = {}
+    for field in dataclasses.fields(block):
+        value, key = getattr(block, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            found |= changed(value, f"{key}.")
+        elif key in UPSTREAM:
+            free = set(upstream_fields(UPSTREAM[key])) - {*MOVED.get(key, ()), *OURS.get(key, ())}
+            for name in sorted(free):
+                now = other(value.get(name), str)
+                found[f"{key}.{name}"] = (block, field.name, {**value, name: now})
+        else:
+            hint = get_type_hints(type(block))[field.name]
+            now = other(value, hint, field.metadata.get("choices", ()))
+            found[key] = (block, field.name, now)
+    return found
+
+
+def whole_config() -> TrainConfig:
+    """A config of one's own in which every group is on."""
+    overrides = ["recipe=yoda", "tracking=wandb", "packing=bfd", "run=mine"]
+    return copy.deepcopy(config(*overrides))
+
+
+def test_every_key_of_the_config_decides_which_run_it_is_except_those_known_not_to() -> None:
+    cfg = whole_config()
+    before = key_of(cfg, "data")
+    same = set()
+    for key, (block, name, now) in changed(cfg).items():
+        kept = getattr(block, name)
+        setattr(block, name, now)
+        same |= {key} if key_of(cfg, "data") == before else set()
+        setattr(block, name, kept)
+
+    assert same == NOT_DECIDING
+    assert key_of(cfg, "data") == before
+    for group in ("packing", "evaluation", "tracking"):
+        off = dataclasses.replace(cfg, **{group: None})
+        assert (key_of(off, "data") == before) == (group == "tracking")
+
+
+def test_a_refusal_lists_every_key_that_changed_with_both_values() -> None:
+    cfg = whole_config()
+    begin(Path("mine"), cfg, steps=(2,))
+    now, expected = whole_config(), []
+    now.sft["resume_from_checkpoint"] = "auto"
+    # of what is read before the configs are compared, the bytes decide
+    unread = {"dataset.path", "dataset.name", "dataset.data_files", "run", "output_dir"}
+    for key, (block, name, value) in changed(now).items():
+        if key.partition(".")[0] not in UPSTREAM and key not in unread:
+            was = getattr(block, name)
+            setattr(block, name, value)
+            if key not in NOT_DECIDING:
+                expected += lines_of(key, was, value)
+    now.lora["r"] = 99
+    expected.append("lora.r was 16 and is 99")
+
+    error = refusal(now)
+
+    assert places(error) == ["run"]
+    listed = error.problems[0].found.partition(": ")[2]
+    assert sorted(listed.split("; ")) == sorted(expected)
+
+
+def lines_of(key: str, was: Any, now: Any) -> list[str]:
+    """How a change is told; of a mapping, that of each of its keys."""
+    if isinstance(was, dict):
+        return [f"{key}.x was None and is {now['x']!r}"]
+    return [f"{key} was {was!r} and is {now!r}"]
 
 
 def test_the_run_key_follows_the_bytes_of_the_data_and_not_their_path(
@@ -464,8 +542,6 @@ def test_the_run_key_follows_the_bytes_of_the_data_and_not_their_path(
 
 
 def test_a_missing_data_file_names_its_key_and_the_nearest_file(rows: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        run_key(config("dataset=json", "dataset.data_files=row.jsonl"))
-
-    assert str(caught.value).startswith("dataset.data_files: no file row.jsonl (looked in ")
-    assert str(caught.value).endswith("dataset.data_files=rows.jsonl")
+    cfg = config("dataset=json", "dataset.data_files=row.jsonl")
+    error = refused(DataError, lambda: run_key(cfg))
+    assert told(error) == {"dataset.data_files": ("dataset.data_files=rows.jsonl",)}

@@ -13,6 +13,19 @@ from sftpipe.data.samples import Row, Sample
 from sftpipe.errors import RowError
 
 
+def turn(role: Any, content: Any) -> dict[str, Any]:
+    """A message."""
+    return {"role": role, "content": content}
+
+
+def talk(roles: str) -> list[dict[str, Any]]:
+    """Turns named by their first letters: "sua" is system, user, assistant; contents tell
+    letter and place.
+    """
+    names = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+    return [turn(names[letter], f"{letter}{at}") for at, letter in enumerate(roles)]
+
+
 def to_samples(
     rows: Sequence[Row], cfg: FormatConfig, locations: Sequence[str], function: Any = None
 ) -> list[Sample | RowError]:

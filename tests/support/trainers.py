@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,13 @@ NO_DROPOUT = "lora.lora_dropout=0"
 
 
 def tiny(folder: Path, *overrides: str) -> TrainConfig:
+    """The config of the recipe `yoda` on a tiny model, not quantized unless asked for."""
     dropout = [] if "lora=none" in overrides else [NO_DROPOUT]
+    asked = any(override.startswith("quantization=") for override in overrides)
     return compose(
         [
             "recipe=yoda",
-            "quantization=none",
+            *([] if asked else ["quantization=none"]),
             "model=custom",
             f"model.name_or_path={folder}",
             *dropout,
@@ -59,3 +63,53 @@ def wake_adapter(model: torch.nn.Module) -> None:
 
 def batch_of(data: PreparedData, *rows: int) -> dict[str, Any]:
     return data.collate([data.train[row] for row in rows])
+
+
+def few(data: PreparedData, train: int, validation: int = 2) -> PreparedData:
+    """The first rows of the splits alone: an epoch of a few steps."""
+    return replace(
+        data,
+        train=data.train.select(range(train)),
+        validation=data.validation.select(range(validation)),
+    )
+
+
+def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the parameters that are trained."""
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def plain_peft(run: Path, base: Path | str) -> Any:
+    """The adapter of a run folder on its 4-bit base, by PEFT and transformers alone.
+
+    In train mode without dropout: in eval mode bitsandbytes takes another kernel on some CPUs.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=quantization, dtype=torch.float32
+    )
+    plain = PeftModel.from_pretrained(model, str(run)).train()
+    for module in plain.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return plain
+
+
+def mean_loss(model: Any, rows: Iterable[Mapping[str, Any]]) -> float:
+    """The loss per trained token, one row at a time."""
+    nll, tokens = 0.0, 0
+    for row in rows:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"][1:])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1].float()
+        nll += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        tokens += int((labels != -100).sum())
+    return nll / tokens

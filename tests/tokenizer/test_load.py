@@ -13,6 +13,8 @@ from sftpipe.config.schema import TokenizerConfig
 from sftpipe.errors import ModelError
 from sftpipe.model.weights import Weights
 from sftpipe.tokenizer.load import load_tokenizer
+from support.errors import places, refused
+from support.tokenizers import write_kind
 
 
 def load(**keys: Any) -> Any:
@@ -21,9 +23,9 @@ def load(**keys: Any) -> Any:
 
 
 def test_a_tokenizer_of_its_own_replaces_the_models(
-    smollm2: Weights, tokenizer: Any, tmp_path: Path
+    smollm2: Weights, chatml: Any, tmp_path: Path
 ) -> None:
-    changed = copy.deepcopy(tokenizer)
+    changed = copy.copy(chatml)
     changed.chat_template = "mine"
     changed.save_pretrained(tmp_path / "mine")
     cfg = TokenizerConfig(name_or_path=str(tmp_path / "mine"))
@@ -31,21 +33,37 @@ def test_a_tokenizer_of_its_own_replaces_the_models(
     assert load_tokenizer(TokenizerConfig(), smollm2.path, None).chat_template != "mine"
 
 
+def test_a_commit_is_one_of_the_model_and_not_of_a_tokenizer_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name, commits in (("model", ["a" * 40, "b" * 40]), ("other", ["c" * 40])):
+        folder = tmp_path / f"models--someone--{name}"
+        for commit in commits:
+            snapshot = write_kind("chatml", folder / "snapshots" / commit)
+            (snapshot / "chat_template.jinja").write_text(f"{name} {commit[0]}")
+            (folder / "refs").mkdir(exist_ok=True)
+            (folder / "refs" / "main").write_text(commit)
+    model, other = "someone/model", TokenizerConfig(name_or_path="someone/other")
+    for cfg, commit, template in (
+        (TokenizerConfig(), None, "model b"),
+        (TokenizerConfig(), "a" * 40, "model a"),
+        (other, "a" * 40, "other c"),
+    ):
+        assert load_tokenizer(cfg, model, commit).chat_template == template
+
+
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError) as error:
-        load(name_or_path=str(tmp_path))
-    assert str(error.value).startswith(
-        f"tokenizer.name_or_path: no tokenizer could be loaded from {tmp_path} ("
-    )
-    assert str(error.value).endswith("\n    name a folder or hub id that holds a tokenizer.json")
+    (problem,) = refused(ModelError, lambda: load(name_or_path=str(tmp_path))).problems
+    assert problem.where == "tokenizer.name_or_path"
+    assert f"{tmp_path} (" in problem.found
+    assert problem.fix.endswith("tokenizer.json")
 
 
 def test_a_hub_id_without_a_network_is_named() -> None:
-    with pytest.raises(
-        ModelError,
-        match=r"^tokenizer\.name_or_path: no tokenizer could be loaded from someone/some-model \(",
-    ):
-        load(name_or_path="someone/some-model")
+    error = refused(ModelError, lambda: load(name_or_path="someone/some-model"))
+    assert places(error) == ["tokenizer.name_or_path"]
+    assert "someone/some-model (" in error.problems[0].found
 
 
 def test_a_damaged_tokenizer_file_is_an_error_and_no_traceback(
@@ -54,8 +72,8 @@ def test_a_damaged_tokenizer_file_is_an_error_and_no_traceback(
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(Path(smollm2.path) / name, tmp_path / name)
     (tmp_path / "tokenizer.json").write_text('{"version": ')
-    with pytest.raises(ModelError, match=r"^tokenizer\.name_or_path: "):
-        load(name_or_path=str(tmp_path))
+    error = refused(ModelError, lambda: load(name_or_path=str(tmp_path)))
+    assert places(error) == ["tokenizer.name_or_path"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from sftpipe.config.hydra import compose
 from sftpipe.config.options import conf_dir
 from sftpipe.config.schema import TokenizerConfig
 from sftpipe.errors import ModelError, Problem
-from sftpipe.model.weights import Weights
 from sftpipe.tokenizer.load import load_tokenizer
 from sftpipe.tokenizer.special_tokens import (
     SpecialTokens,
@@ -25,50 +24,48 @@ from sftpipe.tokenizer.special_tokens import (
     set_special_tokens,
     unknown_tokens,
 )
-from support.tokenizers import settled
+from support.errors import Pin, places, refused, told
+from support.tokenizers import settled, tokenizer_at
 
 TEMPLATES = conf_dir() / "chat_template"
 Load = Callable[..., Any]
 
 
 @pytest.fixture
-def load(smollm2: Weights) -> Load:
-    """`load_tokenizer` with some keys of the `tokenizer` group, on the embedded model."""
-    return lambda **keys: settled(TokenizerConfig(**keys), smollm2)
-
-
-@pytest.fixture(scope="module")
-def raw(golden: Path) -> Callable[[str], Any]:
-    """A golden tokenizer as transformers loads it."""
-    return lambda name: AutoTokenizer.from_pretrained(golden / "tokenizers" / name)
+def load(made: Callable[[str], Path]) -> Load:
+    """A small ChatML tokenizer with some keys of the `tokenizer` group."""
+    return lambda **keys: settled(TokenizerConfig(**{"name_or_path": str(made("chatml")), **keys}))
 
 
 # --- PAD ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "before", "chosen"),
+    ("kind", "before", "chosen"),
     [
-        ("phi-3-mini-4k-instruct", "<|endoftext|>", "<unk>"),  # its PAD is its EOS
-        ("opt-350m", "<pad>", "<pad>"),
+        ("phi3", "<|endoftext|>", "<unk>"),  # its PAD is its EOS
+        ("opt", "<pad>", "<pad>"),
+        ("gpt2", None, "[PAD]"),  # every special token is EOS
+        ("chatml", "<|im_end|>", "<|endoftext|>"),  # its UNK
     ],
 )
-def test_golden_auto_keeps_a_pad_of_its_own_and_else_takes_unk(
-    raw: Callable[[str], Any], name: str, before: str, chosen: str
+def test_auto_keeps_a_pad_of_its_own_and_else_takes_unk_or_a_new_one(
+    made: Callable[[str], Path], kind: str, before: str | None, chosen: str
 ) -> None:
-    tokenizer = raw(name)
+    tokenizer = AutoTokenizer.from_pretrained(made(kind))
     assert tokenizer.pad_token == before
     assert choose_pad_token(tokenizer, "auto") == chosen
+    assert tokenizer_at(made(kind)).pad_token == chosen
 
 
-def test_golden_auto_adds_a_token_where_every_special_one_is_eos(golden: Path) -> None:
-    tokenizer = settled(TokenizerConfig(name_or_path=str(golden / "tokenizers" / "gpt2")))
-    assert (tokenizer.pad_token, tokenizer.pad_token_id, len(tokenizer)) == ("[PAD]", 50257, 50258)
+def test_auto_adds_a_token_where_every_special_one_is_eos(made: Callable[[str], Path]) -> None:
+    tokenizer = tokenizer_at(made("gpt2"))
+    assert (tokenizer.pad_token, tokenizer.pad_token_id, len(tokenizer)) == ("[PAD]", 470, 471)
     assert (tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token) == ("<|endoftext|>",) * 3
 
 
-def test_golden_a_token_that_the_user_names_is_taken(raw: Callable[[str], Any]) -> None:
-    assert choose_pad_token(raw("gpt2"), "\u0120SolidGoldMagikarp") == "\u0120SolidGoldMagikarp"
+def test_a_word_that_the_user_names_is_taken(made: Callable[[str], Path]) -> None:
+    assert tokenizer_at(made("gpt2"), pad_token="\u0120two").pad_token == "\u0120two"
 
 
 def test_the_embedded_tokenizer_pads_with_endoftext(tokenizer: Any) -> None:
@@ -85,32 +82,32 @@ def test_the_embedded_tokenizer_pads_with_endoftext(tokenizer: Any) -> None:
     ],
 )
 def test_auto_prefers_a_token_made_for_padding_to_an_unused_one_to_unk(
-    tokenizer: Any, tokens: list[str], chosen: str
+    chatml: Any, tokens: list[str], chosen: str
 ) -> None:
-    changed = copy.deepcopy(tokenizer)
+    changed = copy.deepcopy(chatml)
     changed.pad_token = changed.eos_token
     changed.add_special_tokens({"additional_special_tokens": tokens})
     assert choose_pad_token(changed, "auto") == chosen
 
 
-def test_auto_never_takes_bos_or_eos(tokenizer: Any) -> None:
-    changed = copy.deepcopy(tokenizer)
+def test_auto_prefers_its_own_pad_to_one_made_for_padding(made: Callable[[str], Path]) -> None:
+    assert tokenizer_at(made("opt"), special_tokens=["<|fim_pad|>"]).pad_token == "<pad>"
+
+
+def test_auto_never_takes_bos_or_eos(chatml: Any) -> None:
+    changed = copy.deepcopy(chatml)
     changed.pad_token, changed.unk_token = changed.eos_token, changed.bos_token
     assert choose_pad_token(changed, "auto") == "[PAD]"
 
 
 def test_a_named_token_is_taken(load: Load) -> None:
-    assert load(pad_token="<file_sep>").pad_token_id == 5
+    assert load(pad_token="<file_sep>").pad_token_id == 3
 
 
-def test_eos_as_pad_is_an_error(load: Load) -> None:
-    with pytest.raises(ModelError) as error:
-        load(pad_token="<|im_end|>")
-    assert str(error.value) == (
-        "tokenizer.pad_token: '<|im_end|>' is the EOS token: padding would hide the end of every "
-        "row from the loss\n"
-        "    tokenizer.pad_token=auto"
-    )
+def test_eos_as_pad_is_an_error(load: Load, golden_error: Pin) -> None:
+    error = refused(ModelError, lambda: load(pad_token="<|im_end|>"))
+    assert told(error) == {"tokenizer.pad_token": ("tokenizer.pad_token=auto",)}
+    golden_error(error)
 
 
 @pytest.mark.parametrize("role", ["pad_token", "eos_token", "bos_token", "unk_token"])
@@ -119,37 +116,38 @@ def test_eos_as_pad_is_an_error(load: Load) -> None:
     [
         (
             "<|endoftxt|>",
-            "7 tokens, < | end oft xt | >",
+            "9 tokens, < | end of t x t | >",
             "\"tokenizer.{role}='<|endoftext|>'\"",
         ),
         (
             "zzz~",
-            "3 tokens, zz z ~",
-            "\"tokenizer.special_tokens=['zzz~']\" makes one token of it",
+            "4 tokens, z z z ~",
+            "\"tokenizer.special_tokens=['zzz~']\"",
         ),
     ],
 )
 def test_a_token_that_the_vocabulary_splits_is_an_error(
-    load: Load, role: str, wanted: str, pieces: str, fix: str
+    load: Load, role: str, wanted: str, pieces: str, fix: str, golden_error: Pin
 ) -> None:
-    with pytest.raises(ModelError) as error:
-        load(**{role: wanted})
-    assert str(error.value) == (
-        f"tokenizer.{role}: {wanted!r} is not in the vocabulary: it is split into {pieces}\n"
-        "    allowed: auto, keep, or a token such as <|im_start|>, <|im_end|>, <|endoftext|>\n"
-        f"    {fix.format(role=role)}"
-    )
+    (problem,) = refused(ModelError, lambda: load(**{role: wanted})).problems
+    assert problem.where == f"tokenizer.{role}"
+    assert repr(wanted) in problem.found
+    assert problem.found.endswith(pieces)
+    assert problem.commands == (fix.format(role=role),)
+    if role == "pad_token":
+        golden_error(problem)
 
 
-def test_there_must_be_a_pad_to_keep(golden: Path, load: Load) -> None:
-    with pytest.raises(ModelError, match=r"'<\|im_end\|>' is the EOS token"):
-        load(pad_token="keep")
-    with pytest.raises(ModelError) as error:
-        load(name_or_path=str(golden / "tokenizers" / "gpt2"), pad_token="keep")
-    assert (
-        str(error.value)
-        == "tokenizer.pad_token: keep, and the tokenizer has no PAD\n    tokenizer.pad_token=auto"
-    )
+def test_there_must_be_a_pad_to_keep(
+    made: Callable[[str], Path], load: Load, golden_error: Pin
+) -> None:
+    auto = {"tokenizer.pad_token": ("tokenizer.pad_token=auto",)}
+    error = refused(ModelError, lambda: load(pad_token="keep"))
+    assert told(error) == auto
+    assert error.problems[0].found.startswith("'<|im_end|>' ")
+    error = refused(ModelError, lambda: load(name_or_path=str(made("gpt2")), pad_token="keep"))
+    assert told(error) == auto
+    golden_error(error)
 
 
 @pytest.mark.parametrize(
@@ -165,17 +163,18 @@ def test_the_override_that_adds_tokens_can_be_typed(tokens: list[str]) -> None:
 # --- new tokens -----------------------------------------------------------------------------------
 
 
-def test_golden_new_tokens_get_the_ids_after_the_vocabulary(golden: Path) -> None:
+def test_new_tokens_get_the_ids_after_the_vocabulary(made: Callable[[str], Path]) -> None:
     cfg = TokenizerConfig(
-        name_or_path=str(golden / "tokenizers" / "opt-350m"),
+        name_or_path=str(made("opt")),
         special_tokens=["<|im_start|>"],
         tokens=["##[YODA]##>"],
         bos_token="<|im_start|>",
         unk_token="<unk>",
     )
     tokenizer = load_tokenizer(cfg, "", None)
-    assert set_special_tokens(tokenizer, cfg, TEMPLATES) == range(50265, 50267)
-    assert tokenizer.convert_tokens_to_ids(["<|im_start|>", "##[YODA]##>"]) == [50265, 50266]
+    assert set_special_tokens(tokenizer, cfg, TEMPLATES, ["|HM|>"]) == range(473, 476)
+    new = ["<|im_start|>", "##[YODA]##>", "|HM|>"]
+    assert tokenizer.convert_ids_to_tokens([473, 474, 475]) == new
     roles = ("bos_token", "eos_token", "unk_token", "pad_token")
     assert [getattr(tokenizer, role) for role in roles] == [
         "<|im_start|>",
@@ -183,26 +182,25 @@ def test_golden_new_tokens_get_the_ids_after_the_vocabulary(golden: Path) -> Non
         "<unk>",
         "<pad>",
     ]
-    assert tokenizer.decode([50265, 133, 50266], skip_special_tokens=True) == "The##[YODA]##>"
+    yes = tokenizer.get_vocab()["yes"]
+    ids = tokenizer("<|im_start|>yes##[YODA]##>|HM|>yes").input_ids
+    assert ids == [2, 473, yes, 474, 475, yes]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "yes##[YODA]##>yes"
 
 
 @pytest.mark.parametrize(
-    ("name", "added", "roles"),
+    ("kind", "added", "roles"),
     [
-        ("opt-350m", [], ("</s>", "</s>", "</s>")),
+        ("opt", [], ("</s>", "</s>", "</s>")),
         ("gpt2", ["[PAD]"], ("<|endoftext|>",) * 3),
-        ("phi-3-mini-4k-instruct", [], ("<|endoftext|>", "<s>", "<unk>")),
+        ("phi3", [], ("<|endoftext|>", "<s>", "<unk>")),
     ],
 )
-def test_golden_auto_adds_what_alpaca_adds(
-    golden: Path, name: str, added: list[str], roles: tuple[str, ...]
+def test_auto_adds_what_alpaca_adds(
+    made: Callable[[str], Path], kind: str, added: list[str], roles: tuple[str, ...]
 ) -> None:
-    cfg = TokenizerConfig(
-        name_or_path=str(golden / "tokenizers" / name),
-        eos_token="auto",
-        bos_token="auto",
-        unk_token="auto",
-    )
+    auto = dict.fromkeys(("eos_token", "bos_token", "unk_token"), "auto")
+    cfg = TokenizerConfig(name_or_path=str(made(kind)), **auto)
     tokenizer = load_tokenizer(cfg, "", None)
     assert (
         tokenizer.convert_ids_to_tokens(list(set_special_tokens(tokenizer, cfg, TEMPLATES)))
@@ -212,40 +210,41 @@ def test_golden_auto_adds_what_alpaca_adds(
 
 
 def test_auto_adds_alpacas_tokens_where_there_are_none(
-    load: Load, tokenizer: Any, tmp_path: Path
+    load: Load, chatml: Any, tmp_path: Path
 ) -> None:
-    bare = copy.deepcopy(tokenizer)
+    bare = copy.deepcopy(chatml)
     bare.eos_token = bare.bos_token = bare.unk_token = None
     bare.save_pretrained(tmp_path / "bare")
     made = load(
         name_or_path=str(tmp_path / "bare"), eos_token="auto", bos_token="auto", unk_token="auto"
     )
     assert made.convert_tokens_to_ids([made.eos_token, made.bos_token, made.unk_token]) == [
-        49152,
-        49153,
-        49154,
+        474,
+        475,
+        476,
     ]
     assert (made.eos_token, made.bos_token, made.unk_token) == ("</s>", "<s>", "<unk>")
 
 
 @pytest.mark.parametrize(("key", "word"), [("special_tokens", "the"), ("tokens", "the")])
-def test_a_word_of_the_vocabulary_becomes_no_new_token(load: Load, key: str, word: str) -> None:
-    with pytest.raises(ModelError) as error:
-        load(**{key: [word]})
-    assert str(error.value) == (
-        f"tokenizer.{key}: 'the' is an ordinary token of the vocabulary (id 1195); as a new one "
-        "it would be cut out of words\n"
-        "    allowed: strings that are no token yet\n    remove it from the list"
-    )
+def test_a_word_of_the_vocabulary_becomes_no_new_token(
+    load: Load, chatml: Any, key: str, word: str, golden_error: Pin
+) -> None:
+    error = refused(ModelError, lambda: load(**{key: [word]}))
+    assert places(error) == [f"tokenizer.{key}"]
+    assert f"(id {chatml.get_vocab()['the']})" in error.problems[0].found
+    if key == "tokens":
+        golden_error(error)
 
 
-def test_a_token_that_is_there_is_not_added_twice(load: Load, tokenizer: Any) -> None:
-    assert len(load(special_tokens=["<|im_end|>"])) == len(tokenizer)
+def test_a_token_that_is_there_is_not_added_twice(load: Load) -> None:
+    assert len(load(special_tokens=["<|im_end|>"])) == 474
 
 
-def test_a_blank_token_is_an_error(load: Load) -> None:
-    with pytest.raises(ModelError, match=r"^tokenizer\.tokens: ' '"):
-        load(tokens=[" "])
+def test_a_blank_token_is_an_error(load: Load, golden_error: Pin) -> None:
+    error = refused(ModelError, lambda: load(tokens=[" "]))
+    assert places(error) == ["tokenizer.tokens"]
+    golden_error(error)
 
 
 def test_tokens_that_a_template_writes_and_the_tokenizer_splits_are_found(load: Load) -> None:
@@ -257,9 +256,20 @@ def test_tokens_that_a_template_writes_and_the_tokenizer_splits_are_found(load: 
     )
 
 
-def test_rows_are_padded_on_the_right(tokenizer: Any) -> None:
-    batch = tokenizer(["one two three", "one"], padding=True)
-    assert batch.input_ids[1][1:] == [tokenizer.pad_token_id] * 2
+def test_rows_are_padded_on_the_right(chatml: Any) -> None:
+    changed = copy.deepcopy(chatml)
+    changed.padding_side = "left"
+    set_special_tokens(changed, TokenizerConfig(), TEMPLATES)
+    batch = changed(["one two three", "one"], padding=True)
+    assert batch.input_ids[1][1:] == [changed.pad_token_id] * 2
+
+
+def test_a_new_token_is_found_inside_a_text_of_sentencepiece(made: Callable[[str], Path]) -> None:
+    tokenizer = tokenizer_at(made("phi3"), tokens=["##[YODA]##>"], special_tokens=["<|turn|>"])
+    ids = tokenizer("one##[YODA]##>two <|turn|>").input_ids
+    pieces = ["\u2581one", "##[YODA]##>", "\u2581two", "\u2581", "<|turn|>"]
+    assert tokenizer.convert_ids_to_tokens(ids) == pieces
+    assert (ids[1], ids[4]) == (588, 587)
 
 
 # --- chat templates -------------------------------------------------------------------------------
@@ -269,7 +279,7 @@ TURN = [{"role": "user", "content": "Hi."}]
 
 def test_the_models_own_template_is_the_default(load: Load) -> None:
     text = load().apply_chat_template(TURN, tokenize=False, add_generation_prompt=True)
-    assert text.endswith("<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n")
+    assert text == "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_a_template_is_found_by_its_name(load: Load) -> None:
@@ -281,43 +291,40 @@ def test_a_template_is_found_by_its_name(load: Load) -> None:
     assert text == "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_a_template_is_found_by_its_path(load: Load, tmp_path: Path) -> None:
+def test_a_template_is_found_by_its_path(load: Load, tmp_path: Path, golden_error: Pin) -> None:
     (tmp_path / "mine.jinja").write_text("{{ messages[0].content }} \U0001f600", encoding="utf-8")
     tokenizer = load(chat_template=str(tmp_path / "mine.jinja"))
     assert tokenizer.apply_chat_template(TURN, tokenize=False) == "Hi. \U0001f600"
 
 
 @pytest.mark.parametrize(
-    ("name", "fix"),
-    [("chatml_bos_eod", "\n    tokenizer.chat_template=chatml_bos_eos"), ("none/such.jinja", "")],
+    ("name", "commands"),
+    [
+        ("chatml_bos_eod", ("tokenizer.chat_template=chatml_bos_eos",)),
+        ("none/such.jinja", ()),
+    ],
 )
-def test_an_unknown_template_names_the_ones_there_are(load: Load, name: str, fix: str) -> None:
-    with pytest.raises(ModelError) as error:
-        load(chat_template=name)
-    assert str(error.value) == (
-        f"tokenizer.chat_template: {name!r} is neither a named template nor a file\n"
-        "    allowed: chatml, chatml_bos_eos, llama3, phi3, zephyr, or the path of a .jinja "
-        f"file{fix}"
-    )
-
-
-def test_golden_opt_has_no_template_of_its_own(raw: Callable[[str], Any]) -> None:
-    assert raw("opt-350m").chat_template is None
+def test_an_unknown_template_names_the_ones_there_are(
+    load: Load, name: str, commands: tuple[str, ...], golden_error: Pin
+) -> None:
+    error = refused(ModelError, lambda: load(chat_template=name))
+    assert told(error) == {"tokenizer.chat_template": commands}
+    assert repr(name) in error.problems[0].found
+    assert error.problems[0].allowed.startswith("chatml, chatml_bos_eos, llama3, phi3, zephyr, ")
+    if commands:
+        golden_error(error)
 
 
 # --- markers --------------------------------------------------------------------------------------
 
 
-def test_markers_become_special_tokens_of_one_id_each(smollm2: Weights) -> None:
-    plain = settled(TokenizerConfig(), smollm2)
-    tokenizer = settled(TokenizerConfig(), smollm2, ["|SOUND|>", "|NOISE|>"])
-    assert tokenizer("a|SOUND|>b|NOISE|>").input_ids == [
-        *plain("a").input_ids,
-        len(plain),
-        *plain("b").input_ids,
-        len(plain) + 1,
-    ]
-    assert tokenizer.decode(tokenizer("a|SOUND|>b").input_ids, skip_special_tokens=True) == "ab"
+def test_markers_become_special_tokens_of_one_id_each(made: Callable[[str], Path]) -> None:
+    cfg = TokenizerConfig(name_or_path=str(made("chatml")))
+    tokenizer = settled(cfg, markers=["|SOUND|>", "|NOISE|>"])
+    vocabulary = tokenizer.get_vocab()
+    ids = tokenizer("yes|SOUND|>two|NOISE|>").input_ids
+    assert ids == [vocabulary["yes"], 474, vocabulary["two"], 475]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "yestwo"
 
 
 # --- the one definition ---------------------------------------------------------------------------
@@ -344,6 +351,12 @@ def test_an_added_token_that_the_template_writes_is_a_control_token(
     special = SpecialTokens.of(tokenizer)
     assert "##[YODA]##>" in special.control
     assert "##[YODA]##>" not in special.special
+    # also where it is not the first of several templates that writes it
+    tokenizer.chat_template = {
+        "default": "{{ messages[0].content }}",
+        "tool_use": tokenizer.chat_template,
+    }
+    assert "##[YODA]##>" in SpecialTokens.of(tokenizer).control
 
 
 def test_the_longest_word_is_found_first_and_no_words_match_nothing() -> None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import re
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 import sftpipe
 from sftpipe.config.schema import LossConfig, TokenizerConfig
 from sftpipe.data.encode import Encoder
-from sftpipe.errors import ConfigError, DataError, RowError
+from sftpipe.errors import DataError, RowError
 from sftpipe.tokenizer.train import blank_tokenizer, train_tokenizer
+from support.configs import config_error
+from support.errors import Pin, named, refused, told
 from support.rows import split_of
 
 CHAR = TokenizerConfig(type="char")
@@ -56,7 +58,6 @@ def test_ids_are_code_points_in_order_with_the_special_tokens_after() -> None:
     )
 
 
-@settings(max_examples=200, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40))
 def test_every_text_reads_back_exactly(text: str) -> None:
     assume("<|endoftext|>" not in text)
@@ -120,29 +121,6 @@ def test_an_encoder_works_with_a_vocabulary_that_lacks_the_letter_a() -> None:
     )
 
 
-def test_golden_the_constitution_has_the_golden_vocabulary(golden: Path) -> None:
-    cases = {
-        case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))
-    }
-    expected, text = (
-        cases["001-vocab-constitution"]["expected"],
-        (golden / "data/ko_law/constitution.txt").read_text(encoding="utf-8"),
-    )
-    tokenizer = train_tokenizer(CHAR, iter(text.splitlines(keepends=True)))
-    assert (len(text), len(tokenizer) - 2) == (expected["chars"], expected["vocab"])
-    assert tokenizer.convert_ids_to_tokens(range(20)) == expected["first20"]
-    assert tokenizer("대한민국헌법").input_ids == expected["encode(대한민국헌법)"]
-    assert read_back(tokenizer, text) == text
-
-
-def test_golden_the_greeting_reads_back(golden: Path) -> None:
-    cases = {
-        case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))
-    }
-    case = cases["001-roundtrip-greeting"]
-    assert read_back(train_tokenizer(CHAR, [case["input"]]), case["input"]) == case["expected"]
-
-
 # --- bytes and merges -----------------------------------------------------------------------------
 
 
@@ -159,7 +137,6 @@ def test_bpe_has_as_many_tokens_as_asked_for_and_is_the_same_each_time() -> None
     )
 
 
-@settings(max_examples=50, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_bpe_reads_back_texts_that_it_never_saw(text: str) -> None:
     assert read_back(BPE, text) == text
@@ -168,14 +145,12 @@ def test_bpe_reads_back_texts_that_it_never_saw(text: str) -> None:
 BPE = train_tokenizer(TokenizerConfig(type="bpe", vocab_size=270), PROSE)
 
 
-def test_too_little_text_for_the_vocabulary_is_an_error() -> None:
-    with pytest.raises(DataError) as error:
-        train_tokenizer(TokenizerConfig(type="bpe", vocab_size=5000), ["ababab", "\ud800"])
-    assert str(error.value) == (
-        "tokenizer.vocab_size: 5000, and the texts of the train split make 260 tokens: no other "
-        "pair occurs in them twice\n"
-        "    tokenizer.vocab_size=260 or less, or more text"
-    )
+def test_too_little_text_for_the_vocabulary_is_an_error(golden_error: Pin) -> None:
+    cfg = TokenizerConfig(type="bpe", vocab_size=5000)
+    error = refused(DataError, lambda: train_tokenizer(cfg, ["ababab", "\ud800"]))
+    assert told(error) == {"tokenizer.vocab_size": ("tokenizer.vocab_size=260",)}
+    assert re.findall(r"\d+", error.problems[0].found) == ["5000", "260"]
+    golden_error(error)
 
 
 # --- in a run -------------------------------------------------------------------------------------
@@ -242,13 +217,12 @@ def saved(rows_file: RowsFile, tmp_path: Path) -> Callable[..., str]:
 def test_a_row_with_a_character_outside_a_loaded_vocabulary_is_named(
     saved: Callable[..., str], rows_file: RowsFile
 ) -> None:
-    with pytest.raises(DataError) as error:
-        prepare(rows_file([{"text": "bddb"}, {"text": "bdc"}]), saved())
-    assert "1 x character outside the vocabulary" in str(error.value)
-    assert "train[1]" in str(error.value)
-    assert "'c' (U+0063) is not in the tokenizer's vocabulary; it would be read as ''" in str(
-        error.value
-    )
+    file = rows_file([{"text": "bddb"}, {"text": "bdc"}])
+    count, row = refused(DataError, lambda: prepare(file, saved())).problems
+    assert count.found.endswith(": 1 x character outside the vocabulary")
+    assert row.where == "train[1] (rows.jsonl, line 2)"
+    assert row.found.startswith("'c' (U+0063) ")
+    assert row.found.endswith(" ''")
 
 
 def test_such_a_character_becomes_unk_where_the_config_says_so(
@@ -258,24 +232,24 @@ def test_such_a_character_becomes_unk_where_the_config_says_so(
         saved("tokenizer.unk_token='[UNK]'"),
         rows_file([{"text": "bddb"}, {"text": "bcd"}]),
     )
-    with pytest.raises(DataError, match=r"it would be read as '\[UNK\]'"):
-        prepare(file, name)
+    error = refused(DataError, lambda: prepare(file, name))
+    assert error.problems[-1].found.endswith(" '[UNK]'")
     data = prepare(file, name, "tokenizer.unk_token='[UNK]'")
     assert data.train[1]["input_ids"] == [0, data.tokenizer.unk_token_id, 1, 2]
     assert split_of(data.preflight, "train").unk_rows == 1
     assert any("hold '[UNK]'" in warning.found for warning in data.preflight.warnings)
 
 
-def test_a_prompt_with_an_unknown_character_is_an_error(rows_file: RowsFile) -> None:
+def test_a_prompt_with_an_unknown_character_is_an_error(
+    rows_file: RowsFile, golden_error: Pin
+) -> None:
     words = ["tokenizer=char", "evaluation=default", "evaluation.sample_prompts=[bd,bXd]"]
     file = rows_file([{"text": "bddb"}])
-    with pytest.raises(DataError) as error:
-        prepare(file, *words)
-    assert str(error.value) == (
-        "evaluation.sample_prompts[1]: 'X' (U+0058) is not in the tokenizer's vocabulary; it "
-        "would be read as ''\n"
-        "    another prompt, or \"tokenizer.unk_token='[UNK]'\" to read it as that"
-    )
+    error = refused(DataError, lambda: prepare(file, *words))
+    command = "\"tokenizer.unk_token='[UNK]'\""
+    assert told(error) == {"evaluation.sample_prompts[1]": (command,)}
+    assert error.problems[0].found.startswith("'X' (U+0058) ")
+    golden_error(error)
     data = prepare(file, *words, "tokenizer.unk_token='[UNK]'")
     assert data.encoder.prompt_ids("bXd") == [0, data.tokenizer.unk_token_id, 1]
 
@@ -314,48 +288,31 @@ def test_markers_are_tokens_and_not_characters(rows_file: RowsFile) -> None:
     assert data.train[0]["input_ids"] == [0, 4, 1, 2]
 
 
+SIZE, NAME = "tokenizer.vocab_size", "tokenizer.name_or_path"
+
+
 @pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (
-            ["tokenizer=char", "tokenizer.vocab_size=300"],
-            "tokenizer.vocab_size: nothing reads it with type: char\n    allowed: bpe\n"
-            "    leave it out",
-        ),
-        (
-            ["tokenizer=bpe", "tokenizer.vocab_size=null"],
-            "tokenizer.vocab_size: not set, and type: bpe makes so many tokens\n"
-            "    tokenizer.vocab_size=4096",
-        ),
-        (
-            ["tokenizer=bpe", "tokenizer.vocab_size=200"],
-            "tokenizer.vocab_size (command line): 200 (int)\n    allowed: 258 or more",
-        ),
-        (
-            ["tokenizer=bpe", "tokenizer.unk_token=x"],
-            "tokenizer.unk_token: nothing reads it with type: bpe, which knows every byte\n"
-            "    leave it out",
-        ),
-        (
-            ["tokenizer=char", "tokenizer.name_or_path=x"],
-            "tokenizer.name_or_path: nothing reads it with type: char, which is trained on the "
-            "data\n    tokenizer=default, or leave it out",
-        ),
-        (
-            ["tokenizer=char", "model=smollm2_135m"],
-            "tokenizer.type=char: the model was trained on other tokens, and would have to learn "
-            "these from nothing\n"
-            "    tokenizer=default, or model.init=random",
-        ),
-        (
-            ["tokenizer=default"],
-            "tokenizer.name_or_path: not set, and a model from scratch has no tokenizer of its "
-            "own\n"
-            "    tokenizer=char, tokenizer=bpe, or tokenizer.name_or_path=...",
-        ),
-    ],
+    ("words", "where", "commands"),
+    named(
+        [
+            ["size of char", ["tokenizer=char", f"{SIZE}=300"], SIZE, ()],
+            ["no size", ["tokenizer=bpe", f"{SIZE}=null"], SIZE, (f"{SIZE}=4096",)],
+            ["too small", ["tokenizer=bpe", f"{SIZE}=200"], f"{SIZE} (command line)", ()],
+            ["unk of bytes", ["tokenizer=bpe", "tokenizer.unk_token=x"], "tokenizer.unk_token", ()],
+            ["a name", ["tokenizer=char", f"{NAME}=x"], NAME, ("tokenizer=default",)],
+            [
+                "a trained model",
+                ["tokenizer=char", "model=smollm2_135m"],
+                "tokenizer.type=char",
+                ("tokenizer=default", "model.init=random"),
+            ],
+            ["no name", ["tokenizer=default"], NAME, ("tokenizer=char", "tokenizer=bpe")],
+        ]
+    ),
 )
-def test_keys_that_do_not_go_together(words: list[str], message: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        sftpipe.compose([*WORDS, "dataset=ko_corpus", *words])
-    assert message in str(error.value)
+def test_keys_that_do_not_go_together(
+    words: list[str], where: str, commands: tuple[str, ...], golden_error: Pin
+) -> None:
+    error = config_error(*WORDS, "dataset=ko_corpus", *words)
+    assert told(error)[where] == commands
+    golden_error(next(problem for problem in error.problems if problem.where == where))

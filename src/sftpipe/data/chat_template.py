@@ -29,7 +29,7 @@ _MARK = "\ue000{}\ue001"  # private-use characters: no text of people holds them
 _MARKS = re.compile("\ue000(\\d+)\ue001")
 _KEPT = 10_000  # shapes that are remembered
 _WAYS_OUT = (
-    "loss=completion_only trains the last turn only; loss.unroll=true makes a row of each turn"
+    "`loss=completion_only` trains the last turn only; `loss.unroll=true` makes a row of each turn"
 )
 _EXACT = 32  # turns before this one are measured one by one; see `_near`
 

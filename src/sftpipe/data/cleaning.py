@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from sftpipe.config.schema import DatasetConfig, FormatConfig, PreflightConfig
+from sftpipe.config.schema import DatasetConfig, PreflightConfig
 from sftpipe.data.messages import FIX_ROW
 from sftpipe.data.samples import PromptCompletion, Row, Sample
 from sftpipe.errors import Problem, RowError
@@ -70,17 +70,20 @@ class Cleaner:
             FORGED, Problem(where, found_text, allowed=_ALLOWED, fix=f"{FIX_ROW}, or {escape}")
         )
 
-    def check_filled(self, sample: PromptCompletion, cfg: FormatConfig, where: str) -> None:
+    def check_filled(self, sample: PromptCompletion, pattern: str, where: str) -> None:
         """Check a filled pattern, each of whose columns is clean.
+
+        Args:
+            sample: the prompt and the completion.
+            pattern: the pattern of both.
+            where: the location, for messages.
 
         Raises:
             RowError: columns that the pattern puts next to each other make a special token
                 together.
         """
         found = self._control.findall(sample.prompt + sample.completion)
-        patterns = (cfg.prompt, cfg.prompt if cfg.prompt_no_input is None else cfg.prompt_no_input)
-        of_patterns = [self._control.findall(f"{prompt}{cfg.completion}") for prompt in patterns]
-        if found and found not in of_patterns:
+        if found and found != self._control.findall(pattern):
             problem = Problem(
                 where,
                 f"the columns together make the special token {found[0]!r}",

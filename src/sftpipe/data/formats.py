@@ -193,16 +193,22 @@ def _text_only(row: Row, cfg: FormatConfig, where: str, clean: Clean) -> Text:
     return Text(read_text(row, cfg.text_field, where))
 
 
-def _template(row: Row, cfg: FormatConfig, where: str, clean: Clean) -> PromptCompletion:
-    """Patterns with `{column}` fields.
-
-    `prompt_no_input` serves rows whose `input` is empty, as the two prompts of Stanford Alpaca do.
-    """
+def patterns_of(row: Row, cfg: FormatConfig, where: str) -> tuple[str, str]:
+    """The patterns of the prompt and of the completion that a row of format=template fills."""
     prompt, completion = cfg.prompt or "", cfg.completion or ""
     if cfg.prompt_no_input is not None:
         extra = read_optional_text(row, "input", where)
         if not (extra or "").strip():
             prompt = cfg.prompt_no_input
+    return prompt, completion
+
+
+def _template(row: Row, cfg: FormatConfig, where: str, clean: Clean) -> PromptCompletion:
+    """Patterns with `{column}` fields.
+
+    `prompt_no_input` serves rows whose `input` is empty, as the two prompts of Stanford Alpaca do.
+    """
+    prompt, completion = patterns_of(row, cfg, where)
     fields = pattern_fields(prompt + completion)
     values = {name: read_text(row, name, where, clean) for name in fields}
     return PromptCompletion(prompt.format_map(values), completion.format_map(values))

@@ -14,7 +14,7 @@ from sftpipe.config.schema import FormatConfig
 from sftpipe.data.chat_template import unrolled
 from sftpipe.data.cleaning import Cleaner
 from sftpipe.data.encode import Encoded, Encoder
-from sftpipe.data.formats import to_samples
+from sftpipe.data.formats import patterns_of, to_samples
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.rows import Dropped, Rows
 from sftpipe.data.samples import Conversation, PromptCompletion, Row, Sample
@@ -47,12 +47,13 @@ class SampleReader:
         samples = to_samples(rows, self.format, locations, self.cleaner.clean)
         if self.format.type != "template":
             return samples
-        return [self._checked(one, where) for one, where in zip(samples, locations, strict=True)]
+        return [self._checked(*one) for one in zip(samples, rows, locations, strict=True)]
 
-    def _checked(self, sample: Sample | RowError, where: str) -> Sample | RowError:
+    def _checked(self, sample: Sample | RowError, row: Row, where: str) -> Sample | RowError:
         try:
             if isinstance(sample, PromptCompletion):
-                self.cleaner.check_filled(sample, self.format, where)
+                pattern = "".join(patterns_of(row, self.format, where))
+                self.cleaner.check_filled(sample, pattern, where)
         except RowError as error:
             return error
         return sample

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,14 +15,17 @@ from datasets import Dataset, Features, List, Value
 from sftpipe import compose
 from sftpipe.data.encode import Encoder
 from sftpipe.data.labels import IGNORED
+from sftpipe.data.packing import Isolation
 from sftpipe.data.preflight.checks import pattern_override
-from sftpipe.data.preflight.facts import equal_before, padding_share
+from sftpipe.data.preflight.facts import equal_before, padding_of, padding_share
 from sftpipe.data.preflight.report import Preflight, SplitReport, check_data
 from sftpipe.data.prepare import PreparedData, _joined
 from sftpipe.data.rows import TOO_LONG, Dropped, Part
 from sftpipe.data.samples import Conversation, PromptCompletion, Sample
 from sftpipe.errors import DataError, Problem, RowError
 from sftpipe.tables import preflight_summary
+from support.configs import composed
+from support.errors import Pin, places, refused, told
 from support.rows import prepare_data, split_of
 
 Write = Callable[..., str]
@@ -104,11 +109,11 @@ def part(
 
 
 def check(*parts: Part, tokenizer: Any, **overrides: Any) -> Preflight:
-    cfg = compose(
-        [
+    cfg = composed(
+        *(
             f"{key if key == 'loss' else f'preflight.{key}'}={value}"
             for key, value in overrides.items()
-        ]
+        )
     )
     grouped: dict[str, list[Part]] = {}
     for one in parts:
@@ -117,10 +122,8 @@ def check(*parts: Part, tokenizer: Any, **overrides: Any) -> Preflight:
     return check_data(grouped, rows, Encoder(tokenizer, cfg.loss), cfg, None)
 
 
-def problems_of(*parts: Part, tokenizer: Any, **overrides: Any) -> str:
-    with pytest.raises(DataError) as error:
-        check(*parts, tokenizer=tokenizer, **overrides)
-    return str(error.value)
+def error_of(*parts: Part, tokenizer: Any, **overrides: Any) -> DataError:
+    return refused(DataError, lambda: check(*parts, tokenizer=tokenizer, **overrides))
 
 
 # --- counting (SmolLM2: 0 is PAD and UNK, 1 is BOS, 2 is EOS; 17 and up are no special tokens) ----
@@ -241,14 +244,37 @@ def test_padding_is_what_the_longest_row_of_each_batch_adds(
     )
 
 
+@pytest.mark.parametrize(
+    ("overrides", "isolation", "share"),
+    [
+        ([], None, 10 / 32),
+        (["sft.pad_to_multiple_of=10"], None, 18 / 40),
+        (["sft.per_device_train_batch_size=1"], None, 0),
+        ([], Isolation("mask"), 10 / 32),
+        ([], Isolation("positions"), 0),
+    ],
+)
+def test_padding_is_counted_for_batches_as_the_config_asks_for_them(
+    overrides: list[str], isolation: Isolation | None, share: float
+) -> None:
+    sizes = ["sft.per_device_train_batch_size=2", "sft.train_sampling_strategy=sequential"]
+    rows = Dataset.from_list([{"input_ids": [5] * length} for length in (3, 8, 3, 8)])
+    assert padding_of(rows, compose([*sizes, *overrides]), isolation) == pytest.approx(share)
+
+
 def test_grouping_by_length_takes_most_of_the_padding() -> None:
-    lengths = np.array([2, 8] * 100)
-    assert (
-        padding_share(lengths, 2, "group_by_length", 1)
-        < 0.05
-        < 0.2
-        < padding_share(lengths, 2, "random", 1)
-    )
+    lengths = np.arange(1, 201)
+    drawn = np.random.default_rng(0).permutation(lengths)
+    stretches = [np.sort(drawn[at : at + 50]) for at in range(0, 200, 50)]  # of a fourth of all
+
+    def share(rows: np.ndarray) -> float:
+        padding = int(np.abs(rows[::2] - rows[1::2]).sum())
+        return padding / (int(rows.sum()) + padding)
+
+    random, grouped = share(drawn), share(np.concatenate(stretches))
+    assert grouped < 0.05 < 0.2 < random
+    assert padding_share(lengths, 2, "random", 1) == pytest.approx(random)
+    assert padding_share(lengths, 2, "group_by_length", 1) == pytest.approx(grouped)
 
 
 # --- limits ---------------------------------------------------------------------------------------
@@ -278,19 +304,13 @@ def test_more_dropped_rows_than_the_limit_fail_with_a_summary_and_the_first_thre
         lost(at, "empty text" if at % 2 else "wrong type", f"rows.jsonl, line {at + 1}")
         for at in range(90, 99)
     ]
-    with pytest.raises(DataError) as error:
-        check(
-            part("train", *(row(at, 2) for at in range(20, 110)), dropped=dropped),
-            tokenizer=tokenizer,
-            max_empty_rows=0.02,
-        )
-    summary, *rows = error.value.problems
-    assert str(summary) == (
-        "train: 9 of 99 rows teach nothing: 5 x wrong type, 4 x empty text\n"
-        "    allowed: preflight.max_empty_rows=0.02 of the rows\n"
-        "    fix the rows below, the format or the loss; preflight.max_empty_rows=1 lets "
-        "sftpipe preview show the rest"
-    )
+    summary, *rows = error_of(
+        part("train", *(row(at, 2) for at in range(20, 110)), dropped=dropped),
+        tokenizer=tokenizer,
+        max_empty_rows=0.02,
+    ).problems
+    assert (summary.where, re.findall(r"\d+", summary.found)) == ("train", ["9", "99", "5", "4"])
+    assert "preflight.max_empty_rows=0.02" in summary.allowed
     assert [problem.where for problem in rows] == [
         f"train[{at}].text (rows.jsonl, line {at + 1})" for at in (90, 92, 94, 91, 93, 95)
     ]
@@ -304,52 +324,49 @@ def test_no_dropped_row_passes_when_none_is_allowed(tokenizer: Any) -> None:
         split_of(check(with_dropped(0), tokenizer=tokenizer, max_empty_rows=0), "train").dropped
         == {}
     )
-    assert "1 of 100 rows teach nothing: 1 x empty text" in problems_of(
-        with_dropped(1), tokenizer=tokenizer, max_empty_rows=0
-    )
+    error = error_of(with_dropped(1), tokenizer=tokenizer, max_empty_rows=0)
+    assert re.findall(r"\d+", error.problems[0].found) == ["1", "100", "1"]
 
 
 def test_a_split_without_a_row_left_fails_whatever_is_allowed(tokenizer: Any) -> None:
-    assert "2 of 2 rows teach nothing" in problems_of(
-        with_dropped(2, rows=2), tokenizer=tokenizer, max_empty_rows=1
-    )
+    error = error_of(with_dropped(2, rows=2), tokenizer=tokenizer, max_empty_rows=1)
+    assert re.findall(r"\d+", error.problems[0].found)[:2] == ["2", "2"]
 
 
-def test_rows_dropped_for_their_length_have_a_limit_of_their_own(tokenizer: Any) -> None:
+def test_rows_dropped_for_their_length_have_a_limit_of_their_own(
+    tokenizer: Any, golden_error: Pin
+) -> None:
     rows = part("train", *(row(at, 2) for at in range(20, 38)), dropped=[long(3, 40), long(7, 60)])
     report = split_of(
         check(rows, tokenizer=tokenizer, max_empty_rows=0, max_over_length_rows=0.1), "train"
     )
     assert (report.over_length_rows, report.lost_answer_tokens) == (2, 2)
-    assert problems_of(rows, tokenizer=tokenizer, max_over_length_rows=0.09) == (
-        "train[3] (rows.jsonl, line 4): 2 of 20 rows of train are dropped because they are "
-        "longer than sft.max_length; "
-        "this one has 40 tokens, the longest 60\n"
-        "    allowed: preflight.max_over_length_rows=0.09 of the rows\n"
-        "    sft.max_length=60"
-    )
+    error = error_of(rows, tokenizer=tokenizer, max_over_length_rows=0.09)
+    assert told(error) == {"train[3] (rows.jsonl, line 4)": ("sft.max_length=60",)}
+    assert re.findall(r"\d+", error.problems[0].found) == ["2", "20", "40", "60"]
+    golden_error(error)
 
 
-def test_a_loss_that_masks_nothing_fails_unless_it_is_full(tokenizer: Any) -> None:
+def test_a_loss_that_masks_nothing_fails_unless_it_is_full(
+    tokenizer: Any, golden_error: Pin
+) -> None:
     whole = part("train", row(20, 2, trained=2), row(21, 2, trained=2))
-    assert problems_of(whole, tokenizer=tokenizer) == (
-        "train, loss=completion_only: every token of every row is trained: no prompt is masked\n"
-        "    allowed: a prompt before what is trained\n"
-        "    loss=full if that is meant; else look at sftpipe preview"
-    )
+    error = error_of(whole, tokenizer=tokenizer)
+    assert told(error) == {"train, loss=completion_only": ("loss=full",)}
+    golden_error(error)
     assert split_of(check(whole, tokenizer=tokenizer, loss="full"), "train").trained_tokens == 4
     partly = check(part("train", row(20, 2, trained=2), row(21, 2)), tokenizer=tokenizer)
     assert split_of(partly, "train").trained_tokens == 3
 
 
-def test_two_bos_fail(tokenizer: Any) -> None:
-    assert problems_of(
-        part("train", row(1, 20, 2), row(1, 1, 20, 2), row(1, 1, 21, 2)), tokenizer=tokenizer
-    ) == (
-        "train[1]: 2 of 3 rows begin with '<|im_start|>' twice\n"
-        f"    <|im_start|><|im_start|>{tokenizer.decode([20])}⟦<|im_end|>⟧\n"
-        "    allowed: one\n    take '<|im_start|>' out of the texts, or out of the chat template"
-    )
+def test_two_bos_fail(tokenizer: Any, golden_error: Pin) -> None:
+    rows = part("train", row(1, 20, 2), row(1, 1, 20, 2), row(1, 1, 21, 2))
+    error = error_of(rows, tokenizer=tokenizer)
+    (problem,) = error.problems
+    counted, shown = problem.found.splitlines()
+    assert (problem.where, re.findall(r"\d+", counted)) == ("train[1]", ["2", "3"])
+    assert shown == f"    <|im_start|><|im_start|>{tokenizer.decode([20])}⟦<|im_end|>⟧"
+    golden_error(error)
 
 
 def test_all_problems_of_all_splits_are_reported_together(tokenizer: Any) -> None:
@@ -357,9 +374,7 @@ def test_all_problems_of_all_splits_are_reported_together(tokenizer: Any) -> Non
         part("train", row(20, 2), dropped=[lost(1)]),
         part("validation", row(20, 2), dropped=[lost(1)]),
     ]
-    with pytest.raises(DataError) as error:
-        check(*parts, tokenizer=tokenizer)
-    assert [problem.where for problem in error.value.problems] == [
+    assert places(error_of(*parts, tokenizer=tokenizer)) == [
         "train",
         "train[1].text",
         "validation",
@@ -373,18 +388,18 @@ def test_all_problems_of_all_splits_are_reported_together(tokenizer: Any) -> Non
 TWICE = (row(20, 2), row(21, 2))
 
 
-def test_a_row_in_two_splits_fails_and_names_both_places(tokenizer: Any) -> None:
+def test_a_row_in_two_splits_fails_and_names_both_places(tokenizer: Any, golden_error: Pin) -> None:
     parts = [
         part("train", *TWICE),
         part("validation", row(22, 2)),
         part("test", row(23, 2), row(21, 2), row(20, 2)),
     ]
-    assert problems_of(*parts, tokenizer=tokenizer) == (
-        "test[1]: the same row as train[1]: 2 rows of test were seen in another split\n"
-        f"    {tokenizer.decode([21])}⟦<|im_end|>⟧\n"
-        "    allowed: no row in two splits; the loss on it would measure memory\n"
-        "    remove the duplicates from the data set, or preflight.duplicates=warn"
-    )
+    error = error_of(*parts, tokenizer=tokenizer)
+    assert told(error) == {"test[1]": ("preflight.duplicates=warn",)}
+    (problem,) = error.problems
+    assert "train[1]: 2 rows of test" in problem.found
+    assert problem.found.endswith(f"\n    {tokenizer.decode([21])}⟦<|im_end|>⟧")
+    golden_error(error)
 
 
 def test_a_row_in_two_splits_is_found_across_sources(tokenizer: Any) -> None:
@@ -393,17 +408,25 @@ def test_a_row_in_two_splits_is_found_across_sources(tokenizer: Any) -> None:
         part("train", row(21, 2), source="b"),
         part("test", row(21, 2), source="a"),
     ]
-    assert problems_of(*parts, tokenizer=tokenizer).startswith(
-        "a test[0]: the same row as b train[0]: 1 row of test"
-    )
+    (problem,) = error_of(*parts, tokenizer=tokenizer).problems
+    assert problem.where == "a test[0]"
+    assert "b train[0]: 1 row of test" in problem.found
 
 
 def test_a_row_in_two_splits_is_a_warning_where_that_is_asked_for(tokenizer: Any) -> None:
     report = check(
-        part("train", *TWICE), part("test", *TWICE), tokenizer=tokenizer, duplicates="warn"
+        part("train", *TWICE),
+        part("test", *TWICE, TWICE[1]),
+        tokenizer=tokenizer,
+        duplicates="warn",
     )
-    assert [one.where for one in report.warnings] == ["test[0]"]
-    assert [(one.shared_rows, one.shared_prompts) for one in report.splits] == [(0, 0), (2, 0)]
+    assert [(one.where, one.found.splitlines()[0]) for one in report.warnings] == [
+        ("test[0]", "the same row as train[0]: 3 rows of test were seen in another split")
+    ]
+    assert [(one.shared_rows, one.shared_prompts, one.repeated_rows) for one in report.splits] == [
+        (0, 0, 0),
+        (3, 0, 1),
+    ]
 
 
 def test_a_row_twice_in_one_split_is_counted(tokenizer: Any) -> None:
@@ -439,6 +462,13 @@ def test_a_prompt_in_two_splits_is_a_warning(tokenizer: Any) -> None:
     ]
 
 
+def test_texts_without_a_prompt_share_none(tokenizer: Any) -> None:
+    parts = [part(split, row(at, 2, trained=2)) for split, at in (("train", 20), ("test", 21))]
+    report = check(*parts, tokenizer=tokenizer, loss="full")
+    assert [one.shared_prompts for one in report.splits] == [0, 0]
+    assert report.warnings == []
+
+
 # --- warnings -------------------------------------------------------------------------------------
 
 
@@ -455,23 +485,22 @@ def test_an_answer_without_an_end_token_is_a_warning(tokenizer: Any) -> None:
 
 
 def test_unk_and_pad_in_a_row_are_warnings(phi3: Any) -> None:
-    unk, pad = phi3.unk_token_id, phi3.pad_token_id
-    rows = part(
-        "train",
-        row(500, 501, phi3.eos_token_id),
-        row(500, pad, phi3.eos_token_id),
-        row(500, unk, phi3.eos_token_id),
-    )
-    report = check(rows, tokenizer=phi3)
-    assert (
-        (split_of(report, "train").unk_rows, split_of(report, "train").pad_rows) == (1, 1)
-        if unk != pad
-        else (2, 2)
-    )
-    assert (
-        f"hold {phi3.unk_token!r}, which stands for what the tokenizer does not know"
-        in report.warnings[0].found
-    )
+    eos, separate = phi3.eos_token_id, copy.deepcopy(phi3)
+    separate.pad_token = "<|placeholder1|>"
+    pad = separate.pad_token_id
+    assert (phi3.pad_token_id, phi3.unk_token_id) == (0, 0)  # one token
+    rows = part("train", row(500, 501, eos), row(500, 0, eos), row(500, pad, eos), row(501, 0, eos))
+    unknown = "2 of 4 rows hold '<unk>', which stands for what the tokenizer does not know"
+    padding = "1 of 4 rows hold '<|placeholder1|>', which pads batches"
+    for tokenizer, counts, found in (
+        (phi3, (2, 2), [("train[1]", unknown)]),
+        (separate, (2, 1), [("train[1]", unknown), ("train[2]", padding)]),
+    ):
+        report = check(rows, tokenizer=tokenizer)
+        (split,) = report.splits
+        assert (split.unk_rows, split.pad_rows) == counts
+        warnings = [(one.where, one.found.splitlines()[0]) for one in report.warnings]
+        assert warnings == found
 
 
 def test_a_token_that_is_also_eos_says_nothing_as_unk(opt: Any) -> None:
@@ -503,7 +532,7 @@ def test_a_summary_counts_the_rows_what_was_dropped_and_the_warnings(tokenizer: 
 
 
 def encoded(tokenizer: Any, sample: Sample) -> Row:
-    (made,) = Encoder(tokenizer, compose([]).loss).encode([sample], ["train[0]"])
+    (made,) = Encoder(tokenizer, composed().loss).encode([sample], ["train[0]"])
     assert not isinstance(made, RowError)
     return {**row(), "input_ids": made.input_ids, "labels": made.labels}
 
@@ -526,33 +555,66 @@ def test_rows_that_go_on_from_their_prompts_and_read_back_pass(
     assert (split_of(report, "train").compared_rows, report.warnings) == (3, [])
 
 
-def test_a_row_with_another_prompt_than_generation_fails(tokenizer: Any) -> None:
+def test_a_row_with_another_prompt_than_generation_fails(tokenizer: Any, golden_error: Pin) -> None:
     rows = part(
         "train",
         *(encoded(tokenizer, one) for one in SAMPLES),
         samples=[SAMPLES[0], PromptCompletion("Really! Yes?", " No.")],
     )
-    assert problems_of(rows, tokenizer=tokenizer) == (
-        "train[1]: 1 of 2 rows that were compared do not go on from the prompt of generation: "
-        "token 2 is '?' in the row and '!' in generation\n    Really? Yes?⟦ No.<|im_end|>⟧\n"
-        "    allowed: the ids of the prompt, and then what is trained\n"
-        "    another tokenizer.chat_template\n"
-        "train[1]: 1 of 2 rows that were compared do not read back as their text\n"
-        "    Really? Yes?⟦ No.<|im_end|>⟧\n"
-        "    allowed: ids that decode to what was encoded\n"
-        "    another tokenizer, or fix the characters that it loses"
+    error = error_of(rows, tokenizer=tokenizer)
+    assert places(error) == ["train[1]", "train[1]"]
+    assert [re.findall(r"\d+", problem.found) for problem in error.problems] == [
+        ["1", "2", "2"],
+        ["1", "2"],
+    ]
+    assert "'?' in the row and '!' in generation" in error.problems[0].found
+    golden_error(error)
+
+
+def test_white_space_counts_where_rows_are_compared(tokenizer: Any) -> None:
+    rows = part(
+        "train",
+        *(encoded(tokenizer, one) for one in SAMPLES),
+        samples=[
+            PromptCompletion("Is it?\n", " It is."),
+            PromptCompletion("Really? Yes?", "  No."),
+        ],
     )
+    prompts, texts = error_of(rows, tokenizer=tokenizer).problems
+    assert (prompts.where, re.findall(r"\d+", prompts.found)) == ("train[0]", ["1", "2", "3"])
+    assert "' It' in the row and '\\n' in generation" in prompts.found
+    assert (texts.where, re.findall(r"\d+", texts.found)) == ("train[0]", ["2", "2"])
 
 
-def test_an_answer_whose_first_token_is_masked_fails(tokenizer: Any) -> None:
+def test_the_rows_that_are_compared_are_spread_over_all(tokenizer: Any) -> None:
+    made, other = (encoded(tokenizer, sample) for sample in SAMPLES)
+    rows = part("train", *([made] * 249), other, samples=SAMPLES[:1] * 250)
+    error = error_of(rows, tokenizer=tokenizer)
+    assert {(one.where, *re.findall(r"\d+ of \d+", one.found)) for one in error.problems} == {
+        ("train[249]", "1 of 100")
+    }
+
+
+def test_a_row_is_compared_up_to_its_last_trained_answer(tokenizer: Any) -> None:
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    chat = Conversation(
+        tuple({"role": role, "content": text} for role, text in turns),
+        train=(None, True, None, False),
+    )
+    rows = part("train", encoded(tokenizer, chat), samples=[chat])
+    assert split_of(check(rows, tokenizer=tokenizer), "train").compared_rows == 1
+
+
+def test_an_answer_whose_first_token_is_masked_fails(tokenizer: Any, golden_error: Pin) -> None:
     late = encoded(tokenizer, SAMPLES[0])
     late["labels"][
         late["labels"].index(next(label for label in late["labels"] if label != IGNORED))
     ] = IGNORED
-    assert (
-        "the token after it, ' It', is not trained\n    Is it? It⟦ is.<|im_end|>⟧"
-        in problems_of(part("train", late, samples=SAMPLES[:1]), tokenizer=tokenizer)
-    )
+    error = error_of(part("train", late, samples=SAMPLES[:1]), tokenizer=tokenizer)
+    (problem,) = (one for one in error.problems if "is not trained" in one.found)
+    assert "' It'" in problem.found
+    assert problem.found.endswith("\n    Is it? It⟦ is.<|im_end|>⟧")
+    golden_error(problem)
 
 
 def test_rows_that_were_cut_are_not_compared(tokenizer: Any) -> None:
@@ -571,10 +633,10 @@ PAIRS = [
 ]
 
 
-def prepare(file: str, tokenizer: Any, *overrides: str) -> PreparedData:
-    cfg = compose(
-        ["dataset=json", f"dataset.data_files={file}", "format=prompt_completion", *overrides]
-    )
+def prepare(files: str | dict[str, str], tokenizer: Any, *overrides: str) -> PreparedData:
+    """The rows of a file, or of the file of each split."""
+    cfg = composed("dataset=json", "dataset.data_files=F", "format=prompt_completion", *overrides)
+    cfg.dataset.data_files = files
     return prepare_data(cfg, tokenizer)
 
 
@@ -609,13 +671,9 @@ def test_rows_are_the_same_whatever_the_number_of_processes(
 def test_a_row_longer_than_max_length_is_an_error_with_the_length_that_would_do(
     rows_file: Write, tokenizer: Any
 ) -> None:
-    with pytest.raises(DataError) as error:
-        prepare(rows_file(PAIRS), tokenizer, "sft.max_length=16")
-    assert str(error.value) == (
-        "train[2]: 2 of 10 rows of train are longer than sft.max_length=16 tokens; this one has "
-        "25, the longest 25\n"
-        "    sft.max_length=25, or over_length=drop to leave such rows out and count them"
-    )
+    error = refused(DataError, lambda: prepare(rows_file(PAIRS), tokenizer, "sft.max_length=16"))
+    assert told(error) == {"train[2]": ("sft.max_length=25", "over_length=drop")}
+    assert re.findall(r"\d+", error.problems[0].found) == ["2", "10", "16", "25", "25"]
 
 
 def test_the_length_that_the_message_names_does(rows_file: Write, tokenizer: Any) -> None:
@@ -634,7 +692,8 @@ def test_dropped_rows_are_counted_and_the_others_keep_their_order(
         "over_length=drop",
         "preflight.max_over_length_rows=0.2",
     )
-    assert split_of(data.preflight, "train").over_length_rows == 2
+    report = split_of(data.preflight, "train")
+    assert (report.over_length_rows, report.lost_answer_tokens) == (2, 2 * 22)  # of 25 tokens each
     texts = [tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in data.train]
     assert texts == [
         pair["prompt"] + pair["completion"] for at, pair in enumerate(PAIRS) if at not in (2, 5)
@@ -642,10 +701,9 @@ def test_dropped_rows_are_counted_and_the_others_keep_their_order(
 
 
 def test_dropping_every_row_is_an_error(rows_file: Write, tokenizer: Any) -> None:
-    with pytest.raises(
-        DataError, match=r"10 of 10 rows of train are longer than sft\.max_length=2 tokens"
-    ):
-        prepare(rows_file(PAIRS), tokenizer, "sft.max_length=2", "over_length=drop")
+    limits = ("sft.max_length=2", "over_length=drop")
+    error = refused(DataError, lambda: prepare(rows_file(PAIRS), tokenizer, *limits))
+    assert re.findall(r"\d+", error.problems[0].found)[:3] == ["10", "10", "2"]
 
 
 def test_no_max_length_keeps_every_row(rows_file: Write, tokenizer: Any) -> None:
@@ -659,17 +717,12 @@ BAD = [*PAIRS, {"prompt": "a", "completion": " "}]
 def test_more_bad_rows_than_the_limit_stop_the_preparation_and_are_named(
     rows_file: Write, tokenizer: Any, processes: int
 ) -> None:
-    with pytest.raises(DataError) as error:
-        prepare(rows_file(BAD), tokenizer, f"dataset.num_proc={processes}")
-    assert not isinstance(error.value, RowError)
-    assert str(error.value) == (
-        "train: 1 of 11 rows teach nothing: 1 x empty text\n"
-        "    allowed: preflight.max_empty_rows=0.01 of the rows\n"
-        "    fix the rows below, the format or the loss; preflight.max_empty_rows=1 lets "
-        "sftpipe preview show the rest\n"
-        "train[10].completion (rows.jsonl, line 11): an empty string\n    allowed: text\n"
-        "    fix or remove the row"
+    error = refused(
+        DataError, lambda: prepare(rows_file(BAD), tokenizer, f"dataset.num_proc={processes}")
     )
+    assert places(error) == ["train", "train[10].completion (rows.jsonl, line 11)"]
+    assert error.problems[0].found.endswith(": 1 x empty text")
+    assert re.findall(r"\d+", error.problems[0].found) == ["1", "11", "1"]
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=FORKS)])
@@ -730,15 +783,11 @@ FORGED = [
 
 
 def test_a_text_that_would_end_its_turn_is_refused(rows_file: Write, tokenizer: Any) -> None:
-    with pytest.raises(DataError) as error:
-        prepare(rows_file(FORGED), tokenizer, "format=messages")
-    assert str(error.value.problems[1]) == (
-        "train[0].messages[1].content (rows.jsonl, line 1): the special token '<|im_end|>' in "
-        "'It is <|im_end|>, look.'\n"
-        "    allowed: text that neither opens nor ends a turn\n"
-        "    fix or remove the row, or preflight.forged_turns=escape to have such tokens read "
-        "as plain text"
-    )
+    error = refused(DataError, lambda: prepare(rows_file(FORGED), tokenizer, "format=messages"))
+    problem = error.problems[1]
+    assert problem.where == "train[0].messages[1].content (rows.jsonl, line 1)"
+    assert "'<|im_end|>' in 'It is <|im_end|>, look.'" in problem.found
+    assert problem.commands == ("preflight.forged_turns=escape",)
 
 
 def test_an_escaped_token_is_plain_text_that_looks_the_same(
@@ -749,6 +798,29 @@ def test_an_escaped_token_is_plain_text_that_looks_the_same(
     assert tokenizer.decode(trained).replace("\u200b", "") == "It is <|im_end|>, look.<|im_end|>"
     assert trained.count(tokenizer.eos_token_id) == 1
     assert split_of(data.preflight, "train").forged_rows == 1
+
+
+def test_special_tokens_of_either_pattern_are_no_forgery_and_those_that_columns_make_are(
+    rows_file: Write, tokenizer: Any
+) -> None:
+    patterns = [
+        "format=template",
+        "format.prompt='<|im_start|>{q}<|im_end|>{input}'",
+        "format.prompt_no_input='<|im_start|>{q}'",
+        "format.completion='{a}'",
+        "preflight.max_empty_rows=0.5",
+    ]
+    rows = [
+        {"q": "a", "input": "b", "a": "c"},
+        {"q": "d", "input": "", "a": "e"},
+        {"q": "f<|im_", "input": "", "a": "end|>"},
+    ]
+    data = prepare(rows_file(rows), tokenizer, *patterns)
+    assert [tokenizer.decode(row["input_ids"]) for row in data.train] == [
+        "<|im_start|>a<|im_end|>bc<|im_end|>",
+        "<|im_start|>de<|im_end|>",
+    ]
+    assert split_of(data.preflight, "train").dropped == {"forged turn": 1}
 
 
 def test_markers_are_stripped_from_every_text(rows_file: Write, tokenizer: Any) -> None:
@@ -796,7 +868,7 @@ def test_weights_make_the_largest_mixture_without_a_row_twice_spread_evenly(
 
 
 def test_counts_take_the_first_rows_and_more_than_there_are_is_an_error(
-    rows_file: Write, tokenizer: Any
+    rows_file: Write, tokenizer: Any, golden_error: Pin
 ) -> None:
     a, b = rows_file(numbered("a", 4), "a.jsonl"), rows_file(numbered("b", 4), "b.jsonl")
     source = f"path: json, data_files: '{b}'"
@@ -804,37 +876,28 @@ def test_counts_take_the_first_rows_and_more_than_there_are_is_an_error(
         compose(mixture(f"path: json, data_files: '{a}', count: 2", source)), tokenizer, dict
     )
     assert sorted(texts(data)) == ["a0", "a1", "b0", "b1", "b2", "b3"]
-    with pytest.raises(DataError) as error:
-        prepare_data(
-            compose(mixture(source, f"path: json, data_files: '{a}', count: 5")), tokenizer, dict
-        )
-    assert str(error.value) == (
-        "dataset.sources[1].count: 5 rows are asked for, and the source has 4\n"
-        "    allowed: no row is repeated\n"
-        "    dataset.sources[1].count=4, or sft.num_train_epochs for more passes over all"
-    )
+    cfg = compose(mixture(source, f"path: json, data_files: '{a}', count: 5"))
+    error = refused(DataError, lambda: prepare_data(cfg, tokenizer, dict))
+    assert places(error) == ["dataset.sources[1].count"]
+    assert re.findall(r"\d+", error.problems[0].found) == ["5", "4"]
+    golden_error(error)
 
 
 def test_a_column_that_the_format_needs_is_missed_before_encoding(
     rows_file: Write, tokenizer: Any
 ) -> None:
-    with pytest.raises(
-        DataError,
-        match=r"^format=instruction \(train\): no column 'instruction'; the data set has prompt, "
-        r"completion",
-    ):
-        prepare(rows_file(PAIRS), tokenizer, "format=instruction")
+    error = refused(DataError, lambda: prepare(rows_file(PAIRS), tokenizer, "format=instruction"))
+    assert places(error) == ["format=instruction (train)"] * 2  # both of its columns
+    assert "'instruction'" in error.problems[0].found
+    assert error.problems[0].found.endswith(" prompt, completion")
 
 
 def test_the_same_row_in_two_files_is_found(rows_file: Write, tokenizer: Any) -> None:
     files = [rows_file(PAIRS[:2], "a.jsonl"), rows_file(PAIRS[1:2], "b.jsonl")]
-    with pytest.raises(
-        DataError,
-        match=r"^validation\[0\] \(b.jsonl, line 1\): the same row as train\[1\] "
-        r"\(a.jsonl, line 2\): "
-        r"1 row of validation",
-    ):
-        prepare(f"{{train: '{files[0]}', validation: '{files[1]}'}}", tokenizer)
+    splits = dict(zip(("train", "validation"), files, strict=True))
+    error = refused(DataError, lambda: prepare(splits, tokenizer))
+    assert places(error) == ["validation[0] (b.jsonl, line 1)"]
+    assert "train[1] (a.jsonl, line 2): 1 row of validation" in error.problems[0].found
 
 
 def test_a_place_is_a_row_of_the_data_set_after_rows_were_dropped(
@@ -843,7 +906,7 @@ def test_a_place_is_a_row_of_the_data_set_after_rows_were_dropped(
     files = [rows_file(PAIRS, "a.jsonl"), rows_file(PAIRS[9:], "b.jsonl")]
     with pytest.raises(DataError, match=r"the same row as train\[9\]"):
         prepare(
-            f"{{train: '{files[0]}', validation: '{files[1]}'}}",
+            dict(zip(("train", "validation"), files, strict=True)),
             tokenizer,
             "sft.max_length=16",
             "over_length=drop",
@@ -855,19 +918,17 @@ def test_a_place_is_a_row_of_the_data_set_after_rows_were_dropped(
 
 
 def test_more_rows_dropped_for_length_than_the_limit_fail_and_the_first_is_shown(
-    rows_file: Write, tokenizer: Any
+    rows_file: Write, tokenizer: Any, golden_error: Pin
 ) -> None:
-    with pytest.raises(DataError) as error:
-        prepare(rows_file(PAIRS), tokenizer, "sft.max_length=16", "over_length=drop")
-    assert str(error.value) == (
-        "train[2] (rows.jsonl, line 3): 2 of 10 rows of train are dropped because they are "
-        "longer than sft.max_length; "
-        "this one has 25 tokens, the longest 25\n"
-        "    Row 2⟦long long long long long long long long long long long long long long long "
-        "long long long long long <|im_end|>⟧\n"
-        "    allowed: preflight.max_over_length_rows=0.05 of the rows\n"
-        "    sft.max_length=25, or over_length=truncate"
-    )
+    limits = ("sft.max_length=16", "over_length=drop")
+    error = refused(DataError, lambda: prepare(rows_file(PAIRS), tokenizer, *limits))
+    assert told(error) == {
+        "train[2] (rows.jsonl, line 3)": ("sft.max_length=25", "over_length=truncate")
+    }
+    counted, shown = error.problems[0].found.splitlines()
+    assert re.findall(r"\d+", counted) == ["2", "10", "25", "25"]
+    assert shown == f"    Row 2⟦{'long ' * 20}<|im_end|>⟧"
+    golden_error(error)
 
 
 def test_answers_that_went_with_cut_exchanges_are_counted(rows_file: Write, tokenizer: Any) -> None:
