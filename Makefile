@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sweep preview check test test-all lint ci golden bench clean
+.PHONY: help setup train sweep preview check test test-all mutants lint ci golden bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ test: $(STAMP)  ## run the tests, without the slow ones
 
 test-all: test  ## run the slow tests too: kills, sweeps, the wheel, many random rows
 	$(BIN)/python -m pytest -m "slow or hypothesis" --hypothesis-profile=thorough $(ARGS)
+
+mutants: $(STAMP)  ## do the tests notice small faults? ARGS="model/ hub.py" chooses some
+	$(BIN)/python tests/mutants/run.py $(ARGS)
 
 lint: $(STAMP)  ## ruff and strict mypy
 	$(BIN)/ruff check .

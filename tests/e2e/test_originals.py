@@ -20,7 +20,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 import sftpipe
-from support.tokenizers import CONFIGS, PUBLISHED
+from support.tokenizers import PUBLISHED, config_of
 
 pytestmark = pytest.mark.slow
 
@@ -133,7 +133,12 @@ def small(made: Callable[[str], Path], cli: Any, tmp_path: Path) -> Originals:
         for at in range(120)
     ]
     (tmp_path / "instruction-data.json").write_text(json.dumps(entries), encoding="utf-8")
-    return Originals({kind: made(kind) for kind in PUBLISHED}, CONFIGS, cli, tmp_path)
+    return Originals(
+        {kind: made(kind) for kind in PUBLISHED},
+        {kind: config_of(kind) for kind in PUBLISHED},
+        cli,
+        tmp_path,
+    )
 
 
 @pytest.fixture

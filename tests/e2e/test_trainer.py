@@ -139,21 +139,25 @@ def test_a_batch_without_a_trained_token_gives_a_finite_zero(
 def test_a_batch_adds_its_tokens_and_its_losses_to_the_counts(
     data: PreparedData, tiny_model: Path, tmp_path: Path
 ) -> None:
+    """The first trained token of each row is what the model says, so that it is right somewhere."""
     trainer = trainer_of(tiny(tiny_model), data, tmp_path)
-    trainer.compute_loss(trainer.model, batch_of(data, 0, 1))
-    rows = [data.train[0], data.train[1]]
-    counter, trained, right = trainer.counter, 0, 0
+    rows, trained = [dict(data.train[0]), dict(data.train[1])], 0
     for row in rows:
-        targets = torch.tensor(row["labels"][1:])
         with torch.no_grad():
-            likeliest = trainer.model(torch.tensor([row["input_ids"]])).logits[0, :-1].argmax(-1)
-        right += int((likeliest == targets).sum())
-        trained += int((targets != -100).sum())
+            likeliest = trainer.model(torch.tensor([row["input_ids"]])).logits[0].argmax(-1)
+        first = next(at for at, label in enumerate(row["labels"]) if label != -100)
+        row["labels"] = [*row["labels"]]
+        row["labels"][first] = int(likeliest[first - 1])
+        hits = [a == b for a, b in zip(likeliest[:-1].tolist(), row["labels"][1:], strict=True)]
+        assert sum(hits) == 1
+        trained += sum(label != -100 for label in row["labels"])
+    trainer.compute_loss(trainer.model, data.collate(rows))
+    counter = trainer.counter
     assert counter.rows == 2
     assert counter.tokens == sum(len(row["input_ids"]) for row in rows)
     assert counter.trained_tokens == trained < counter.tokens
     assert counter.loss_sum == pytest.approx(trained * mean_loss(trainer.model, rows), rel=1e-5)
-    assert trainer._metrics["train"]["mean_token_accuracy"] == [right / trained]
+    assert trainer._metrics["train"]["mean_token_accuracy"] == [2 / trained]
     assert trainer._metrics["train"]["num_tokens"] == [counter.tokens]
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from sftpipe.config.schema import TokenizerConfig
 from sftpipe.model.embedding import fit_to_tokenizer, is_tied
 from support.models import llama
-from support.tokenizers import CONFIGS, Sized, settled, tokenizer_at
+from support.tokenizers import Sized, config_of, settled, tokenizer_at
 
 YODA = "##[YODA]##>"
 
@@ -26,7 +26,7 @@ def test_opt_keeps_its_rows_for_two_new_tokens(made: Callable[[str], Path]) -> N
     keys = {"special_tokens": ["<|im_start|>"], "bos_token": "<|im_start|>"}
     tokenizer = tokenizer_at(made("opt"), tokens=[YODA], **keys)
     assert tokenizer.convert_tokens_to_ids(["<|im_start|>", YODA]) == [473, 474]
-    model = AutoModelForCausalLM.from_config(CONFIGS["opt"])
+    model = AutoModelForCausalLM.from_config(config_of("opt"))
     before = model.get_input_embeddings().weight.detach().clone()
     assert fit_to_tokenizer(model, tokenizer, new_tokens=(473, 474)) == (480, 480)
     after = model.get_input_embeddings().weight
@@ -41,14 +41,14 @@ def test_opt_keeps_its_rows_for_two_new_tokens(made: Callable[[str], Path]) -> N
 
 def test_ten_more_tokens_grow_opt_to_a_multiple_of_32(made: Callable[[str], Path]) -> None:
     tokenizer = tokenizer_at(made("opt"), tokens=[f"<new {number}>" for number in range(12)])
-    model = AutoModelForCausalLM.from_config(CONFIGS["opt"])
+    model = AutoModelForCausalLM.from_config(config_of("opt"))
     assert fit_to_tokenizer(model, tokenizer) == (480, 512)
     assert model.config.vocab_size == 512
 
 
 def test_phi3_never_shrinks(phi3: Any) -> None:
     # 53 rows to spare, as the published one has 32,064 - 32,011
-    model = AutoModelForCausalLM.from_config(CONFIGS["phi3"])
+    model = AutoModelForCausalLM.from_config(config_of("phi3"))
     assert (len(phi3), fit_to_tokenizer(model, phi3)) == (587, (640, 640))
 
 

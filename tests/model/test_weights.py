@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -412,7 +413,12 @@ def test_a_hub_that_keeps_us_waiting_is_given_up(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-        assert "(ReadTimeout: " in str(refusal("a/b"))
+        hangs_up = threading.Timer(20, silent.close)  # on who would wait for ever
+        hangs_up.start()
+        try:
+            assert "(ReadTimeout: " in str(refusal("a/b"))
+        finally:
+            hangs_up.cancel()
 
 
 # --- a local folder -------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def short(data: PreparedData) -> PreparedData:
 @pytest.fixture
 def trainer(short: PreparedData, tiny_model: Path, tmp_path: Path) -> SFTPipeTrainer:
     """It takes one step, which changes losses and answers."""
-    cfg = tiny(tiny_model, "sft.max_steps=1", "sft.learning_rate=0.02", "sft.warmup_steps=0")
+    cfg = tiny(tiny_model, "sft.max_steps=1", "sft.learning_rate=0.5", "sft.warmup_steps=0")
     return trainer_of(cfg, short, tmp_path)
 
 

@@ -7,6 +7,7 @@ token of them, alone and after a space, so that a test can say which tokens a te
 
 from __future__ import annotations
 
+import copy
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ TOKENS = {"phi3": 587, "opt": 473, "gpt2": 470, "chatml": 474}
 
 # rows of the embedding to spare as in the published models: 53 of Phi-3's 64 * 501, 7 of OPT's
 # 32 * 1571, none of GPT-2's
-CONFIGS: dict[str, PretrainedConfig] = {
+_CONFIGS: dict[str, PretrainedConfig] = {
     "phi3": Phi3Config(
         vocab_size=640,
         hidden_size=32,
@@ -84,6 +85,12 @@ CONFIGS: dict[str, PretrainedConfig] = {
         pad_token_id=2,
     ),
 }
+
+
+def config_of(kind: str) -> PretrainedConfig:
+    """The config of a small model of a kind, of the caller's own: a model that grows changes it."""
+    return copy.deepcopy(_CONFIGS[kind])
+
 
 # ":-" and "###" are what the rules on boundaries and response templates are about
 WORDS = [
@@ -141,7 +148,7 @@ def write_kind(kind: str, folder: Path) -> Path:
     tokenizer = _pieces() if kind == "phi3" else _bytes(kind)
     assert len(tokenizer) == TOKENS[kind]
     tokenizer.save_pretrained(folder)
-    CONFIGS[kind].save_pretrained(folder)
+    config_of(kind).save_pretrained(folder)
     return folder
 
 

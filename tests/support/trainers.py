@@ -39,6 +39,7 @@ def tiny(folder: Path, *overrides: str) -> TrainConfig:
 
 
 def trainer_of(cfg: TrainConfig, data: PreparedData, folder: Path) -> SFTPipeTrainer:
+    torch.manual_seed(cfg.seed)  # of the adapter; as if no test had run before
     weights = find_weights(cfg.model)
     model = load_base(cfg.model, cfg.quantization, weights, CPU, frozen=bool(cfg.lora))
     fit_to_tokenizer(model, data.tokenizer)

@@ -90,8 +90,11 @@ def test_auto_prefers_a_token_made_for_padding_to_an_unused_one_to_unk(
     assert choose_pad_token(changed, "auto") == chosen
 
 
-def test_auto_prefers_its_own_pad_to_one_made_for_padding(made: Callable[[str], Path]) -> None:
-    assert tokenizer_at(made("opt"), special_tokens=["<|fim_pad|>"]).pad_token == "<pad>"
+def test_auto_prefers_its_own_pad_to_one_made_for_padding(chatml: Any) -> None:
+    changed = copy.deepcopy(chatml)
+    changed.pad_token = "<file_sep>"
+    changed.add_special_tokens({"additional_special_tokens": ["<|fim_pad|>"]})
+    assert choose_pad_token(changed, "auto") == "<file_sep>"
 
 
 def test_auto_never_takes_bos_or_eos(chatml: Any) -> None:
