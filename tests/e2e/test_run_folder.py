@@ -16,26 +16,9 @@ import sftpipe
 from sftpipe.config.schema import to_plain
 from sftpipe.runs.load import Run
 from support.answers import answers_by_hand, lively_model
-from support.trainers import mean_loss, plain_peft
+from support.trainers import RUN_FILES, mean_loss, plain_peft
 
-FILES = {
-    "COMPLETE",
-    "README.md",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "chat_template.jinja",
-    "checkpoint-3",
-    "config.yaml",
-    "log.jsonl",
-    "loss.png",
-    "manifest.json",
-    "metrics.json",
-    "preflight.json",
-    "samples.jsonl",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "trainer_state.json",
-}
+FILES = {*RUN_FILES, "chat_template.jinja", "checkpoint-3"}
 RATES = ("rows_per_s", "tokens_per_s", "trained_tokens_per_s")
 ROWS = 6  # one step is an epoch, so that each step trains the same tokens
 

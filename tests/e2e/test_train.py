@@ -14,25 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from support.trainers import plain_peft
+from support.trainers import RUN_FILES, plain_peft
 
-RUN_FOLDER = {
-    ".hydra",
-    "COMPLETE",
-    "README.md",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "config.yaml",
-    "log.jsonl",
-    "loss.png",
-    "manifest.json",
-    "metrics.json",
-    "preflight.json",
-    "samples.jsonl",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "trainer_state.json",
-}
+RUN_FOLDER = {".hydra", *RUN_FILES}
 REAL = [
     "recipe=yoda",
     "dataset.limit=16",

@@ -20,6 +20,23 @@ from sftpipe.training.trainer import SFTPipeTrainer, build_arguments, build_trai
 from support.models import CPU
 
 NO_DROPOUT = "lora.lora_dropout=0"
+# what a finished run with an adapter has in its folder, whatever its model
+RUN_FILES = {
+    "COMPLETE",
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "config.yaml",
+    "log.jsonl",
+    "loss.png",
+    "manifest.json",
+    "metrics.json",
+    "preflight.json",
+    "samples.jsonl",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "trainer_state.json",
+}
 
 
 def tiny(folder: Path, *overrides: str) -> TrainConfig:
