@@ -55,7 +55,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     old one would leave the copy as it is.
     """
     monkeypatch.setattr(os, "environ", os.environ)
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "NETRC"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT", "NETRC", "CI"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -277,7 +277,8 @@ def rows_file(tmp_path: Path) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def data(smollm2: Any) -> Any:
     """The rows of the recipe `yoda`, prepared."""
-    from sftpipe import compose, prepare
+    from sftpipe import prepare
+    from support.configs import compose
 
     return prepare(compose(["recipe=yoda", "dataset.limit=64"]))
 

@@ -13,6 +13,7 @@ import torch
 import sftpipe
 from sftpipe.runs.folder import RunFolder
 from support.byte_model import write_byte_model
+from support.configs import compose
 from support.trainers import tiny
 
 ROWS = [{"instruction": f"Say {at}|SOUND|>.", "output": f"It is {at}."} for at in range(6)]
@@ -50,9 +51,7 @@ def prepare(tmp_path: Path, rows_file: Callable[..., str]) -> Callable[..., sftp
     def prepared(*overrides: str) -> sftpipe.PreparedData:
         words = ["model=custom", f"model.name_or_path={model}", "dataset=json"]
         limits = ["sft.max_length=null", "preflight.duplicates=warn"]
-        return sftpipe.prepare(
-            sftpipe.compose([*words, f"dataset.data_files={rows}", *limits, *overrides])
-        )
+        return sftpipe.prepare(compose([*words, f"dataset.data_files={rows}", *limits, *overrides]))
 
     return prepared
 
@@ -162,4 +161,4 @@ def test_prepared_data_know_their_splits_and_their_samples(
 def test_windows_that_the_model_is_too_short_for_are_refused_before_any_data_are_read() -> None:
     words = ["recipe=char_gpt_ko", "packing.block_size=100000", "dataset.name=stops-here"]
     with pytest.raises(sftpipe.ModelError, match=r"^packing.block_size: 100000 makes windows of"):
-        sftpipe.prepare(sftpipe.compose(words))
+        sftpipe.prepare(compose(words))

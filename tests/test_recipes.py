@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from sftpipe.config.hydra import compose
 from sftpipe.config.options import conf_dir, find_recipes, groups, header
 from sftpipe.config.schema import TrainConfig
 from sftpipe.config.upstream import MOVED, OURS, UPSTREAM, upstream_fields
+from support.configs import compose
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from sftpipe.config.hydra import compose
 from sftpipe.config.options import find_recipes, groups, read_yaml
 from sftpipe.config.patterns import pattern_fields
+from support.configs import compose
 
 PAGE = Path(__file__).parents[1] / "docs" / "sources.md"
 ROWS = [

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sftpipe.config.hydra import compose
 from sftpipe.data.packing import Isolation, PackingReport
 from sftpipe.data.preflight.report import Preflight, SplitReport
 from sftpipe.data.rows import Dropped
@@ -30,6 +29,7 @@ from sftpipe.tables import (
     run_lines,
     share,
 )
+from support.configs import compose
 
 # every number differs, so that none can stand in another's place
 TRAIN = SplitReport(

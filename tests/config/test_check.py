@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from sftpipe.config.hydra import compose, from_recorded
+from sftpipe.config.hydra import from_recorded
 from sftpipe.config.options import conf_dir, groups
 from sftpipe.config.schema import to_plain
 from sftpipe.config.synonyms import SYNONYMS
 from sftpipe.config.upstream import MOVED, OURS, UPSTREAM, upstream_fields
 from sftpipe.errors import ConfigError
-from support.configs import config_error
+from support.configs import compose, config_error
 from support.errors import Pin, places, refused
 
 REPOSITORY = Path(__file__).parents[2]

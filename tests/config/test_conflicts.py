@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from sftpipe.config.hydra import compose, expand_sweep
+from sftpipe.config.hydra import expand_sweep
 from sftpipe.config.schema import FormatConfig, MixtureSource
 from sftpipe.errors import ConfigError, Problem
-from support.configs import config_error
+from support.configs import compose, config_error
 from support.errors import Pin, named, places, told
 
 Told = dict[str, tuple[str, ...]]

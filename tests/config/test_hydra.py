@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,8 +23,9 @@ from sftpipe.config.hydra import (
     literal,
 )
 from sftpipe.config.options import find_recipes
-from sftpipe.config.schema import to_plain
+from sftpipe.config.schema import TrainConfig, to_plain
 from sftpipe.errors import ConfigError
+from support import configs
 from support.configs import config_error
 from support.errors import Pin, named, places, refused, told
 
@@ -373,3 +375,31 @@ def test_a_sweep_that_cannot_be_listed_is_a_config_error(
 
     assert places(error) == [place]
     golden_error(error)
+
+
+# --- the shortcut of the other tests --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["recipe=yoda"],
+        ["recipe=char_gpt_ko", "sft.learning_rate=1e-4", "model.config.n_layer=2"],
+        ["recipe=instruct", "quantization=nf4", "+sft.weight_decay=0.1", "++lora.r=4", "lora=none"],
+        ["dataset=json", "dataset.data_files=[a.jsonl,b.jsonl]", "recipe=null", "~format.system"],
+        ["lora=default", "lora.target_modules=[q_proj]", "sft.optim_args={a: 1}"],
+        ["recipe=yoda", "sft.lerning_rate=1", "lora.r=x"],
+        ["lora=deflaut", "sft=1", "dataset.data_files={train: a}"],
+    ],
+)
+def test_configs_of_tests_are_those_of_hydra(overrides: list[str]) -> None:
+    assert outcome(lambda: configs.compose(overrides)) == outcome(lambda: compose(overrides))
+
+
+def outcome(make: Callable[[], TrainConfig]) -> Any:
+    """The config, or the text of the error."""
+    try:
+        return to_plain(make())
+    except ConfigError as error:
+        return str(error)

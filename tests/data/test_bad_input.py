@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from sftpipe import DataError, PreparedData, compose, prepare
+from sftpipe import DataError, PreparedData, prepare
 from sftpipe.cli import main
 from sftpipe.data.preflight.report import Dropped
 from support.byte_model import CHATML, write_byte_model
+from support.configs import compose
 from support.errors import Pin, examples, named, places, refused, told
 from support.rows import split_of
 

@@ -23,14 +23,14 @@ import numpy as np
 import pytest
 
 import sftpipe
-from sftpipe import DataError, PreparedData, compose, prepare, storage
+from sftpipe import DataError, PreparedData, prepare, storage
 from sftpipe.data.encode import Encoder
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.version import code_digest
 from sftpipe.runs.plan import key_of, run_key
 from sftpipe.storage import HASHES, cached
 from support.byte_model import write_byte_model
-from support.configs import composed
+from support.configs import compose
 from support.sources import write_rows
 
 Prepare = Callable[..., PreparedData]
@@ -67,7 +67,7 @@ def prepared(models: dict[str, Path], file: Path, store: Path) -> Prepare:
 
     def run(*overrides: str) -> PreparedData:
         plain = ["evaluation=none", "dataset=json", "format=prompt_completion"]
-        cfg = composed(*(f"{key}=X" for key in named), *plain, *overrides)
+        cfg = compose([*(f"{key}=X" for key in named), *plain, *overrides])
         for key, value in named.items():  # a path of this test, unless the overrides name another
             group, name = key.split(".")
             if getattr(getattr(cfg, group), name) == "X":

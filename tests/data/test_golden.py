@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from sftpipe import compose
 from sftpipe.config.options import conf_dir
 from sftpipe.config.schema import FormatConfig, LossConfig
 from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.preflight.preview import spans
 from sftpipe.data.samples import Row
 from sftpipe.errors import RowError
+from support.configs import compose
 from support.samples import to_samples
 
 INSTRUCTIONS: list[Row] = [

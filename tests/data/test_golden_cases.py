@@ -48,6 +48,7 @@ from sftpipe.data.packing import Collator, RandomWindows
 from sftpipe.data.prompts import split_answer
 from sftpipe.model.embedding import fit_to_tokenizer, is_tied
 from sftpipe.tokenizer.train import train_tokenizer
+from support.configs import compose
 from support.models import llama
 from support.tokenizers import PUBLISHED, Sized, tokenizer_at
 
@@ -78,7 +79,7 @@ class Golden:
             if word.partition("=")[0] not in given
         ]
         return sftpipe.prepare(
-            sftpipe.compose(
+            compose(
                 [
                     *defaults,
                     f"dataset.data_files={file}",
@@ -116,7 +117,7 @@ def alpaca_row(cases: dict[str, Any]) -> dict[str, Any]:
 
 
 def the_alpaca_prompts_are_stanfords(g: Golden) -> None:
-    form = sftpipe.compose(["format=alpaca", "dataset=yoda"]).format
+    form = compose(["format=alpaca", "dataset=yoda"]).format
     assert form.prompt == g.cases["000-template-prompt_input"]["expected"]
     assert form.prompt_no_input == g.cases["000-template-prompt_no_input"]["expected"]
 
@@ -643,7 +644,7 @@ def windows_of_the_constitution_have_the_golden_bigram_loss(g: Golden) -> None:
         "packing=blocks",
         "packing.block_size=8",
     ]
-    data = sftpipe.prepare(sftpipe.compose(words))
+    data = sftpipe.prepare(compose(words))
     assert len(data.tokenizer) == size + 2  # EOS and PAD
     windows = RandomWindows(data.train)
     torch.manual_seed(1337)
@@ -676,7 +677,7 @@ def the_greeting_reads_back(g: Golden) -> None:
 def batches_of_blocks_have_the_golden_shapes(g: Golden) -> None:
     given, expected = g.cases["001-shapes"]["input"], g.cases["001-shapes"]["expected"]
     size = f"packing.block_size={given['block_size']}"
-    data = sftpipe.prepare(sftpipe.compose(["recipe=char_gpt_ko", "dataset.limit=5", size]))
+    data = sftpipe.prepare(compose(["recipe=char_gpt_ko", "dataset.limit=5", size]))
     windows = RandomWindows(data.train)
     batch = data.collate([windows[start] for start in windows.starts(0, 0)[: given["batch_size"]]])
     assert batch["input_ids"][:, :-1].reshape(-1).shape[0] == expected["logits_view"][0]

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from sftpipe import DataError, PreparedData, compose, prepare
+from sftpipe import DataError, PreparedData, prepare
 from support.byte_model import write_byte_model
+from support.configs import compose
 from support.errors import places, refused
 from support.sources import write_rows
 

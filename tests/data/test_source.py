@@ -26,12 +26,12 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from sftpipe import storage
-from sftpipe.config.hydra import compose
 from sftpipe.config.schema import DatasetConfig, FormatConfig, MixtureSource
 from sftpipe.data import readers
 from sftpipe.data.rows import Rows
 from sftpipe.data.source import SPLITS, fingerprint, load_sources, sources_sha256
 from sftpipe.errors import DataError
+from support.configs import compose
 from support.errors import Pin, named, places, refused, told
 from support.sources import load_splits
 

@@ -12,7 +12,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
-from sftpipe.config.hydra import compose
 from sftpipe.errors import ModelError
 from sftpipe.model.adapters import (
     count_parameters,
@@ -23,6 +22,7 @@ from sftpipe.model.adapters import (
 )
 from sftpipe.model.load import load_base
 from sftpipe.model.weights import Weights
+from support.configs import compose
 from support.errors import Pin, places, refused, told
 from support.models import CPU, llama, saved
 

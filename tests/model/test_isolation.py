@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from sftpipe.config.hydra import compose
 from sftpipe.config.schema import ModelConfig
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import Collator, Isolation
@@ -28,6 +27,7 @@ from sftpipe.model.isolation import (
     verify,
 )
 from sftpipe.model.weights import Weights
+from support.configs import compose
 from support.errors import Pin, places, refused, told
 
 SMALL: dict[str, Any] = {

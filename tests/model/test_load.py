@@ -12,12 +12,12 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sftpipe.config.hydra import compose
 from sftpipe.config.schema import ModelConfig
 from sftpipe.errors import ModelError
 from sftpipe.model.load import load_base, make_base, quantization_config
 from sftpipe.model.precision import Precision
 from sftpipe.model.weights import Weights, find_weights
+from support.configs import compose
 from support.errors import Pin, places, refused
 from support.models import CPU, HALF, llama, saved
 

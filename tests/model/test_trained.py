@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import sftpipe
 from sftpipe.errors import ModelError
 from support.byte_model import write_byte_model
+from support.configs import compose
 from support.models import deep_leak, llama
 
 ANSWER_END, KNOWN = 257, 259  # `<|im_end|>` of `write_byte_model`, and how many tokens it has
@@ -53,7 +54,7 @@ def test_full_training_is_of_float32_weights_and_the_model_stops_where_answers_e
         "tokenizer.eos_token='<|done|>'",
         "tokenizer.pad_to_multiple_of=8",
     ]
-    run = sftpipe.train(sftpipe.compose(words))
+    run = sftpipe.train(compose(words))
     weights = load_file(run.dir / "model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float32}
     assert weights["model.embed_tokens.weight"].shape == (264, 8)
@@ -75,7 +76,7 @@ def test_an_adapter_has_the_dtype_of_the_config_and_trains_the_rows_of_new_token
         "packing=bfd",
         "sft.max_length=128",
     ]
-    run = sftpipe.train(sftpipe.compose(words))
+    run = sftpipe.train(compose(words))
     weights = load_file(run.dir / "adapter_model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.bfloat16}
     config = json.loads((run.dir / "adapter_config.json").read_text())
@@ -94,7 +95,7 @@ def test_an_adapter_has_the_dtype_of_the_config_and_trains_the_rows_of_new_token
 def test_a_model_that_leaks_where_small_ones_of_its_class_do_not_is_refused_before_it_is_trained(
     words: list[str], tmp_path: Path
 ) -> None:
-    cfg = sftpipe.compose([*words, "packing=bfd", "sft.max_length=128"])
+    cfg = compose([*words, "packing=bfd", "sft.max_length=128"])
     with deep_leak(KNOWN) as model:
         model.save_pretrained(tmp_path / "model")
         with pytest.raises(ModelError) as error:

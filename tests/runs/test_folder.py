@@ -14,13 +14,13 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
-from sftpipe.config.hydra import compose
 from sftpipe.config.schema import TrainConfig, to_plain
 from sftpipe.config.upstream import MOVED, OURS, UPSTREAM, upstream_fields
 from sftpipe.errors import DataError, RunError
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.plan import RunPlan, key_of, newest_checkpoint, plan_run, run_key
 from sftpipe.storage import is_whole, publish_folder
+from support.configs import compose
 from support.errors import Pin, named, places, refused, told
 
 AUTO = "sft.resume_from_checkpoint=auto"

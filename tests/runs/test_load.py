@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sftpipe.config.hydra import compose
 from sftpipe.config.schema import to_plain
 from sftpipe.errors import ConfigError, RunError
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.load import load_run
+from support.configs import compose
 
 
 def test_a_finished_run_gives_its_config_and_its_numbers(tmp_path: Path) -> None:

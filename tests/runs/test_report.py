@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from sftpipe.config.hydra import compose
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.report import (
     SHOWN,
@@ -24,6 +23,7 @@ from sftpipe.runs.report import (
     token_ticks,
     write_card,
 )
+from support.configs import compose
 from support.models import llama
 
 HISTORY = [

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sftpipe.config.hydra import compose
 from sftpipe.config.schema import TrainConfig, to_plain
 from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import RunError
 from sftpipe.runs.plan import RunPlan, run_key
 from sftpipe.runs.write import open_run
 from sftpipe.storage import sha256_text
+from support.configs import compose
 
 
 @pytest.fixture(autouse=True)

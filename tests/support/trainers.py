@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from sftpipe.config.hydra import compose
 from sftpipe.config.schema import TrainConfig
 from sftpipe.data.prepare import PreparedData
 from sftpipe.model.adapters import lora_config
@@ -17,6 +16,7 @@ from sftpipe.model.embedding import fit_to_tokenizer
 from sftpipe.model.load import load_base
 from sftpipe.model.weights import find_weights
 from sftpipe.training.trainer import SFTPipeTrainer, build_arguments, build_trainer
+from support.configs import compose
 from support.models import CPU
 
 NO_DROPOUT = "lora.lora_dropout=0"

@@ -17,6 +17,7 @@ from sftpipe.model.weights import Weights
 from sftpipe.tokenizer.make import make_tokenizer
 from sftpipe.tokenizer.special_tokens import set_special_tokens
 from sftpipe.tokenizer.train import train_tokenizer
+from support.configs import compose
 from support.errors import places, refused
 
 PROSE = ["the cat sat on the mat and the dog sat on the log, and then the cat and the dog ran"] * 3
@@ -144,6 +145,6 @@ def test_a_run_with_other_rows_trains_another_one(rows_file: Callable[..., str])
     for number, text in enumerate(("ab", "abc", "ab")):
         file = rows_file([{"text": text}], f"{number}.jsonl")
         data = ["dataset=json", f"dataset.data_files={file}", "tokenizer=char"]
-        prepared = sftpipe.prepare(sftpipe.compose([*data, *words]))
+        prepared = sftpipe.prepare(compose([*data, *words]))
         vocabularies.append(len(prepared.tokenizer))
     assert vocabularies == [4, 5, 4]

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from sftpipe.config.hydra import compose
 from sftpipe.config.options import conf_dir
 from sftpipe.config.schema import TokenizerConfig
 from sftpipe.errors import ModelError, Problem
@@ -24,6 +23,7 @@ from sftpipe.tokenizer.special_tokens import (
     set_special_tokens,
     unknown_tokens,
 )
+from support.configs import compose
 from support.errors import Pin, places, refused, told
 from support.tokenizers import settled, tokenizer_at
 

@@ -297,6 +297,8 @@ def _check_upstream(group: str, tree: Mapping[str, Any], origin: Origin) -> list
     free = [name for name in known if name not in moved and name not in ours]
     problems = []
     for name, value in tree.items():
+        if name in free and accepts(known[name], value):
+            continue
         key = f"{group}.{name}"
         where = origin.locate(key)
         if name in moved:
@@ -306,6 +308,6 @@ def _check_upstream(group: str, tree: Mapping[str, Any], origin: Origin) -> list
             problems.append(Problem(where, f"not for a config: {ours[name]}", fix="leave it out"))
         elif name not in known:
             problems.append(unknown_key(key, origin, free))
-        elif not accepts(known[name], value):
+        else:
             problems.append(Problem(where, show_value(value), allowed=str(known[name])))
     return problems

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from datasets import Dataset, Features, List, Value
 
-from sftpipe import compose
 from sftpipe.data.encode import Encoder
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import Isolation
@@ -24,7 +23,7 @@ from sftpipe.data.rows import TOO_LONG, Dropped, Part
 from sftpipe.data.samples import Conversation, PromptCompletion, Sample
 from sftpipe.errors import DataError, Problem, RowError
 from sftpipe.tables import preflight_summary
-from support.configs import composed
+from support.configs import compose
 from support.errors import Pin, places, refused, told
 from support.rows import prepare_data, split_of
 
@@ -109,12 +108,8 @@ def part(
 
 
 def check(*parts: Part, tokenizer: Any, **overrides: Any) -> Preflight:
-    cfg = composed(
-        *(
-            f"{key if key == 'loss' else f'preflight.{key}'}={value}"
-            for key, value in overrides.items()
-        )
-    )
+    keys = {key if key == "loss" else f"preflight.{key}": key for key in overrides}
+    cfg = compose([f"{written}={overrides[key]}" for written, key in keys.items()])
     grouped: dict[str, list[Part]] = {}
     for one in parts:
         grouped.setdefault(one.split, []).append(one)
@@ -532,7 +527,7 @@ def test_a_summary_counts_the_rows_what_was_dropped_and_the_warnings(tokenizer: 
 
 
 def encoded(tokenizer: Any, sample: Sample) -> Row:
-    (made,) = Encoder(tokenizer, composed().loss).encode([sample], ["train[0]"])
+    (made,) = Encoder(tokenizer, compose().loss).encode([sample], ["train[0]"])
     assert not isinstance(made, RowError)
     return {**row(), "input_ids": made.input_ids, "labels": made.labels}
 
@@ -635,7 +630,7 @@ PAIRS = [
 
 def prepare(files: str | dict[str, str], tokenizer: Any, *overrides: str) -> PreparedData:
     """The rows of a file, or of the file of each split."""
-    cfg = composed("dataset=json", "dataset.data_files=F", "format=prompt_completion", *overrides)
+    cfg = compose(["dataset=json", "dataset.data_files=F", "format=prompt_completion", *overrides])
     cfg.dataset.data_files = files
     return prepare_data(cfg, tokenizer)
 
