@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+unexport PYTHONDONTWRITEBYTECODE  # the tests start many processes, and each would compile every module anew
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train sweep preview check test test-all mutants lint ci golden bench clean

@@ -45,6 +45,7 @@ def check(copy: Path, *words: str) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 def test_a_format_a_data_set_a_model_a_recipe_and_a_packing_option(
     copy: Path, tiny_model: Path
 ) -> None:

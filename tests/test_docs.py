@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ ROOMS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.pare
 RULES = (REPOSITORY / "docs" / "rules.md").read_text(encoding="utf-8")
 
 
+@functools.cache
 def names_of_tests() -> set[str]:
     """The names of all tests."""
     return {

@@ -79,6 +79,7 @@ def test_each_recipe_composes(path: Path) -> None:
     assert compose([f"recipe={path.stem}"]).recipe == path.stem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in OPTIONS if path.suffix == ".yaml"], ids=named)
 def test_each_option_composes_with_the_values_of_its_file(path: Path) -> None:
     group, option = path.parent.name, path.stem

@@ -55,6 +55,7 @@ def value_at(cfg: Any, key: str) -> Any:
     return cfg
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
 def test_each_command_composes_to_what_it_says(command: str) -> None:
     _, verb, *words = shlex.split(command)

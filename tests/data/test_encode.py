@@ -874,6 +874,7 @@ def test_a_text_that_is_trained_in_full_is_never_cut(tokenizer: Any) -> None:
 # --- golden values --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_golden_yoda_on_the_published_tokenizers(golden: Path, subtests: pytest.Subtests) -> None:
     cases = {
         case["id"]: case for case in json.loads((golden / "cases.json").read_text(encoding="utf-8"))

@@ -852,6 +852,7 @@ CHECKS: dict[str, list[tuple[Callable[..., None], tuple[Any, ...]]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", CHECKS)
 def test_golden_values_hold(g: Golden, subtests: pytest.Subtests, part: str) -> None:
     for check, values in CHECKS[part]:

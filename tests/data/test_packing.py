@@ -20,7 +20,7 @@ from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import Collator, RandomWindows, blocks, count, pack, sequence_lengths
 from sftpipe.errors import DataError
 from sftpipe.tables import isolation_of, packing_rows
-from support.configs import config_error
+from support.configs import compose, config_error
 from support.errors import Pin, named, refused, told
 
 Row = dict[str, list[int]]
@@ -182,7 +182,7 @@ BLOCKS = ["recipe=char_gpt_ko", "dataset.limit=5"]
 
 
 def test_a_runs_blocks_have_eos_between_documents_in_the_order_of_the_split() -> None:
-    data = sftpipe.prepare(sftpipe.compose([*BLOCKS, "packing.block_size=64"]))
+    data = sftpipe.prepare(compose([*BLOCKS, "packing.block_size=64"]))
     tokenizer = data.tokenizer
     texts = [sample.text for sample in data.samples("train")]
     ids = [
@@ -194,7 +194,7 @@ def test_a_runs_blocks_have_eos_between_documents_in_the_order_of_the_split() ->
     assert {len(row["input_ids"]) for row in list(data.train)[:-1]} == {65}
     for overrides in (["seed=7", "sft.max_length=10"], ["sft.max_length=null"]):
         again = sftpipe.prepare(
-            sftpipe.compose([*BLOCKS, "packing.block_size=64", *overrides])
+            compose([*BLOCKS, "packing.block_size=64", *overrides])
         )  # no row of a stream is too long
         for split, rows in data.splits().items():
             assert list(again.splits()[split]) == list(rows)
@@ -214,7 +214,7 @@ def test_a_runs_blocks_have_eos_between_documents_in_the_order_of_the_split() ->
 
 
 def test_a_window_is_what_follows_its_start_in_the_stream() -> None:
-    data = sftpipe.prepare(sftpipe.compose([*BLOCKS, "packing.block_size=8"]))
+    data = sftpipe.prepare(compose([*BLOCKS, "packing.block_size=8"]))
     windows = RandomWindows(data.train)
     starts = windows.starts(0, 0)[:4]
     batch = data.collate([windows[start] for start in starts])
@@ -236,11 +236,11 @@ def test_a_corpus_shorter_than_a_window_is_an_error_that_names_both_sizes(
         "format=text",
         "loss=full",
     ]
-    cfg = sftpipe.compose([*words, "packing=blocks", "packing.block_size=4"])
+    cfg = compose([*words, "packing=blocks", "packing.block_size=4"])
     error = refused(DataError, lambda: sftpipe.prepare(cfg))
     assert told(error) == {"packing.block_size": ("packing.block_size=3",)}
     golden_error(error)
-    data = sftpipe.prepare(sftpipe.compose([*words, "packing=blocks", "packing.block_size=3"]))
+    data = sftpipe.prepare(compose([*words, "packing=blocks", "packing.block_size=3"]))
     assert [row["input_ids"] for row in data.train] == [[0, 1, 2, 3]]
 
 
@@ -302,11 +302,11 @@ YODA = ["recipe=yoda", "dataset.limit=20", "sft.max_length=256"]
 @pytest.fixture(scope="module")
 def bfd() -> PreparedData:
     """Twenty rows of each split, those of train packed whole."""
-    return sftpipe.prepare(sftpipe.compose([*YODA, "packing=bfd"]))
+    return sftpipe.prepare(compose([*YODA, "packing=bfd"]))
 
 
 def test_validation_is_packed_only_when_asked(bfd: PreparedData) -> None:
-    asked = sftpipe.prepare(sftpipe.compose([*YODA, "packing=bfd", "packing.pack_eval=true"]))
+    asked = sftpipe.prepare(compose([*YODA, "packing=bfd", "packing.pack_eval=true"]))
     assert bfd.validation.column_names == ["input_ids", "labels"]
     assert Counter(sequence for row in asked.validation for sequence in sequences(row)) == Counter(
         (tuple(row["input_ids"]), tuple(row["labels"])) for row in bfd.validation
@@ -356,7 +356,7 @@ def test_the_report_tells_how_full_packed_rows_are_and_how_they_are_kept_apart(
     ],
 )
 def test_the_report_says_what_was_not_measured(words: list[str], lines: list[str]) -> None:
-    data = sftpipe.prepare(sftpipe.compose([*YODA, *words]))
+    data = sftpipe.prepare(compose([*YODA, *words]))
     assert data.preflight.packing is not None
     packing = data.preflight.packing
     said = [packing_rows(packing), isolation_of(packing.isolation)]
@@ -366,16 +366,16 @@ def test_the_report_says_what_was_not_measured(words: list[str], lines: list[str
 def test_length_limits_act_before_packing(bfd: PreparedData) -> None:
     words = ["recipe=yoda", "dataset.limit=20", "sft.max_length=60"]
     rows = [sequence for row in bfd.train for sequence in sequences(row)]
-    long = sftpipe.compose([*words, "packing=bfd"])
+    long = compose([*words, "packing=bfd"])
     assert (
         "sft.max_length=60" in refused(DataError, lambda: sftpipe.prepare(long)).problems[0].found
     )
     drop = ["over_length=drop", "preflight.max_over_length_rows=1"]
-    kept = sftpipe.prepare(sftpipe.compose([*words, "packing=bfd", *drop])).train
+    kept = sftpipe.prepare(compose([*words, "packing=bfd", *drop])).train
     short = [sequence for sequence in rows if len(sequence[0]) <= 60]
     assert 0 < len(short) < len(rows) == 20
     assert Counter(sequence for row in kept for sequence in sequences(row)) == Counter(short)
-    split = sftpipe.prepare(sftpipe.compose([*words, "packing=bfd_split"])).train
+    split = sftpipe.prepare(compose([*words, "packing=bfd_split"])).train
     assert max(len(row["input_ids"]) for row in split) == 60
     assert Counter(stream_of(list(split))) == Counter(token for ids, _ in rows for token in ids)
 

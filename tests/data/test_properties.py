@@ -446,6 +446,7 @@ def test_l7_a_response_template_that_stands_nowhere_is_an_error(plain: Any) -> N
 # --- the published tokenizers ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_golden_the_rules_hold_on_the_published_tokenizers(
     golden: Path, subtests: pytest.Subtests
 ) -> None:

@@ -19,7 +19,7 @@ from sftpipe.model.isolation import small_isolation
 from sftpipe.model.load import load_base, make_base, random_base
 from sftpipe.model.weights import Weights, find_weights
 from sftpipe.tokenizer.train import train_tokenizer
-from support.configs import config_error
+from support.configs import compose, config_error
 from support.errors import Pin, named, places, refused, told
 from support.models import CPU, HALF
 
@@ -76,7 +76,7 @@ def test_the_dtype_is_that_of_trained_weights_and_the_attention_that_of_the_conf
 
 
 def test_a_run_from_scratch_draws_its_weights_from_the_seed_of_the_run(letters: Any) -> None:
-    cfg = sftpipe.compose(["model=char_gpt", *TEXT, "seed=7"])
+    cfg = compose(["model=char_gpt", *TEXT, "seed=7"])
     cfg = replace(cfg, model=scratch())
     drawn = make_base(cfg, find_weights(cfg.model, cfg.seed), letters, HALF).state_dict()
     torch.testing.assert_close(drawn, made(scratch(), letters, 7).state_dict(), rtol=0, atol=0)
@@ -136,7 +136,7 @@ def test_a_model_from_scratch_takes_the_named_models_tokenizer(tiny_model: Path)
         "lora=none",
         "quantization=none",
     ]
-    data = sftpipe.prepare(sftpipe.compose([*words, "dataset.limit=4"]))
+    data = sftpipe.prepare(compose([*words, "dataset.limit=4"]))
     assert data.tokenizer.eos_token == "<|im_end|>"
 
 
@@ -244,7 +244,7 @@ def test_a_model_without_a_name_is_an_error() -> None:
 
 @pytest.mark.parametrize("option", ["char_gpt", "tiny_random"])
 def test_packed_rows_are_isolated_on_models_from_scratch(option: str) -> None:
-    cfg = sftpipe.compose([f"model={option}", *TEXT]).model
+    cfg = compose([f"model={option}", *TEXT]).model
     found = small_isolation(cfg, find_weights(cfg, 42))
     assert found.method == "positions"
     assert found.leak is not None
@@ -260,18 +260,18 @@ def test_windows_longer_than_the_models_positions_are_an_error_that_names_both(
         "packing=blocks",
         "model.config.max_position_embeddings=65",
     ]
-    cfg = sftpipe.compose([*words, "packing.block_size=65"])
+    cfg = compose([*words, "packing.block_size=65"])
     error = refused(ModelError, lambda: check_windows(cfg, find_weights(cfg.model, cfg.seed)))
     assert told(error) == {"packing.block_size": ("packing.block_size=64",)}
     assert re.findall(r"\d+", error.problems[0].found) == ["65", "66", "65"]
     golden_error(error)
-    fitting = sftpipe.compose([*words, "packing.block_size=64"])
+    fitting = compose([*words, "packing.block_size=64"])
     assert len(sftpipe.prepare(fitting).train[0]["input_ids"]) == 65
 
 
 def test_a_run_without_windows_needs_no_positions() -> None:
     words = ["model=tiny_random", *TEXT, "model.config.max_position_embeddings=8"]
-    windows = sftpipe.compose([*words, "packing=blocks", "packing.block_size=8"])
+    windows = compose([*words, "packing=blocks", "packing.block_size=8"])
     weights = find_weights(windows.model, windows.seed)
     error = refused(ModelError, lambda: check_windows(windows, weights))
     assert places(error) == ["packing.block_size"]

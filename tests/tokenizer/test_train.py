@@ -18,7 +18,7 @@ from sftpipe.config.schema import LossConfig, TokenizerConfig
 from sftpipe.data.encode import Encoder
 from sftpipe.errors import DataError, RowError
 from sftpipe.tokenizer.train import blank_tokenizer, train_tokenizer
-from support.configs import config_error
+from support.configs import compose, config_error
 from support.errors import Pin, named, refused, told
 from support.rows import split_of
 
@@ -157,9 +157,7 @@ def test_too_little_text_for_the_vocabulary_is_an_error(golden_error: Pin) -> No
 
 
 def prepare(file: str, *words: str) -> Any:
-    return sftpipe.prepare(
-        sftpipe.compose(["dataset=json", f"dataset.data_files={file}", *WORDS, *words])
-    )
+    return sftpipe.prepare(compose(["dataset=json", f"dataset.data_files={file}", *WORDS, *words]))
 
 
 def test_characters_come_from_all_splits_and_merges_from_train(rows_file: RowsFile) -> None:
@@ -191,7 +189,7 @@ def test_characters_come_from_all_splits_and_merges_from_train(rows_file: RowsFi
     ],
 )
 def test_a_saved_tokenizer_loads_with_transformers_alone(kind: list[str], tmp_path: Path) -> None:
-    data = sftpipe.prepare(sftpipe.compose(["recipe=char_gpt_ko", *kind]))
+    data = sftpipe.prepare(compose(["recipe=char_gpt_ko", *kind]))
     data.tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     text = next(data.samples("validation")).text

@@ -125,7 +125,7 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerFast, wanted: str) -> str:
         ModelError: the token is EOS or not in the vocabulary, or there is none to keep.
     """
     key, auto = "tokenizer.pad_token", "`tokenizer.pad_token=auto`"
-    vocabulary, eos = tokenizer.get_vocab(), tokenizer.eos_token
+    eos = tokenizer.eos_token
     if wanted == "keep":
         if tokenizer.pad_token is None:
             raise ModelError(Problem(key, "keep, and the tokenizer has no PAD", fix=auto))
@@ -142,7 +142,8 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerFast, wanted: str) -> str:
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     spare = sorted((t for t in special if _SPARE.search(t)), key=lambda t: "pad" not in t.lower())
     for candidate in (tokenizer.pad_token, *spare, tokenizer.unk_token):
-        if candidate in vocabulary and candidate not in (eos, tokenizer.bos_token):
+        is_free = candidate and candidate not in (eos, tokenizer.bos_token)
+        if is_free and _id_of(tokenizer, candidate) is not None:
             return str(candidate)
     return _NEW_PAD  # which the tokenizer adds to its vocabulary
 
@@ -150,8 +151,7 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerFast, wanted: str) -> str:
 def unknown_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """Strings such as `<|im_end|>` that the template writes and the tokenizer splits."""
     written = _TURN_TOKEN.findall(_COMMENT.sub("", _template_source(tokenizer)))
-    vocabulary = tokenizer.get_vocab()
-    return list(dict.fromkeys(token for token in written if token not in vocabulary))
+    return [token for token in dict.fromkeys(written) if _id_of(tokenizer, token) is None]
 
 
 def how_to_add(tokens: Sequence[str]) -> str:
@@ -177,6 +177,12 @@ def _template_source(tokenizer: PreTrainedTokenizerFast) -> str:
     return " ".join(template.values()) if isinstance(template, dict) else template or ""
 
 
+def _id_of(tokenizer: PreTrainedTokenizerFast, token: str) -> int | None:
+    """The id of a token; None for what is no token. `get_vocab` would copy the vocabulary."""
+    found: int | None = tokenizer.backend_tokenizer.token_to_id(token)
+    return found
+
+
 def _set_role(tokenizer: PreTrainedTokenizerFast, role: str, wanted: str) -> None:
     """Give a role to `wanted`, or for `auto` to the token that has it, or else to a new one."""
     if wanted == "keep":
@@ -190,16 +196,16 @@ def _set_role(tokenizer: PreTrainedTokenizerFast, role: str, wanted: str) -> Non
 
 def _check_new(tokenizer: PreTrainedTokenizerFast, key: str, words: Sequence[str]) -> None:
     """A new token must not be a word of the vocabulary: it would be split off other words."""
-    vocabulary = tokenizer.get_vocab()
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     for word in words:
         if not word.strip():
             allowed = "tokens with at least one character"
             raise ModelError(Problem(key, f"{word!r}", allowed=allowed, fix="remove it"))
-        if word in vocabulary and word not in added:
+        known = _id_of(tokenizer, word)
+        if known is not None and word not in added:
             found = (
-                f"{word!r} is an ordinary token of the vocabulary (id {vocabulary[word]}); as a "
-                "new one it would be cut out of words"
+                f"{word!r} is an ordinary token of the vocabulary (id {known}); as a new one it "
+                "would be cut out of words"
             )
             allowed = "strings that are no token yet"
             fix = "remove it from the list"
@@ -208,7 +214,7 @@ def _check_new(tokenizer: PreTrainedTokenizerFast, key: str, words: Sequence[str
 
 def _check_known(tokenizer: PreTrainedTokenizerFast, key: str, wanted: str) -> None:
     """A token that gets a meaning must be one that the tokenizer does not split."""
-    if wanted in tokenizer.get_vocab():
+    if _id_of(tokenizer, wanted) is not None:
         return
     pieces = tokenizer.tokenize(wanted)
     match = nearest(wanted, tokenizer.all_special_tokens)
