@@ -130,13 +130,16 @@ def _check_off(group: str, tree: Mapping[str, Any], origin: Origin) -> list[Prob
         problems = [problem for problem in builder.problems if problem.found != _NOT_SET]
     if problems:
         return problems
-    options = [option for option in groups().get(group, ()) if option != "none"]
+    unread = [key for key in _leaves(tree, f"{group}.") if not origin.is_switched_off(key)]
+    if not unread:
+        return []
+    options = [option for option in groups()[group] if option != "none"]
     found = f"{group}=none is chosen, and nothing would read it"
-    for key in _leaves(tree, f"{group}."):
-        if not origin.is_switched_off(key):
-            allowed, fix = ", ".join(options), f"`{group}={options[0]}` {key}=..."
-            problems.append(Problem(origin.locate(key), found, allowed=allowed, fix=fix))
-    return problems
+    allowed, first = ", ".join(options), f"`{group}={options[0]}`"
+    return [
+        Problem(origin.locate(key), found, allowed=allowed, fix=f"{first} {key}=...")
+        for key in unread
+    ]
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: str) -> list[str]:

@@ -48,11 +48,11 @@ def find_recipes() -> dict[str, Path]:
 
 def groups() -> dict[str, list[str]]:
     """{group: its options, the default first}, in the order of conf/config.yaml; `recipe` leads."""
-    found = {"recipe": sorted(find_recipes())}
-    for entry in read_yaml(conf_dir() / "config.yaml")["defaults"]:
+    found, conf = {"recipe": sorted(find_recipes())}, conf_dir()
+    for entry in read_yaml(conf / "config.yaml")["defaults"]:
         for group, default in entry.items() if isinstance(entry, dict) else ():
-            if (conf_dir() / group).is_dir():
-                options = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+            if (conf / group).is_dir():
+                options = sorted(file.stem for file in (conf / group).glob("*.yaml"))
                 found[group] = sorted(options, key=lambda option: option != default)
     return found
 
