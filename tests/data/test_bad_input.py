@@ -1314,7 +1314,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("processes", ["null", "2"])
+@pytest.mark.parametrize("processes", ["null", pytest.param("2", marks=pytest.mark.slow)])
 def test_ten_bad_rows_of_ten_thousand_are_reported_and_the_others_trained(
     prepared: Prepare, many: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: str
 ) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +47,20 @@ ANSWERS = (
     "First line.\n\n- a list\n- of two",
     "1, 2 and 3.",
 )
+
+# of the others, tests that ask the same of every template are slow ones
+DAILY = ("cohere", "gemma4", "gptoss", "llama3_1", "phi3", "qwen2_5", "qwen3", "lfm2_2_5")
+
+
+def published(names: Iterable[str]) -> list[Any]:
+    """Cases of templates: those of families that differ, and as slow ones the rest."""
+    return [
+        name
+        if name.removesuffix("_training") in DAILY
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in names
+    ]
+
 
 # --- what is refused ------------------------------------------------------------------------------
 
@@ -196,7 +210,8 @@ def trl_rows(tokenizer: Any, chats: Sequence[Conversation]) -> list[dict[str, li
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in GOOD_BLOCKS if name not in IN_PROMPT and name not in MERGES]
+    "name",
+    published(name for name in GOOD_BLOCKS if name not in IN_PROMPT and name not in MERGES),
 )
 def test_generation_blocks_train_what_trl_trains(dressed: Any, name: str) -> None:
     tokenizer, chats = dressed(name), talks(name)
@@ -291,7 +306,7 @@ def test_a_generation_block_over_several_turns_is_an_error(dressed: Any) -> None
 # --- (b) templates without ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize("name", published(GOOD))
 def test_marked_contents_find_every_answer_and_its_end(dressed: Any, name: str) -> None:
     tokenizer = dressed(name)
     for chat in talks(name):
@@ -408,7 +423,7 @@ def test_a_template_that_refuses_a_system_turn_is_an_error_with_its_own_words(
 # --- (c) both -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in PAIRED if name in GOOD])
+@pytest.mark.parametrize("name", published(name for name in PAIRED if name in GOOD))
 def test_a_template_with_blocks_trains_the_answers_that_it_trains_without(
     dressed: Any, name: str
 ) -> None:
@@ -491,7 +506,7 @@ def asks_a_tool(arguments: Any, result: str, name: str = "weather", **fields: An
 @pytest.mark.parametrize(
     "result", ["20 degrees", '{"degrees":\n "20"}'], ids=["plain-result", "json-result"]
 )
-@pytest.mark.parametrize("name", CALL_ENDS)
+@pytest.mark.parametrize("name", published(CALL_ENDS))
 def test_a_tool_call_is_trained_with_its_end_and_the_result_is_masked(
     dressed: Any, name: str, arguments: Any, result: str
 ) -> None:

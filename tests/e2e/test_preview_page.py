@@ -12,6 +12,8 @@ from datasets import Dataset
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.preflight.preview import write_page
 
+pytestmark = pytest.mark.slow  # a browser of its own
+
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
