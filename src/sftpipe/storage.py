@@ -216,13 +216,24 @@ def _evict(keep: Path) -> None:
     for entry in (path for path in paths if path.is_dir() and not path.name.startswith(".")):
         with contextlib.suppress(FileNotFoundError):  # another process removes entries, too
             used[entry] = entry.stat().st_mtime
-            sizes[entry] = sum(file.stat().st_size for file in entry.rglob("*") if file.is_file())
+            sizes[entry] = _bytes_of(entry)
     total = sum(sizes.values())
     for entry in sorted(sizes, key=lambda entry: used[entry]):
         if total <= CAP_BYTES:
             return
         if entry != keep and _remove(entry):
             total -= sizes[entry]
+
+
+def _bytes_of(folder: str | Path) -> int:
+    """The sizes of all files below a folder; `Path.rglob` takes five times as long."""
+    with os.scandir(folder) as entries:
+        return sum(
+            _bytes_of(entry.path)
+            if entry.is_dir(follow_symlinks=False)
+            else entry.stat(follow_symlinks=False).st_size
+            for entry in entries
+        )
 
 
 def _remove_leftover(path: Path) -> None:

@@ -224,7 +224,12 @@ def register_recipes() -> None:
     """
     for name, file in find_recipes().items():
         node = _load_recipe(file, file.stat().st_mtime_ns)
-        ConfigStore.instance().store(group="recipe", name=name, package="_global_", node=node)
+        if _registered.get(name) is not node:
+            ConfigStore.instance().store(group="recipe", name=name, package="_global_", node=node)
+            _registered[name] = node
+
+
+_registered: dict[str, Any] = {}  # what Hydra's store holds
 
 
 @functools.lru_cache(maxsize=256)
