@@ -28,7 +28,7 @@ from support import errors
 settings.register_profile(
     "default",
     derandomize=True,
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )

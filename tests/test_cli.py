@@ -337,6 +337,7 @@ def test_preview_shows_as_many_rows_as_asked_for(small: list[str], said: Said) -
     assert re.findall(r"train\[(\d+)\]  \d+ tokens, \d+ trained", out) == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_preview_writes_a_page_of_every_split_into_the_output_folder(
     small: list[str], said: Said
 ) -> None:
@@ -409,6 +410,7 @@ def test_a_hub_model_without_a_network_says_what_was_tried_and_what_to_do(
 # --- what passes through to Hydra -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cfg_prints_hydras_view_and_trains_nothing(cli: Cli, tmp_path: Path) -> None:
     done = cli("train", "recipe=yoda", "lora.r=8", "--cfg", "job")
 
@@ -417,6 +419,7 @@ def test_cfg_prints_hydras_view_and_trains_nothing(cli: Cli, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_info_passes_through_to_hydra(cli: Cli, tmp_path: Path) -> None:
     done = cli("train", "recipe=yoda", "--info", "defaults")
 
@@ -425,6 +428,7 @@ def test_info_passes_through_to_hydra(cli: Cli, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_mistake_beside_cfg_is_still_a_mistake(cli: Cli) -> None:
     done = cli("train", "recipe=yodaa", "sedd=1", "--cfg", "job")
 
@@ -537,6 +541,7 @@ def test_a_failed_job_does_not_stop_the_others_and_fails_the_sweep(
     ]
 
 
+@pytest.mark.slow
 def test_a_stopped_job_stops_the_sweep(said: Said, trained: Any) -> None:
     given = trained(STOPPED)
 
@@ -676,6 +681,7 @@ def test_bench_runs_the_part_that_is_asked_for(
     assert said("bench", "data", "step")[0] == 2  # one at a time
 
 
+@pytest.mark.slow
 def test_check_lists_the_rows_that_were_dropped_and_shows_the_first(
     small: list[str], said: Said
 ) -> None:

@@ -1314,7 +1314,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("processes", ["null", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["null", "2"])
 def test_ten_bad_rows_of_ten_thousand_are_reported_and_the_others_trained(
     prepared: Prepare, many: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: str
 ) -> None:
@@ -1333,6 +1334,7 @@ def test_ten_bad_rows_of_ten_thousand_are_reported_and_the_others_trained(
         assert trained_of(data, row) == f"a{kept[row]}{END}"
 
 
+@pytest.mark.slow
 def test_check_reports_the_same_rows_as_json(
     model: Path, many: str, capsys: pytest.CaptureFixture[str]
 ) -> None:  # from the cache of the session where the rows were made

@@ -339,6 +339,7 @@ def test_the_report_tells_how_full_packed_rows_are_and_how_they_are_kept_apart(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "lines"),
     [
@@ -363,6 +364,7 @@ def test_the_report_says_what_was_not_measured(words: list[str], lines: list[str
     assert all(line.startswith(start) for line, start in zip(said, lines, strict=True)), said
 
 
+@pytest.mark.slow
 def test_length_limits_act_before_packing(bfd: PreparedData) -> None:
     words = ["recipe=yoda", "dataset.limit=20", "sft.max_length=60"]
     rows = [sequence for row in bfd.train for sequence in sequences(row)]

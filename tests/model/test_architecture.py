@@ -127,6 +127,7 @@ def test_a_named_model_lends_its_config_and_its_tokenizer(tiny_model: Path, toke
     )
 
 
+@pytest.mark.slow
 def test_a_model_from_scratch_takes_the_named_models_tokenizer(tiny_model: Path) -> None:
     words = [
         "recipe=yoda",

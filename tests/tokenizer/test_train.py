@@ -180,6 +180,7 @@ def test_characters_come_from_all_splits_and_merges_from_train(rows_file: RowsFi
     assert bpe.tokenizer.convert_ids_to_tokens(256) == "ab"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [

@@ -708,7 +708,7 @@ def test_no_max_length_keeps_every_row(rows_file: Write, tokenizer: Any) -> None
 BAD = [*PAIRS, {"prompt": "a", "completion": " "}]
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=FORKS)])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=[FORKS, pytest.mark.slow])])
 def test_more_bad_rows_than_the_limit_stop_the_preparation_and_are_named(
     rows_file: Write, tokenizer: Any, processes: int
 ) -> None:
