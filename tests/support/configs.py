@@ -31,7 +31,7 @@ def compose(overrides: Sequence[str] = ()) -> TrainConfig:
     own_files = any(not file.is_relative_to(_SHIPPED) for file in options.find_recipes().values())
     if own_files or any(map(_is_special, parsed)):
         return hydra.compose(overrides)
-    made, chosen = _of_choices(tuple(sorted(str(one.input_line) for one in choices)))
+    made, chosen = _of_choices(tuple(str(one.input_line) for one in choices))
     composed = copy.deepcopy(made)
     forced = hydra_overrides(values)
     parser = hydra.OverridesParser.create()
