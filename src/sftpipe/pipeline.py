@@ -10,6 +10,7 @@ wait in `train`, so that `check` and `preview`, which need neither, are quick.
 
 from __future__ import annotations
 
+import datetime
 from functools import partial
 
 from sftpipe.config.options import conf_dir
@@ -37,12 +38,15 @@ from sftpipe.terminal import console, quiet, quiet_libraries
 from sftpipe.tokenizer.make import make_tokenizer
 
 
-def prepare(cfg: TrainConfig, weights: Weights | None = None) -> PreparedData:
+def prepare(
+    cfg: TrainConfig, weights: Weights | None = None, day: datetime.date | None = None
+) -> PreparedData:
     """Finished, checked rows, without a model: what `preview` and `check` show.
 
     Args:
         cfg: from `sftpipe.compose`.
         weights: the base weights, where they are known; by default looked for.
+        day: the date that chat templates may write; by default today.
 
     Raises:
         SftpipeError: the weights, the data set, the tokenizer, or everything that the preflight
@@ -66,7 +70,7 @@ def prepare(cfg: TrainConfig, weights: Weights | None = None) -> PreparedData:
             corpus=partial(tokenizer_corpus, sources, cfg=cfg),
             corpus_key=corpus_key(sources, cfg),
         )
-        encoder = make_encoder(tokenizer, cfg)
+        encoder = make_encoder(tokenizer, cfg, day)
         readers = sample_readers(sources, tokenizer, cfg)
         parts = encode_sources(sources, readers, encoder, cfg)
         isolation = find_isolation(cfg, weights)
@@ -107,7 +111,7 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
         return load_run(plan.folder)
     # longer than most: see `prepare`
     with quiet(), quiet_libraries():
-        from sftpipe.evaluation.answers import sample_prompts
+        from sftpipe.evaluation.questions import sample_questions
         from sftpipe.model import adapters, embedding, isolation, load
         from sftpipe.model.precision import choose_precision
         from sftpipe.runs.record import Record
@@ -123,7 +127,7 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
         weights = find_weights(cfg.model, cfg.seed)
         console.print(run_lines(weights.identity, precision.reason, plan.folder))
 
-        data = prepare(cfg, weights)
+        data = prepare(cfg, weights, plan.day)
         console.print(f"data      {preflight_summary(data.preflight)}", markup=False)
         with console.status("Loading the model ..."):
             model = load.make_base(cfg, weights, data.tokenizer, precision)
@@ -136,8 +140,8 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
         adapter = adapters.make_adapter(cfg.lora, model, weights, data.trained_tokens())
         trainer = build_trainer(arguments, model, adapter, data, precision, folder.log)
         console.print(parameter_line(*adapters.count_parameters(trainer.model)))
-        prompts = sample_prompts(cfg.evaluation, cfg.format, data, trainer.model.config)
-        record = Record(folder, trainer, data, cfg.evaluation, prompts, plan.checkpoint)
+        questions = sample_questions(cfg, data, trainer.model.config)
+        record = Record(folder, trainer, data, cfg.evaluation, questions, plan.checkpoint)
         with track(cfg, plan.folder, trainer) as tracker:
             record.before()
             with watch(trainer, plan.folder, record.epoch):

@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -23,6 +32,51 @@ _ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+@contextmanager
+def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+    """A bar on a terminal, elsewhere a line every ten seconds; gives `advance(steps, note)`.
+
+    Args:
+        what: is done, such as "Answering".
+        total: steps in all.
+        done: of them, before this start.
+    """
+    if not console.is_terminal:
+        yield _Lines(what, total, done).advance
+        return
+    with Progress(
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=total, completed=done, note="")
+        yield lambda steps, note: bar.update(task, advance=steps, note=note)
+
+
+class _Lines:
+    """Progress where nobody watches: a line every ten seconds, and one at the end."""
+
+    _EVERY_S = 10.0
+
+    def __init__(self, what: str, total: int, done: int) -> None:
+        self._what, self._total, self._done = what, total, done
+        self._last = time.monotonic()
+
+    def advance(self, steps: int, note: str) -> None:
+        """Count further steps."""
+        self._done += steps
+        now = time.monotonic()
+        if self._done >= self._total or now - self._last >= self._EVERY_S:
+            self._last = now
+            console.print(f"{self._what} {self._done}/{self._total}  {note}".rstrip())
 
 
 @contextmanager

@@ -12,18 +12,29 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sftpipe.config.conflicts import find_conflicts
+from sftpipe.config.conflicts import find_conflicts, find_request_conflicts
 from sftpipe.config.options import conf_dir, display, find_recipes, groups, how_to_write, read_yaml
 from sftpipe.config.schema import (
+    RUN_VERBS,
     DatasetConfig,
     EvaluationConfig,
+    GenerateConfig,
     MixtureSource,
     PackingConfig,
+    RunConfig,
     TrackingConfig,
     TrainConfig,
 )
 from sftpipe.config.synonyms import SYNONYMS
-from sftpipe.config.upstream import MOVED, OURS, UPSTREAM, accepts, upstream_fields
+from sftpipe.config.upstream import (
+    GENERATION_OWNED,
+    MOVED,
+    OURS,
+    UPSTREAM,
+    accepts,
+    generation_fields,
+    upstream_fields,
+)
 from sftpipe.errors import ConfigError, Problem, nearest, show_value, wrong_choice
 
 # groups whose empty option means off: those of our own, and those of upstream fields
@@ -99,6 +110,11 @@ def check(tree: dict[str, Any], origin: Origin, earlier: Sequence[Problem] = ())
     """
     builder = _Builder(origin)
     problems = builder.problems
+    for group in RUN_VERBS:
+        if group in tree:
+            keys = _leaves({group: tree[group]}, "")
+            problems += [of_a_finished_run(key, origin) for key in keys]
+    tree = {key: value for key, value in tree.items() if key not in RUN_VERBS}
     for group in _OFF:
         if origin.choices.get(group) == "none" and isinstance(tree.get(group), Mapping):
             problems += _check_off(group, tree[group], origin)
@@ -115,6 +131,34 @@ def check(tree: dict[str, Any], origin: Origin, earlier: Sequence[Problem] = ())
     if problems or earlier:
         raise ConfigError(*earlier, *problems)
     return typing.cast(TrainConfig, built)
+
+
+def check_requests(
+    tree: dict[str, Any], origin: Origin, earlier: Sequence[Problem] = ()
+) -> RunConfig:
+    """Turn plain values into a `RunConfig`; arguments and errors as of `check`."""
+    builder = _Builder(origin)
+    built = builder.build(RunConfig, tree, "")
+    problems = [*earlier, *map(_of_generation, builder.problems)]
+    problems += [] if problems else find_request_conflicts(built)
+    if problems:
+        raise ConfigError(*problems)
+    return typing.cast(RunConfig, built)
+
+
+def _of_generation(problem: Problem) -> Problem:
+    """A problem that says more where an unknown key is a field of `GenerationConfig`."""
+    group, _, name = problem.where.split(" ")[0].partition(".")
+    if group != "generate" or not problem.found.startswith("unknown key"):
+        return problem
+    if name not in generation_fields():
+        return problem
+    why = GENERATION_OWNED.get(name, "answers are to be comparable from run to run")
+    known = ", ".join(
+        one.name for one in dataclasses.fields(GenerateConfig) if one.name in generation_fields()
+    )
+    found = f"a field of GenerationConfig that is not for a config: {why}"
+    return Problem(problem.where, found, allowed=known, fix="leave it out")
 
 
 def _check_off(group: str, tree: Mapping[str, Any], origin: Origin) -> list[Problem]:
@@ -218,17 +262,27 @@ class _Builder:
         if wanted is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         kind = typing.get_origin(wanted) or wanted
-        least = field.metadata.get("at_least")
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             allowed = _KINDS.get(kind, f"the keys of {key}") + (" or null" if is_optional else "")
             self._reject(key, value, allowed, _choose_option(key, value))
-        elif least is not None and not value >= least:
-            self._reject(key, value, f"{least} or more")
+        elif outside := _outside(value, field.metadata):
+            self._reject(key, value, outside)
         return value
 
     def _reject(self, key: str, value: Any, allowed: str, fix: str = "") -> None:
         where = self.origin.locate(key)
         self.problems.append(Problem(where, show_value(value), allowed=allowed, fix=fix))
+
+
+def _outside(value: Any, limits: Mapping[str, Any]) -> str:
+    """The allowed range, in words, if a number is outside the limits of its field; else ""."""
+    least, above, most = (limits.get(name) for name in ("at_least", "above", "at_most"))
+    # "not >=" and not "<": NaN is outside too
+    low = (least is not None and not value >= least) or (above is not None and not value > above)
+    if not low and (most is None or value <= most):
+        return ""
+    bounds = f"{least} or more" if above is None else f"above {above}"
+    return bounds if most is None else f"{bounds}, at most {most}"
 
 
 def _choose_option(group: str, value: Any) -> str:
@@ -242,6 +296,13 @@ def _choose_option(group: str, value: Any) -> str:
 
 
 # --- names ----------------------------------------------------------------------------------------
+
+
+def of_a_finished_run(key: str, origin: Origin) -> Problem:
+    """The problem of a key of conf/run.yaml in the config of a training run."""
+    verb = RUN_VERBS[key.split(".")[0]]
+    found = "asked of a finished run; training does not read it"
+    return Problem(origin.locate(key), found, fix=f"`sftpipe {verb} run=DIR {key}=...`")
 
 
 def unknown_key(key: str, origin: Origin, siblings: Sequence[str]) -> Problem:

@@ -31,9 +31,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from sftpipe.config.check import Origin, check, unknown_key
-from sftpipe.config.options import conf_dir, display, find_recipes, groups, read_yaml
-from sftpipe.config.schema import TrainConfig
+from sftpipe.config.check import Origin, check, check_requests, of_a_finished_run, unknown_key
+from sftpipe.config.options import (
+    conf_dir,
+    display,
+    find_recipes,
+    groups,
+    read_yaml,
+    run_groups,
+)
+from sftpipe.config.schema import RUN_VERBS, RunConfig, TrainConfig
 from sftpipe.errors import ConfigError, Problem, nearest, one_line, override
 
 _FOLDERS = ("hydra.run", "hydra.sweep.", "hydra.output_subdir", "hydra.job.chdir")
@@ -121,7 +128,7 @@ def _compose(overrides: Sequence[str], *, in_main: bool) -> ComposedRun:
             composed = hydra_compose("config", hydra_overrides(parsed), return_hydra_config=True)
         except _BAD_YAML as error:
             raise ConfigError(*problems, _not_composed(error, parsed)) from None
-    origin = _origin(composed.hydra.runtime.choices, parsed)
+    origin = _origin(composed.hydra.runtime.choices, parsed, groups())
     problems += [] if in_main else _check_settings(composed, origin, overrides)
     return ComposedRun(_from_composed(composed, origin, parsed, problems), composed)
 
@@ -152,9 +159,10 @@ def _check_settings(
     return [Problem(origin.locate(key), found, fix=fix) for key in used]
 
 
-def _origin(choices: Mapping[str, Any], overrides: Sequence[Override]) -> Origin:
+def _origin(
+    choices: Mapping[str, Any], overrides: Sequence[Override], known: Mapping[str, Any]
+) -> Origin:
     """The files and the overrides that may hold the keys of what Hydra composed."""
-    known = groups()
     written = [str(one.key_or_group) for one in overrides]
     return Origin(
         {group: option for group, option in choices.items() if group in known},
@@ -193,13 +201,75 @@ def _from_composed(
     return check(cast(dict[str, Any], tree), origin, problems)
 
 
-def from_recorded(tree: dict[str, Any], file: str) -> TrainConfig:
-    """The config of an earlier run, from the mapping in its `config.yaml`.
+def from_recorded(
+    tree: dict[str, Any], file: str, overrides: Sequence[tuple[str, Any]] = ()
+) -> TrainConfig:
+    """The config of an earlier run.
+
+    Args:
+        tree: the mapping in its `config.yaml`.
+        file: the name of that file.
+        overrides: (key, value) of what is changed for now.
 
     Raises:
-        ConfigError: the file holds what this version does not know.
+        ConfigError: the file holds what this version does not know, or a value is not allowed.
     """
-    return check(tree, Origin({}, default=file))
+    changed = OmegaConf.create(tree)
+    for key, value in overrides:
+        group = key.partition(".")[0]
+        if changed.get(group) is None:  # switched off with group=none
+            changed[group] = read_yaml(conf_dir() / group / "default.yaml")
+        OmegaConf.update(changed, key, value, force_add=True)
+    origin = Origin({}, command_line=[key for key, _ in overrides], default=file)
+    return check(cast(dict[str, Any], OmegaConf.to_container(changed)), origin)
+
+
+def compose_requests(
+    overrides: Sequence[str] = (), texts: Mapping[str, str] | None = None
+) -> RunConfig:
+    """Compose and check what is asked of a finished run, from conf/run.yaml.
+
+    Args:
+        overrides: of the groups in conf/run.yaml, such as `["judge=openai", "generate.top_k=5"]`.
+        texts: {key: value} that Hydra's grammar does not read: prompts, taken as they are.
+
+    Raises:
+        ConfigError: holds every problem that was found.
+    """
+    parsed, problems = parse_overrides(overrides, run_groups())
+    swept = [one for one in parsed if one.is_sweep_override()]
+    for one in swept:
+        fix = f"{override(str(one.key_or_group), '[a,b]')} for a list, quotes for a text"
+        problems.append(Problem(str(one.input_line), "several values for one key", fix=fix))
+    parsed = [one for one in parsed if one not in swept]
+    with _hydra():
+        try:
+            words = hydra_overrides(parsed, run_groups())
+            composed = hydra_compose("run", words, return_hydra_config=True)
+            choices = composed.hydra.runtime.choices
+            with open_dict(composed):
+                del composed["hydra"]
+            for key, text in (texts or {}).items():
+                OmegaConf.update(composed, key, text)
+            tree = OmegaConf.to_container(composed)
+        except _BAD_YAML as error:
+            raise ConfigError(*problems, _not_composed(error, parsed)) from None
+    origin = _origin(choices, parsed, run_groups())
+    return check_requests(cast(dict[str, Any], tree), origin, problems)
+
+
+def values_of(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    """(key, value) of overrides that give values, with Hydra's reading of them.
+
+    Raises:
+        ConfigError: an override cannot be read.
+    """
+    parsed, problems = parse_overrides(overrides, {})
+    swept = [str(one.input_line) for one in parsed if one.is_sweep_override()]
+    problems += [Problem(line, "several values for one key", allowed="one") for line in swept]
+    if problems:
+        raise ConfigError(*problems)
+    return [(str(one.key_or_group), one.value()) for one in parsed]
 
 
 @contextlib.contextmanager
@@ -268,7 +338,8 @@ def enter_hydra(
         runtime = HydraConfig.get()
         number = runtime.job.num if "--multirun" in flags else 0
         parsed, _ = parse_overrides(runtime.overrides.task)
-        job(_from_composed(composed, _origin(runtime.runtime.choices, parsed), parsed), number)
+        origin = _origin(runtime.runtime.choices, parsed, groups())
+        job(_from_composed(composed, origin, parsed), number)
 
     register_recipes()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # a bug keeps its traceback
@@ -283,13 +354,19 @@ def enter_hydra(
 # --- the command line -----------------------------------------------------------------------------
 
 
-def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Problem]]:
+def parse_overrides(
+    overrides: Sequence[str], options: Mapping[str, Sequence[str]] | None = None
+) -> tuple[list[Override], list[Problem]]:
     """Parse overrides, and check the options that they, and the chosen recipe, select.
+
+    Args:
+        overrides: the words of the command line.
+        options: {group: its options}; by default those of a training run.
 
     Returns:
         The overrides that Hydra can compose, and a problem for each of the others.
     """
-    options = groups()
+    options = groups() if options is None else options
     parsed: list[Override] = []
     problems: list[Problem] = []
     for text in overrides:
@@ -305,12 +382,18 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Prob
     return parsed, problems
 
 
-def hydra_overrides(overrides: Sequence[Override]) -> list[str]:
+def hydra_overrides(
+    overrides: Sequence[Override], options: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
     """The overrides as Hydra gets them.
 
     Values are forced in (`++`), so that unknown keys reach our own check.
+
+    Args:
+        overrides: from `parse_overrides`.
+        options: as of `parse_overrides`.
     """
-    options = groups()
+    options = groups() if options is None else options
 
     def forced(one: Override) -> str:
         text = str(one.input_line)
@@ -364,7 +447,7 @@ def _unparsable(text: str) -> Problem:
     return Problem(key, found, fix=f"put it in quotes: {quoted}")
 
 
-def _check_override(one: Override, options: dict[str, list[str]]) -> list[Problem]:
+def _check_override(one: Override, options: Mapping[str, Sequence[str]]) -> list[Problem]:
     key = str(one.key_or_group)
     if one.is_delete():
         return []
@@ -376,6 +459,8 @@ def _check_override(one: Override, options: dict[str, list[str]]) -> list[Proble
         return [Problem(origin.locate(key), found, fix=fix)]
     if key not in options:
         # conf/chat_template holds no options, and Hydra would take it for a group
+        if key in RUN_VERBS:
+            return [of_a_finished_run(key, origin)]
         is_folder = (conf_dir() / key).is_dir()
         return [unknown_key(key, origin, list(options))] if is_folder else []
     is_sweep = one.is_sweep_override()
@@ -389,12 +474,12 @@ def _check_override(one: Override, options: dict[str, list[str]]) -> list[Proble
     return problems
 
 
-def _is_option(group: str, value: Any, options: dict[str, list[str]]) -> bool:
+def _is_option(group: str, value: Any, options: Mapping[str, Sequence[str]]) -> bool:
     return value in options[group] or (group == "recipe" and value is None)
 
 
 def _no_such_option(
-    group: str, value: Any, options: dict[str, list[str]], location: str
+    group: str, value: Any, options: Mapping[str, Sequence[str]], location: str
 ) -> Problem:
     match = nearest(str(value), options[group])
     what = "recipe" if group == "recipe" else f"option of {group}"
@@ -410,7 +495,7 @@ def _no_such_option(
 # --- recipes --------------------------------------------------------------------------------------
 
 
-def _check_recipe(file: Path, options: dict[str, list[str]]) -> list[Problem]:
+def _check_recipe(file: Path, options: Mapping[str, Sequence[str]]) -> list[Problem]:
     """The defaults of a recipe: `override /group: option`, `_self_`, or a recipe to start from."""
     location = display(file)
     entries = read_yaml(file).get("defaults", [])
@@ -431,7 +516,7 @@ def _check_recipe(file: Path, options: dict[str, list[str]]) -> list[Problem]:
 
 
 def _check_entry(
-    key: str, value: Any, location: str, options: dict[str, list[str]]
+    key: str, value: Any, location: str, options: Mapping[str, Sequence[str]]
 ) -> list[Problem]:
     """One `override /group: option` of a recipe."""
     group = key.removeprefix("override ").strip().lstrip("/")

@@ -48,8 +48,17 @@ def find_recipes() -> dict[str, Path]:
 
 def groups() -> dict[str, list[str]]:
     """{group: its options, the default first}, in the order of conf/config.yaml; `recipe` leads."""
-    found, conf = {"recipe": sorted(find_recipes())}, conf_dir()
-    for entry in read_yaml(conf / "config.yaml")["defaults"]:
+    return {"recipe": sorted(find_recipes()), **_groups_of("config")}
+
+
+def run_groups() -> dict[str, list[str]]:
+    """The same of conf/run.yaml: the groups of the verbs on a finished run."""
+    return _groups_of("run")
+
+
+def _groups_of(primary: str) -> dict[str, list[str]]:
+    found, conf = {}, conf_dir()
+    for entry in read_yaml(conf / f"{primary}.yaml")["defaults"]:
         for group, default in entry.items() if isinstance(entry, dict) else ():
             if (conf / group).is_dir():
                 options = sorted(file.stem for file in (conf / group).glob("*.yaml"))

@@ -16,9 +16,14 @@ def _choice(*choices: str) -> Any:
     return field(default=choices[0], metadata={"choices": choices})
 
 
-def _at_least(least: int, **default: Any) -> Any:
-    """A number field with a lower limit, and `default=...` or none."""
-    return field(metadata={"at_least": least}, **default)
+def _at_least(least: float, most: float | None = None, **default: Any) -> Any:
+    """A number field with a lower limit, perhaps an upper one, and `default=...` or none."""
+    return field(metadata={"at_least": least, "at_most": most}, **default)
+
+
+def _above(least: float, most: float | None = None, **default: Any) -> Any:
+    """A number field above a limit, and perhaps with an upper one."""
+    return field(metadata={"above": least, "at_most": most}, **default)
 
 
 # --- the facts of each choice: the one place that names the choices -------------------------------
@@ -318,6 +323,91 @@ class EvaluationConfig:
     temperature: float = 1.0
     # of do_sample: draw among so many; 0: among all
     top_k: int = _at_least(0, default=50)
+    # prompts that are answered together
+    batch_size: int = _at_least(1, default=16)
+
+
+# the groups of a finished run, and the verb that reads each
+RUN_VERBS = {"generate": "generate", "judge": "judge"}
+
+
+@dataclass
+class GenerateConfig:
+    """What a finished run is asked, and how it draws its answers.
+
+    The second half are fields of transformers' `GenerationConfig`; null is the run's
+    `evaluation.*`, or off.
+    """
+
+    # a question, asked as the run's format would ask it
+    prompt: Optional[str] = None
+    # a conversation whose last turn is the user's: [{role: user, content: ...}]
+    messages: Optional[list[Any]] = None
+    # rows of the run's format, as in dataset.data_files; default: the test split
+    data_files: Any = None
+    # JSON Lines; default: answers.jsonl in the run folder
+    output: Optional[str] = None
+    # the base model answers too
+    base: bool = False
+    # prompts that are answered together
+    batch_size: Optional[int] = _at_least(1, default=None)
+    # of do_sample; null: the run's seed
+    seed: Optional[int] = _at_least(0, default=None)
+    max_new_tokens: Optional[int] = _at_least(1, default=None)
+    # an answer does not end before it has so many
+    min_new_tokens: Optional[int] = _at_least(0, default=None)
+    do_sample: Optional[bool] = None
+    temperature: Optional[float] = _above(0, default=None)
+    top_k: Optional[int] = _at_least(0, default=None)
+    # draw among the likeliest tokens that have so much probability together
+    top_p: Optional[float] = _above(0, 1, default=None)
+    # draw among tokens with so much of the likeliest token's probability
+    min_p: Optional[float] = _at_least(0, 1, default=None)
+    # draw among tokens whose information is near the expected one (Meister et al. 2022)
+    typical_p: Optional[float] = _above(0, 1, default=None)
+    # above 1 tokens that are in the text already get less likely
+    repetition_penalty: Optional[float] = _above(0, default=None)
+    # no sequence of so many tokens comes twice
+    no_repeat_ngram_size: Optional[int] = _at_least(0, default=None)
+    # above 1: beam search
+    num_beams: Optional[int] = _at_least(1, default=None)
+    # of num_beams: above 0 favours longer answers
+    length_penalty: Optional[float] = None
+
+
+@dataclass
+class JudgeConfig:
+    """An LLM behind an OpenAI-compatible endpoint that judges answers; null is not sent."""
+
+    base_url: str
+    model: str
+    # score: 0 to 100 for each answer; pairwise: against the base or another run, in both orders
+    mode: str = _choice("score", "pairwise")
+    # name of the environment variable that holds the key; null: the endpoint needs none
+    api_key_env: Optional[str] = None
+    # of the prompt
+    language: str = _choice("en", "ko")
+    # your own, with the fields {input}, {reference} and {answer}; pairwise {answer_a}, {answer_b}
+    prompt: Optional[str] = None
+    # of pairwise: the run folder to compare with; null: the run's base model
+    against: Optional[str] = None
+    temperature: Optional[float] = _at_least(0, default=0.0)
+    seed: Optional[int] = 123
+    max_tokens: Optional[int] = _at_least(1, default=None)
+    # requests that are under way together
+    concurrency: int = _at_least(1, default=4)
+    # seconds that a reply may take
+    timeout_s: float = _above(0, default=120.0)
+    # further tries after a bad reply, a closed connection, 429 or 5xx
+    retries: int = _at_least(0, default=3)
+
+
+@dataclass
+class RunConfig:
+    """The second primary config (conf/run.yaml): what is asked of a finished run."""
+
+    generate: GenerateConfig
+    judge: JudgeConfig
 
 
 @dataclass

@@ -75,6 +75,51 @@ OURS: dict[str, dict[str, str]] = {
     ),
 }
 
+# fields of transformers' `GenerationConfig` that the group `generate` does not have, and why; fields
+# that are in neither (of speculation, caches, constraints) would change what is measured
+GENERATION_OWNED = {
+    **dict.fromkeys(
+        ("eos_token_id", "forced_eos_token_id", "stop_strings"),
+        "answers end in the tokens that the run trained as ends",
+    ),
+    **dict.fromkeys(
+        ("pad_token_id", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id"),
+        "special tokens are those of the run's tokenizer",
+    ),
+    "max_length": "it counts the prompt too; write generate.max_new_tokens=...",
+    "min_length": "it counts the prompt too; write generate.min_new_tokens=...",
+    "num_return_sequences": "a prompt has one answer",
+    "use_cache": "generation always uses its cache",
+}
+
+
+@functools.cache
+def generation_fields() -> tuple[str, ...]:
+    """Fields of transformers' `GenerationConfig`: the names that its `__init__` pops from `kwargs`.
+
+    Its constructor takes any keyword, so only the source knows them.
+    """
+    source = _package_dir("transformers") / "generation" / "configuration_utils.py"
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    (cls,) = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == "GenerationConfig"
+    )
+    (init,) = (
+        node
+        for node in cls.body
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+    )
+    return tuple(
+        str(node.args[0].value)
+        for node in ast.walk(init)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "kwargs.pop"
+        and isinstance(node.args[0], ast.Constant)
+    )
+
+
 # class -> the files that hold it and its bases, base first; a later field replaces an earlier one
 _SOURCES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "SFTConfig": (

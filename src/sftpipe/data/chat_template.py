@@ -9,6 +9,7 @@ blocks says it itself.
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from bisect import bisect_left, bisect_right
@@ -103,10 +104,16 @@ class _Known:
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer."""
+    """The chat template of a tokenizer.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    day: the date that templates with `strftime_now` write; a run keeps the one of its first start.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, day: datetime.date | None = None
+    ) -> None:
         self._tokenizer = tokenizer
+        self.day = day or datetime.date.today()
         self._special_tokens = dict(tokenizer.special_tokens_map)
         self._known: dict[tuple[Shape, bool], _Known] = {}  # by shape, and whether as a prompt
         self._measured: dict[Hashable, int | None] = {}  # of `_near`
@@ -126,6 +133,11 @@ class ChatTemplate:
                 )
             )
         return str(self._tokenizer.get_chat_template(None, list(tools) or None))
+
+    @property
+    def writes_date(self) -> bool:
+        """True if the template may write the date into its text."""
+        return "strftime_now" in str(self._tokenizer.chat_template)
 
     # --- rendering --------------------------------------------------------------------------------
 
@@ -158,7 +170,11 @@ class ChatTemplate:
                 chat_template=source,
                 add_generation_prompt=prompt,
                 return_assistant_tokens_mask=blocks,
-                **{**self._special_tokens, **chat.template_kwargs},
+                **{
+                    **self._special_tokens,
+                    "strftime_now": self.day.strftime,
+                    **chat.template_kwargs,
+                },
             )
         except TemplateSyntaxError as error:
             found = f"no valid Jinja: {error} (line {error.lineno})"
@@ -179,6 +195,7 @@ class ChatTemplate:
             "tools": None,
             "documents": None,
             "add_generation_prompt": prompt,
+            "strftime_now": self.day.strftime,
         }
         context = template.new_context({**names, **variables}, shared=True)
         return "".join(template.root_render_func(context))

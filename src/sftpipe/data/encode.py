@@ -7,6 +7,7 @@ T is the number of tokens of a row.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -71,13 +72,25 @@ class Encoder:
     """Renders and tokenises samples with one tokenizer and one loss."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, loss: LossConfig, *, reads_unknown: bool = False
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        loss: LossConfig,
+        *,
+        reads_unknown: bool = False,
+        day: datetime.date | None = None,
     ) -> None:
-        """`reads_unknown`: a character outside the vocabulary is read as UNK, and no error."""
+        """Ready to encode.
+
+        Args:
+            tokenizer: with its special tokens and chat template.
+            loss: which tokens are trained.
+            reads_unknown: a character outside the vocabulary is read as UNK, and no error.
+            day: as of `ChatTemplate`.
+        """
         self.tokenizer = tokenizer
         self.loss = loss
         self.reads_unknown = reads_unknown
-        self.template = ChatTemplate(tokenizer)
+        self.template = ChatTemplate(tokenizer, day)
         self.special = SpecialTokens.of(tokenizer)
         self.characters = KnownCharacters(tokenizer, self.special, reads_unknown=reads_unknown)
         self.added_bos = self._find_added_bos()
@@ -183,6 +196,11 @@ class Encoder:
         rendered = self.template.prompt(prompt, "prompt")
         segments = self._tokenize(_split(rendered.text, rendered.cuts))
         return [token for segment in segments for token in segment.ids]
+
+    def prompt_text(self, prompt: Prompt) -> str:
+        """What is tokenised of a prompt."""
+        is_text = isinstance(prompt, str)
+        return prompt if is_text else self.template.text(prompt, "prompt", prompt=True)
 
     def added_bos_of(self, ids: Sequence[int]) -> list[int]:
         """The tokenizer's own BOS if the ids begin with it, else []."""
@@ -355,6 +373,13 @@ class Encoder:
         alone = self.tokenizer(prompt, add_special_tokens=False).input_ids
         adds_bos = not plan.chat and not self.added_bos_of(alone)
         return len(alone) + (len(self.added_bos) if adds_bos else 0)
+
+    def turn_ends(self) -> set[int]:
+        """The tokens that end an answer of the chat template; empty where it writes none."""
+        try:
+            return self._plain_ends("tokenizer.chat_template")
+        except DataError:
+            return set()
 
     def _plain_ends(self, where: str) -> set[int]:
         """The token that ends an answer without tool calls.

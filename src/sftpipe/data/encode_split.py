@@ -128,6 +128,7 @@ def _key(rows: RowEncoder, depends_on: Sequence[Any]) -> str:
         rows.encoder.reads_unknown,
         list(depends_on),
         tokenizer.chat_template,
+        rows.encoder.template.day if rows.encoder.template.writes_date else None,
         tokenizer.special_tokens_map,
         tokenizer.backend_tokenizer.to_str(),
     )

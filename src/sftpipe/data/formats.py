@@ -53,13 +53,14 @@ def to_samples(
     return samples
 
 
-def to_prompt(text: str, cfg: FormatConfig, like: Sample) -> Prompt:
+def to_prompt(text: str, cfg: FormatConfig, like: Prompt, where: str) -> Prompt:
     """A user's own words as the format would ask them.
 
     Args:
         text: what the user asks.
         cfg: the `format` group.
-        like: a sample of the data set, which shows the kind of sample that the format makes.
+        like: a prompt of the data set, which shows the kind that the format makes.
+        where: the key of the text, for messages.
 
     Raises:
         DataError: a pattern with several fields, which one text cannot fill.
@@ -75,11 +76,10 @@ def to_prompt(text: str, cfg: FormatConfig, like: Sample) -> Prompt:
     if len(fields) != 1:
         raise DataError(
             Problem(
-                "evaluation.sample_prompts",
+                where,
                 f"the prompt pattern has the fields {', '.join(fields) or '(none)'}, and a "
-                "sample prompt fills one",
-                fix="leave sample_prompts out (rows of the data set are asked), or set "
-                "format.prompt_no_input with one field",
+                "single text fills one",
+                fix="ask rows of the data set, or set format.prompt_no_input with one field",
             )
         )
     return pattern.format_map({fields[0]: text})

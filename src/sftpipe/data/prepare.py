@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
@@ -106,9 +107,11 @@ def sample_readers(
     }
 
 
-def make_encoder(tokenizer: PreTrainedTokenizerFast, cfg: TrainConfig) -> Encoder:
-    """The encoder of a run."""
-    return Encoder(tokenizer, cfg.loss, reads_unknown=cfg.tokenizer.unk_token != "keep")
+def make_encoder(
+    tokenizer: PreTrainedTokenizerFast, cfg: TrainConfig, day: datetime.date | None = None
+) -> Encoder:
+    """The encoder of a run, which began on `day`; by default today."""
+    return Encoder(tokenizer, cfg.loss, reads_unknown=cfg.tokenizer.unk_token != "keep", day=day)
 
 
 def encode_sources(

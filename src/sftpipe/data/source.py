@@ -188,12 +188,17 @@ def _chosen_splits(tables: Mapping[str, Dataset], cfg: DatasetConfig) -> Mapping
     return wanted
 
 
+def kind_of_file(name: str) -> str:
+    """What reads a file, by its ending: `json` for rows.jsonl.gz, and where it says nothing."""
+    endings = reversed(Path(name).name.lower().split("."))
+    return next((_ENDINGS[ending] for ending in endings if ending in _ENDINGS), "json")
+
+
 def _reject_file_name(path: str) -> None:
     """A file, or the ending of one, is not a name on the hub."""
     is_file = Path(path).is_file()
     if is_file or path in ("jsonl", "tsv", "txt"):
-        endings = reversed(Path(path).name.lower().split("."))
-        kind = next((_ENDINGS[ending] for ending in endings if ending in _ENDINGS), "json")
+        kind = kind_of_file(path)
         files = _override("dataset.data_files", path) if is_file else "dataset.data_files=FILE"
         problem = Problem(
             "dataset.path",

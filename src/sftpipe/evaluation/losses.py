@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sftpipe.config.schema import EvaluationConfig
-from sftpipe.evaluation.answers import SamplePrompt, generate
+from sftpipe.evaluation.answers import Sampling, generate
+from sftpipe.evaluation.questions import Question
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,28 +44,27 @@ def _logged_now(trainer: SFTPipeTrainer, prefix: str) -> dict[str, float] | None
 
 
 def sample_answers(
-    trainer: SFTPipeTrainer, prompts: Sequence[SamplePrompt], phase: str, cfg: EvaluationConfig
+    trainer: SFTPipeTrainer, questions: Sequence[Question], phase: str, cfg: EvaluationConfig
 ) -> list[dict[str, Any]]:
     """One row of samples.jsonl for each prompt; `phase` is `before`, `epoch N` or `after`."""
-    answers = generate(
-        trainer.model,
-        trainer.processing_class,
-        [prompt.input_ids for prompt in prompts],
-        max_new_tokens=cfg.max_new_tokens,
-        do_sample=cfg.do_sample,
-        temperature=cfg.temperature,
-        top_k=cfg.top_k,
-        seed=trainer.args.seed,
+    answers = dict(
+        generate(
+            trainer.model,
+            trainer.processing_class,
+            [question.input_ids for question in questions],
+            Sampling.of(cfg, trainer.args.seed),
+            batch_size=cfg.batch_size,
+        )
     )
     return [
         {
             "phase": phase,
             "step": trainer.state.global_step,
-            "prompt": prompt.text,
-            "completion": answer,
-            "reference": prompt.reference,
+            "prompt": question.text,
+            "completion": answers[number].text,
+            "reference": question.reference,
         }
-        for prompt, answer in zip(prompts, answers, strict=True)
+        for number, question in enumerate(questions)
     ]
 
 

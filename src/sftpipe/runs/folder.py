@@ -50,6 +50,36 @@ class RunFolder:
         return self.path / "samples.jsonl"
 
     @property
+    def prompts(self) -> Path:
+        """Prompts of train rows and their ids: what every verb on the run compares its own with."""
+        return self.path / "prompts.json"
+
+    @property
+    def responses(self) -> Path:
+        """The test rows with the run's answers, as `model_response`."""
+        return self.path / "responses.json"
+
+    @property
+    def base_responses(self) -> Path:
+        """The same of the base model."""
+        return self.path / "responses_base.json"
+
+    @property
+    def answers(self) -> Path:
+        """What `sftpipe generate` writes."""
+        return self.path / "answers.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        """What `sftpipe evaluate` measured."""
+        return self.path / "evaluation.json"
+
+    @property
+    def judgement(self) -> Path:
+        """What `sftpipe judge` was told."""
+        return self.path / "judge.json"
+
+    @property
     def log(self) -> Path:
         """One line each time the trainer logs."""
         return self.path / "log.jsonl"
@@ -96,6 +126,12 @@ class RunFolder:
         except (OSError, ValueError, TypeError):
             found = f"no readable {self.manifest.name}: not a run of sftpipe"
             raise RunError(Problem(str(self.path), found, fix="name a run folder")) from None
+
+    def began(self) -> datetime.date | None:
+        """The day of the run's first start; None where there is no manifest yet."""
+        if not self.manifest.is_file():
+            return None
+        return datetime.datetime.fromisoformat(self.read_manifest()["created"]).date()
 
     def read_metrics(self) -> dict[str, Any]:
         """The content of metrics.json."""

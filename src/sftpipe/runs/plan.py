@@ -20,7 +20,7 @@ from sftpipe.storage import is_whole, sha256_text
 
 # what a run that ended before its manifest leaves in its folder; nothing of it is worth keeping
 _FILES = RunFolder(Path())
-_WRITTEN_FIRST = (_FILES.config.name, _FILES.preflight.name)
+_WRITTEN_FIRST = (_FILES.config.name, _FILES.preflight.name, _FILES.prompts.name)
 _BEFORE_THE_MANIFEST = {
     _FILES.hydra.name,
     *_WRITTEN_FIRST,
@@ -42,6 +42,11 @@ class RunPlan:
     attempt: int = 1
     checkpoint: Path | None = None
     complete: bool = False
+
+    @property
+    def day(self) -> datetime.date:
+        """When the run began, which chat templates may write into their texts."""
+        return RunFolder(self.folder).began() or datetime.date.today()
 
     @property
     def records(self) -> Path:

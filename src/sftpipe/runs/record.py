@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sftpipe.config.schema import EvaluationConfig
 from sftpipe.data.prepare import PreparedData
-from sftpipe.evaluation.answers import SamplePrompt
 from sftpipe.evaluation.losses import sample_answers, split_loss, train_metrics
+from sftpipe.evaluation.questions import Question
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.report import epoch_lines
 from sftpipe.terminal import console
@@ -31,12 +31,12 @@ class Record:
         trainer: SFTPipeTrainer,
         data: PreparedData,
         cfg: EvaluationConfig | None,
-        prompts: Sequence[SamplePrompt],
+        questions: Sequence[Question],
         checkpoint: Path | None,
     ) -> None:
         """A run that goes on from a checkpoint finds what was measured before it in the folder."""
         self._folder, self._trainer, self._data = folder, trainer, data
-        self._cfg, self._prompts, self._resumed = cfg, prompts, checkpoint is not None
+        self._cfg, self._questions, self._resumed = cfg, questions, checkpoint is not None
         self.metrics: dict[str, Any] = folder.read_metrics() if checkpoint else {}
         self.samples: list[dict[str, Any]] = samples_until(checkpoint) if checkpoint else []
 
@@ -47,10 +47,10 @@ class Record:
 
     def epoch(self, number: int) -> None:
         """The answers after an epoch (`evaluation.sample_strategy=epoch`); one of them is shown."""
-        if self._cfg is None or self._cfg.sample_strategy != "epoch" or not self._prompts:
+        if self._cfg is None or self._cfg.sample_strategy != "epoch" or not self._questions:
             return
         self._answer(f"epoch {number}")
-        answers = self.samples[-len(self._prompts) :]
+        answers = self.samples[-len(self._questions) :]
         console.print(epoch_lines(number, answers), markup=False)
 
     def after(self) -> None:
@@ -70,7 +70,7 @@ class Record:
 
     def _answer(self, phase: str) -> None:
         if self._cfg is not None:
-            self.samples += sample_answers(self._trainer, self._prompts, phase, self._cfg)
+            self.samples += sample_answers(self._trainer, self._questions, phase, self._cfg)
         self._folder.write_samples(self.samples)
 
 

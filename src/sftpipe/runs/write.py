@@ -18,6 +18,7 @@ from sftpipe.environment import versions
 from sftpipe.errors import Problem, RunError
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.plan import RunPlan, key_of
+from sftpipe.runs.prompts import write_prompts
 from sftpipe.storage import sha256_text, write_json, write_text
 
 
@@ -46,6 +47,7 @@ def open_run(
         config = yaml.safe_dump(to_plain(cfg), sort_keys=False, allow_unicode=True)
         write_text(folder.config, config)
         write_json(folder.preflight, data.preflight.as_dict())
+        write_prompts(folder, data)
     tokenizer = data.tokenizer.backend_tokenizer.to_str() + str(data.tokenizer.chat_template)
     manifest = {
         "run_key": key_of(cfg, data.sha256),
