@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from sftpipe.data.packing import Isolation, PackingReport
     from sftpipe.data.preflight.report import Preflight, SplitReport
+    from sftpipe.runs.generate import Spoken
     from sftpipe.runs.load import Run
 
 Column = tuple[str, Callable[["SplitReport"], Any]]  # (heading, what is below it)
@@ -180,6 +182,55 @@ def print_run(run: Run) -> None:
             sep="\n",
         )
     out.print(f"\n{files.card} shows how to load the model; {files.loss_curve} is its loss curve.")
+
+
+def print_answers(answers: Sequence[Spoken]) -> None:
+    """Answers on stdout, below each the base model's where there is one."""
+    out = Console(highlight=False, soft_wrap=True)
+    for answer in answers:
+        if answer.base is None:
+            out.print(printable(answer.answer), markup=False)
+            continue
+        out.print(f"[green]run[/]   {escape(printable(answer.answer))}")
+        out.print(f"[dim]base[/]  {escape(printable(answer.base))}")
+
+
+def printable(text: str) -> str:
+    """A model's text for a terminal: control characters but line breaks and tabs are shown."""
+    return "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) != "Cc"
+        else f"\\x{ord(character):02x}"
+        for character in text
+    )
+
+
+def print_evaluation(result: Mapping[str, Any], folder: Path) -> None:
+    """The figures of `sftpipe evaluate`, and its verdict, on stdout."""
+    out = Console(highlight=False, soft_wrap=True)
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("metric")
+    for heading in ("base", "run", "difference", "95 % interval", "rows"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, found in result["metrics"].items():
+        low, high = found["interval"]
+        table.add_row(
+            f"[bold]{name}[/]" if name == result["metric"] else name,
+            f"{found['base']:.3f}",
+            f"{found['run']:.3f}",
+            f"{found['difference']:+.3f}",
+            f"{low:+.3f} to {high:+.3f}",
+            f"{found['rows']:,}",
+        )
+    out.print(table)
+    colors = {"better": "green", "worse": "red"}
+    color = colors.get(result["verdict"], "yellow")
+    out.print(f"\n[{color}]{result['verdict']}[/]", f"  {plain(result['sentence'])}", sep="\n")
+    out.print(
+        f"  rows won {result['wins']}, lost {result['losses']}, equal {result['ties']}",
+        f"\n{folder / 'responses.json'} holds the answers.",
+        sep="\n",
+    )
 
 
 def print_options(described: dict[str, dict[str, str]]) -> None:

@@ -318,7 +318,19 @@ def _bench(arguments: Arguments) -> int:
     return 0
 
 
+def _of_run(verb: str) -> Callable[[Arguments], int]:
+    """A verb on a finished run."""
+
+    def run(arguments: Arguments) -> int:
+        from sftpipe import run_verbs
+
+        return run_verbs.RUN_VERBS[verb](arguments.overrides, arguments.json)
+
+    return run
+
+
 _ANY = "[recipe=NAME] [group=OPTION] [key=value]"
+_RUN = "run=DIR [group=OPTION] [key=value] [--json]"
 VERBS: dict[str, Verb] = {
     "train": Verb(
         _train,
@@ -329,6 +341,23 @@ VERBS: dict[str, Verb] = {
         "-m runs a grid: every combination of the values that are separated by commas, each in a "
         "folder of its own.\n"
         "--cfg job, --info and --hydra-help are Hydra's own.",
+    ),
+    "evaluate": Verb(
+        _of_run("evaluate"),
+        "measure a run against its base: did the training help?",
+        f"sftpipe evaluate {_RUN}",
+        "Losses of validation and test, answers to the test rows (responses.json), metrics with "
+        "intervals, and a verdict on one of them (evaluation.verdict).\n"
+        "evaluation.base=RUN_DIR compares two runs; evaluation.data_files=rows.jsonl brings other "
+        "rows.",
+    ),
+    "generate": Verb(
+        _of_run("generate"),
+        "answer a prompt, a conversation or a file of rows",
+        f"sftpipe generate {_RUN}",
+        'generate.prompt="..." or generate.messages=[...] prints the answer; '
+        "generate.data_files=rows.jsonl, or nothing for the test split, writes answers.jsonl.\n"
+        "run=null with recipe=NAME or model=NAME asks a base model alone.",
     ),
     "config": Verb(
         _config,

@@ -526,7 +526,9 @@ def find_request_conflicts(cfg: RunConfig) -> list[Problem]:
     generate, judge = cfg.generate, cfg.judge
     asked = [name for name in ("prompt", "messages", "data_files") if getattr(generate, name)]
     problems = [
-        Problem(f"generate.{name}", f"generate.{asked[0]} asks already", fix="leave one of them out")
+        Problem(
+            f"generate.{name}", f"generate.{asked[0]} asks already", fix="leave one of them out"
+        )
         for name in asked[1:]
     ]
     if generate.do_sample is False:

@@ -325,6 +325,14 @@ class EvaluationConfig:
     top_k: int = _at_least(0, default=50)
     # prompts that are answered together
     batch_size: int = _at_least(1, default=16)
+    # of `sftpipe evaluate`: the metric that its verdict is about
+    verdict: str = "loss"
+    # dotted paths of further metrics: (answer, reference, row) -> number
+    metrics: list[str] = field(default_factory=list)
+    # rows that are evaluated in place of the test split
+    data_files: Any = None
+    # another run folder to compare with; default: the base model
+    base: Optional[str] = None
 
 
 # the groups of a finished run, and the verb that reads each

@@ -75,8 +75,7 @@ OURS: dict[str, dict[str, str]] = {
     ),
 }
 
-# fields of transformers' `GenerationConfig` that the group `generate` does not have, and why; fields
-# that are in neither (of speculation, caches, constraints) would change what is measured
+# fields of transformers' `GenerationConfig` that the group `generate` does not have, and why
 GENERATION_OWNED = {
     **dict.fromkeys(
         ("eos_token_id", "forced_eos_token_id", "stop_strings"),
@@ -107,9 +106,7 @@ def generation_fields() -> tuple[str, ...]:
         if isinstance(node, ast.ClassDef) and node.name == "GenerationConfig"
     )
     (init,) = (
-        node
-        for node in cls.body
-        if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+        node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"
     )
     return tuple(
         str(node.args[0].value)

@@ -149,7 +149,7 @@ def encode_sources(
             )
             for source, reader in zip(here, group, strict=True)
         ]
-    if len(sources) > 1:
+    if len(sources) > 1 and "train" in parts:
         parts["train"] = _shares(sources, parts["train"])
     return parts
 

@@ -44,12 +44,26 @@ def questions_of_files(files: Any, cfg: TrainConfig, encoder: Encoder) -> list[Q
     """What files in the run's format ask, such as `rows.jsonl`; their rows need no answer.
 
     Args:
-        files: a file or a list of files, as in `dataset.data_files`.
-        cfg: the config of the run; columns and markers of its `dataset` are those of the files.
+        files: as of `files_source`.
+        cfg: the config of the run.
         encoder: of the run.
 
     Raises:
         DataError: a file is missing, or a row makes no sample.
+    """
+    return _ask(files_source(files, cfg, "rows"), "rows", cfg, encoder)
+
+
+def files_source(files: Any, cfg: TrainConfig, split: str) -> Source:
+    """The rows of files as one split.
+
+    Args:
+        files: a file or a list of files, as in `dataset.data_files`.
+        cfg: the config of the run; columns and markers of its `dataset` are those of the files.
+        split: the name that the rows get.
+
+    Raises:
+        DataError: a file is missing or cannot be read.
     """
     named = files if isinstance(files, str) else next(iter(files), "")
     dataset = replace(
@@ -69,9 +83,10 @@ def questions_of_files(files: Any, cfg: TrainConfig, encoder: Encoder) -> list[Q
     dataset = replace(dataset, columns={})  # renamed below: a file without answers lacks a column
     (source,) = load_sources(dataset, cfg.format, cfg.allowed_targets)
     rows = source.splits["train"]
-    known = {ours: theirs for ours, theirs in cfg.dataset.columns.items() if theirs in rows.column_names}
+    names = rows.column_names
+    known = {ours: theirs for ours, theirs in cfg.dataset.columns.items() if theirs in names}
     renamed = replace(rows, columns=known, digest=digest(rows.digest, known))
-    return _ask(replace(source, splits={"rows": renamed}), "rows", cfg, encoder)
+    return replace(source, splits={split: renamed})
 
 
 def _ask(source: Source, split: str, cfg: TrainConfig, encoder: Encoder) -> list[Question]:

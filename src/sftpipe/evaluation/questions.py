@@ -150,7 +150,9 @@ def _question(
     return Question(text, encoder.prompt_ids(prompt), reference, row or {}, where)
 
 
-def check_lengths(questions: Sequence[Question], positions: int | None, max_new_tokens: int) -> None:
+def check_lengths(
+    questions: Sequence[Question], positions: int | None, max_new_tokens: int
+) -> None:
     """Every prompt and its answer must fit the context of the model.
 
     Args:
@@ -180,4 +182,3 @@ def check_lengths(questions: Sequence[Question], positions: int | None, max_new_
     fix = f"`generate.max_new_tokens={least}` or less" if least > 0 else "shorten the prompts"
     total = Problem("prompts", f"{len(longer)} of {len(questions)} are too long", fix=fix)
     raise DataError(*problems, total)
-

@@ -15,6 +15,7 @@ from sftpipe.config.on_run import change_recorded
 from sftpipe.config.schema import EvaluationConfig, GenerateConfig, TrainConfig
 from sftpipe.errors import Problem, RunError
 from sftpipe.runs.folder import RunFolder
+from sftpipe.storage import digest
 from sftpipe.terminal import quiet, quiet_libraries
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sftpipe.data.encode import Encoder
     from sftpipe.data.row_chain import SampleReader
     from sftpipe.data.samples import Prompt
+    from sftpipe.data.source import Source
     from sftpipe.evaluation.answers import Answer, Sampling
     from sftpipe.evaluation.questions import Question
     from sftpipe.model.precision import Precision
@@ -68,29 +70,30 @@ class Answering:
 
         return Sampling.of(self.evaluation, self.config.seed, generate)
 
-    def readers(self, split: str) -> Sequence[SampleReader]:
-        """The samples of a split of the data set, one reader for each source.
+    def sources(self) -> Sequence[Source]:
+        """The data set of the config.
 
         Raises:
             DataError: it cannot be read.
         """
-        from sftpipe.data.prepare import sample_readers
-
-        return sample_readers(self._sources(), self.tokenizer, self.config).get(split, ())
-
-    def _sources(self) -> Any:
-        from sftpipe.data.row_function import call_row_functions
         from sftpipe.data.source import load_sources
 
         cfg = self.config
-        sources = load_sources(cfg.dataset, cfg.format, cfg.allowed_targets)
-        return call_row_functions(sources, cfg)
+        return load_sources(cfg.dataset, cfg.format, cfg.allowed_targets)
+
+    def readers(self, split: str, sources: Sequence[Source]) -> Sequence[SampleReader]:
+        """The samples of a split, one reader for each source that has it."""
+        from sftpipe.data.prepare import sample_readers
+        from sftpipe.data.row_function import call_row_functions
+
+        called = call_row_functions(sources, self.config)
+        return sample_readers(called, self.tokenizer, self.config).get(split, ())
 
     def _like(self) -> Prompt:
         """A prompt of the kind that the format makes."""
         from sftpipe.data.prompts import split_answer
 
-        (reader, *_) = self.readers("train")
+        (reader, *_) = self.readers("train", self.sources())
         return split_answer(next(iter(reader)), self.config.loss)[0]
 
     def question(self, text: str) -> Question:
@@ -141,26 +144,57 @@ class Answering:
             DataError: it cannot be asked.
             ConfigError: a key that does not exist, or a value that is not allowed.
         """
-        from sftpipe.evaluation.answers import generate, stream_answer
-        from sftpipe.evaluation.questions import check_lengths
-
-        sampling = self.sampling(generate_config(keys))
+        cfg = generate_config({**keys, "batch_size": batch_size})
         with quiet(), quiet_libraries():
             questions = self.questions(asked)
-            check_lengths(questions, self.positions(), sampling.max_new_tokens)
             if stream:
                 (question,) = questions
-                return stream_answer(self.model, self.tokenizer, question.input_ids, sampling)
-            answers = dict(
-                generate(
-                    self.model,
-                    self.tokenizer,
-                    [question.input_ids for question in questions],
-                    sampling,
-                    batch_size=batch_size or self.evaluation.batch_size,
-                )
-            )
+                return self.stream(question, cfg)
+            return self.answer(questions, cfg)
+
+    def answer(self, questions: Sequence[Question], cfg: GenerateConfig) -> list[Answer]:
+        """An answer to each question.
+
+        Raises:
+            DataError: one of them is too long for the model.
+        """
+        from sftpipe.evaluation.answers import generate
+        from sftpipe.evaluation.questions import check_lengths
+
+        sampling = self.sampling(cfg)
+        check_lengths(questions, self.positions(), sampling.max_new_tokens)
+        prompts = [question.input_ids for question in questions]
+        size = cfg.batch_size or self.evaluation.batch_size
+        found = generate(self.model, self.tokenizer, prompts, sampling, batch_size=size)
+        answers = dict(found)
         return [answers[number] for number in range(len(questions))]
+
+    def stream(self, question: Question, cfg: GenerateConfig) -> Iterator[str]:
+        """The text of one answer, piece by piece; closing the iterator ends the generation.
+
+        Raises:
+            DataError: the question is too long for the model.
+        """
+        from sftpipe.evaluation.answers import stream_answer
+        from sftpipe.evaluation.questions import check_lengths
+
+        sampling = self.sampling(cfg)
+        check_lengths([question], self.positions(), sampling.max_new_tokens)
+        return stream_answer(self.model, self.tokenizer, question.input_ids, sampling)
+
+    def files_source(self, files: Any, split: str) -> Source:
+        """The rows of files in the run's format, as one split.
+
+        Raises:
+            DataError: a file is missing or cannot be read.
+        """
+        from sftpipe.evaluation.asked_rows import files_source
+
+        return files_source(files, self.config, split)
+
+    def identity(self) -> str:
+        """Of the model: the same where it answers the same."""
+        raise NotImplementedError
 
     def positions(self) -> int | None:
         """Tokens that the model has positions for; None where it has no limit."""
@@ -213,6 +247,34 @@ class Run(Answering):
 
         kept = read_prompts(RunFolder(self.dir))
         return kept[0][0] if kept else super()._like()
+
+    def identity(self) -> str:
+        """A finished run never changes, and its manifest names it."""
+        files = RunFolder(self.dir)
+        finished = files.complete.read_text(encoding="utf-8")
+        return digest(files.read_manifest(), finished, asdict(self.config.model))
+
+    @functools.cached_property
+    def base(self) -> Answering:
+        """The base model of the run, asked with the run's own prompts."""
+        return _BaseOfRun(self)
+
+    def base_name(self) -> str:
+        """The base weights that the run was trained on."""
+        return str(RunFolder(self.dir).read_manifest()["weights"])
+
+    def evaluate(self) -> dict[str, Any]:
+        """Compare the run with its base on the test rows; see `sftpipe evaluate`.
+
+        Returns:
+            The content of evaluation.json.
+
+        Raises:
+            SftpipeError: whatever a user can fix.
+        """
+        from sftpipe.runs.evaluate import evaluate
+
+        return evaluate(self)
 
     def load_base(self) -> PreTrainedModel:
         """The base model as it was before training, its embedding as the run made it.
@@ -267,7 +329,7 @@ class Run(Answering):
         """The weights that the run was trained on, of the hub at the commit of training."""
         from sftpipe.model.weights import find_weights
 
-        trained_on = str(RunFolder(self.dir).read_manifest()["weights"])
+        trained_on = self.base_name()
         cfg = self.config.model
         name, _, commit = trained_on.rpartition("@")
         if cfg.revision is None and name and name == cfg.name_or_path:
@@ -278,6 +340,27 @@ class Run(Answering):
             fix = "put the old weights back, or train on the new ones"
             raise RunError(Problem(str(self.dir), f"{found} {weights.identity}", fix=fix))
         return weights
+
+
+class _BaseOfRun(Answering):
+    """The base model of a run, with the run's tokenizer and prompts."""
+
+    def __init__(self, run: Run) -> None:
+        self.config, self._run = run.config, run
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return self._run.tokenizer
+
+    @property
+    def encoder(self) -> Encoder:
+        return self._run.encoder
+
+    def load_model(self) -> PreTrainedModel:
+        return self._run.load_base()
+
+    def identity(self) -> str:
+        return digest(self._run.identity(), "base")
 
 
 @dataclass(frozen=True)
@@ -301,7 +384,7 @@ class BaseModel(Answering):
         from sftpipe.tokenizer.make import make_tokenizer
 
         cfg = self.config
-        sources = [] if cfg.tokenizer.type == "pretrained" else self._sources()
+        sources = () if cfg.tokenizer.type == "pretrained" else self.sources()
         return make_tokenizer(
             cfg.tokenizer,
             path=self._weights.path,
@@ -316,6 +399,10 @@ class BaseModel(Answering):
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """With its PAD and chat template, as the config says."""
         return self._made[0]
+
+    def identity(self) -> str:
+        """The weights, and the precision that they compute in."""
+        return digest(self._weights.identity, asdict(self.config.model))
 
     @functools.cached_property
     def encoder(self) -> Encoder:

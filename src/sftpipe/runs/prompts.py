@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from itertools import islice
-from os.path import commonprefix
 from typing import Any
 
 from sftpipe.data.encode import Encoder
@@ -49,7 +48,9 @@ def check_prompts(folder: RunFolder, encoder: Encoder) -> None:
     for number, (prompt, trained) in enumerate(read_prompts(folder)):
         ids = encoder.prompt_ids(prompt)
         if ids != trained:
-            at = len(commonprefix([ids, trained]))
+            pairs = enumerate(zip(ids, trained, strict=False))
+            shorter = min(len(ids), len(trained))
+            at = next((at for at, (now, then) in pairs if now != then), shorter)
             found = (
                 f"prompt {number} has other tokens than in training, from token {at} on: the "
                 "tokenizer or the chat template of the folder was changed, or a library reads "

@@ -3,47 +3,59 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+FOLDER = ".unfinished"  # beside the file that will hold all rows
+
 
 class Unfinished:
-    """The finished rows of a file that is not whole yet, in `.<name>.unfinished` beside it.
+    """The finished rows of a piece of work that is not whole yet.
 
-    done: {number of a row: its value}. A row whose line a kill cut short is not among them.
+    done: {number of a row: its value}; a row whose line was cut short by a kill is not among them.
     """
 
-    def __init__(self, final: Path, key: str) -> None:
+    def __init__(self, folder: Path, name: str, key: str) -> None:
         """Go on with what is there.
 
         Args:
-            final: the file that will hold all rows.
+            folder: where the whole work will be written.
+            name: of the work.
             key: digest of everything that the rows depend on; rows of another key are dropped.
         """
-        self._file = final.with_name(f".{final.name}.unfinished")
+        self._file = folder / FOLDER / f"{name}.jsonl"
         self.done: dict[int, Any] = {}
-        lines = self._file.read_bytes().splitlines() if self._file.is_file() else []
-        if not lines or _read(lines[0]) != {"key": key}:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            self._file.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
-            return
-        for line in lines[1:]:
-            if (row := _read(line)) is not None:
-                self.done[row["number"]] = row["value"]
-        # the line after a cut one would be lost with it
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write("\n")
+        lines = self._file.read_bytes().split(b"\n") if self._file.is_file() else []
+        if lines and _read(lines[0]) == {"key": key}:
+            rows = [row for line in lines[1:] if (row := _read(line)) is not None]
+            self.done = {int(row["number"]): row["value"] for row in rows}
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        # written anew: what follows a line that was cut short would be lost with it
+        kept = [{"number": number, "value": value} for number, value in self.done.items()]
+        partial = self._file.with_suffix(".partial")
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(_line(entry) for entry in ({"key": key}, *kept))
+        partial.replace(self._file)
 
-    def add(self, number: int, value: Mapping[str, Any] | Any) -> None:
-        """Keep one more row; it is on disk when this returns."""
+    def add(self, number: int, value: Any) -> None:
+        """Keep one more row; it is in the file when this returns."""
         self.done[number] = value
         with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"number": number, "value": value}, ensure_ascii=False) + "\n")
+            file.write(_line({"number": number, "value": value}))
+
+    def in_order(self) -> list[Any]:
+        """The values by their numbers."""
+        return [self.done[number] for number in sorted(self.done)]
 
     def remove(self) -> None:
-        """The final file is written."""
+        """The whole work is written."""
         self._file.unlink(missing_ok=True)
+        if not any(self._file.parent.iterdir()):
+            self._file.parent.rmdir()
+
+
+def _line(entry: Any) -> str:
+    return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
 def _read(line: bytes) -> Any:

@@ -1,0 +1,79 @@
+"""What each verb on a finished run does; each is given its words and whether to print JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftpipe.config.on_run import RunCommand, parse_run_command
+from sftpipe.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from sftpipe.runs.load import Answering, Run
+
+
+def _open(command: RunCommand) -> Answering:
+    """The run, or with `run=null` the base model of a config."""
+    from sftpipe.runs.load import BaseModel, load_run
+
+    if command.folder is not None:
+        return load_run(command.folder, command.rest)
+    from sftpipe.config.hydra import compose
+
+    return BaseModel(compose(command.rest))
+
+
+def _open_run(verb: str, command: RunCommand) -> Run:
+    """The run, for verbs that a base model alone has nothing for."""
+    from sftpipe.runs.load import load_run
+
+    if command.folder is None:
+        fix = f"`sftpipe {verb} run=DIR`"
+        raise ConfigError(Problem("run", f"null, and {verb} is about a finished run", fix=fix))
+    return load_run(command.folder, command.rest)
+
+
+def _generate(words: Sequence[str], as_json: bool) -> int:
+    from sftpipe.runs.generate import answer_rows, ask
+
+    command = parse_run_command("generate", words)
+    asked, subject = command.requests.generate, _open(command)
+    if asked.prompt is not None or asked.messages is not None:
+        answers = ask(subject, asked)
+        if as_json:
+            print(json.dumps([asdict(one) for one in answers], ensure_ascii=False))
+        else:
+            from sftpipe.tables import print_answers
+
+            print_answers(answers)
+        return 0
+    file, count = answer_rows(subject, asked)
+    print(
+        json.dumps({"answers": str(file), "rows": count})
+        if as_json
+        else f"{count} answers in {file}"
+    )
+    return 0
+
+
+def _evaluate(words: Sequence[str], as_json: bool) -> int:
+    from sftpipe.runs.evaluate import evaluate
+
+    run = _open_run("evaluate", parse_run_command("evaluate", words))
+    result: dict[str, Any] = evaluate(run)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+        return 0
+    from sftpipe.tables import print_evaluation
+
+    print_evaluation(result, Path(run.dir))
+    return 0
+
+
+RUN_VERBS: dict[str, Callable[[Sequence[str], bool], int]] = {
+    "evaluate": _evaluate,
+    "generate": _generate,
+}

@@ -1,0 +1,296 @@
+"""Did the training help? A run against its base, or against another run, on rows it never saw."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sftpipe.config.schema import PACKING
+from sftpipe.data.packing import Collator
+from sftpipe.data.prepare import encode_sources, pack_splits, sample_readers
+from sftpipe.data.row_function import call_row_functions
+from sftpipe.data.source import Source, load_sources
+from sftpipe.data.user_code import load_function
+from sftpipe.errors import ConfigError, DataError, Problem, RowError, nearest
+from sftpipe.evaluation.answers import Answer
+from sftpipe.evaluation.compare import DRAWS, LEVEL, Outcome, compare, judge_difference, order_rows
+from sftpipe.evaluation.metrics import Answered, Metric, answer_metrics, loss_metric, mean_metric
+from sftpipe.evaluation.questions import Question, check_lengths, row_questions
+from sftpipe.evaluation.row_losses import row_losses
+from sftpipe.runs.answer import answer_all, response_rows
+from sftpipe.runs.folder import RunFolder
+from sftpipe.runs.load import Answering, Run, load_run
+from sftpipe.runs.unfinished import Unfinished
+from sftpipe.storage import digest, write_json
+from sftpipe.terminal import progress, quiet, quiet_libraries
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+LOSS = "loss"  # of the test rows, per trained token
+_NAMED = 10  # rows that evaluation.json names, the worst first
+
+RowMetric = Callable[[str, str, Mapping[str, Any]], float]  # (answer, reference, row) -> number
+
+
+@dataclass(frozen=True)
+class Held:
+    """The rows that a run was not trained on, as a model is given them.
+
+    splits: {split: `input_ids` and `labels`, each (T,)}, for losses.
+    questions: of the test rows, for answers.
+    """
+
+    splits: Mapping[str, Dataset]
+    questions: Sequence[Question]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one model does with these rows.
+
+    losses: {split: (sum of losses, trained tokens) of each row}.
+    answers: to the questions.
+    """
+
+    losses: Mapping[str, Sequence[tuple[float, int]]]
+    answers: Sequence[Answer]
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """Measure a run and its base (or `evaluation.base`) and compare them.
+
+    Writes responses.json, responses_base.json and evaluation.json into the run folder. A second
+    start after a kill goes on.
+
+    Returns:
+        The content of evaluation.json.
+
+    Raises:
+        DataError: there are no rows to evaluate on, or they do not fit the model.
+        ConfigError: `evaluation.verdict` or `evaluation.metrics` name what does not exist.
+        RunError: a folder is no finished run, or its base has changed.
+    """
+    cfg, files = run.evaluation, RunFolder(run.dir)
+    with quiet(), quiet_libraries():
+        own = _own_metrics(run)
+        sources = held_sources(run)
+        held = hold(run, sources)
+        works: list[Unfinished] = []
+        if cfg.base is None:
+            base_name, base_held, base_model = run.base_name(), held, run.load_base()
+            base = measure(run, base_model, base_held, files, "base", works)
+            model = run.add_adapter(base_model) if run.config.lora else run.load_model()
+        else:
+            other = load_run(cfg.base)
+            base_name, base_held = other.dir.name, hold(other, sources)
+            base = measure(other, other.load_model(), base_held, files, "other", works)
+            model = run.load_model()
+        after = measure(run, model, held, files, "run", works)
+        before, now = _metrics(base, base_held, own), _metrics(after, held, own)
+        result = {
+            "run": run.dir.name,
+            "base": base_name,
+            "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "seed": run.config.seed,
+            "draws": DRAWS,
+            "sampling": asdict(run.sampling()),
+            **_compared(before, now, _verdict_metric(cfg.verdict, now), run.config.seed),
+        }
+    write_json(files.base_responses, response_rows(base_held.questions, base.answers))
+    write_json(files.responses, response_rows(held.questions, after.answers))
+    write_json(files.evaluation, result)
+    for work in works:
+        work.remove()
+    return result
+
+
+# --- the rows -------------------------------------------------------------------------------------
+
+
+def held_sources(run: Run) -> list[Source]:
+    """The validation and test rows of the run's data set, or `evaluation.data_files` as test.
+
+    Raises:
+        DataError: there is neither, or a file cannot be read.
+    """
+    cfg = run.config
+    if run.evaluation.data_files is not None:
+        return [run.files_source(run.evaluation.data_files, "test")]
+    sources = load_sources(cfg.dataset, cfg.format, cfg.allowed_targets)
+    kept = [
+        replace(one, splits={name: rows for name, rows in one.splits.items() if name != "train"})
+        for one in sources
+    ]
+    if not any("test" in one.splits for one in kept):
+        found = "the run's data set has no test split, and training has seen all other rows"
+        fix = "evaluation.data_files=rows.jsonl, or train with `dataset.test_size=0.1`"
+        raise DataError(Problem("test", found, fix=fix))
+    return [one for one in kept if one.splits]
+
+
+def hold(subject: Answering, sources: Sequence[Source]) -> Held:
+    """The rows as this subject encodes and asks them.
+
+    Raises:
+        DataError: a test row makes no sample, or is too long to be answered.
+    """
+    cfg = subject.config
+    windows = cfg.packing is not None and PACKING[cfg.packing.strategy].windows
+    cfg = cfg if windows else replace(cfg, packing=None)
+    mine = [replace(one, format=cfg.format) if len(sources) == 1 else one for one in sources]
+    called = call_row_functions(mine, cfg)
+    readers = sample_readers(called, subject.tokenizer, cfg)
+    parts = encode_sources(called, readers, subject.encoder, cfg)
+    splits, _ = pack_splits(parts, cfg, None)
+    originals = [one.splits["test"] for one in mine if "test" in one.splits]
+    asked = list(row_questions(readers["test"], subject.encoder, originals))
+    return Held(splits, [one for one in asked if not isinstance(one, RowError)])
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def measure(
+    subject: Answering,
+    model: PreTrainedModel,
+    held: Held,
+    files: RunFolder,
+    name: str,
+    works: list[Unfinished],
+) -> Measured:
+    """Losses and answers of one model; what is kept of them is added to `works`."""
+    sampling = subject.sampling()
+    positions = getattr(model.config, "max_position_embeddings", None)
+    check_lengths(held.questions, positions, sampling.max_new_tokens)
+    losses = {}
+    for split, rows in held.splits.items():
+        losses[split], work = _losses(subject, model, rows, files, f"{name}_{split}_losses")
+        works.append(work)
+    answers, work = answer_all(
+        subject,
+        model,
+        held.questions,
+        sampling,
+        batch_size=subject.evaluation.batch_size,
+        folder=files.path,
+        name=f"{name}_answers",
+    )
+    works.append(work)
+    return Measured(losses, answers)
+
+
+def _losses(
+    subject: Answering, model: PreTrainedModel, rows: Dataset, files: RunFolder, name: str
+) -> tuple[list[tuple[float, int]], Unfinished]:
+    key = digest(subject.identity(), name, rows._fingerprint, len(rows))
+    work = Unfinished(files.path, name, key)
+    collate = Collator(int(subject.tokenizer.pad_token_id))
+    size = int(subject.config.sft.get("per_device_eval_batch_size") or 8)
+    with progress("Losses", len(rows), len(work.done)) as advance:
+        found = row_losses(model, rows, collate, batch_size=size, done=set(work.done))
+        for number, loss in found:
+            work.add(number, loss)
+            advance(1, "")
+    return [(loss, tokens) for loss, tokens in work.in_order()], work
+
+
+def _own_metrics(run: Run) -> dict[str, RowMetric]:
+    """{name: function} of `evaluation.metrics`."""
+    return {
+        path.rpartition(".")[2]: load_function(
+            path, "evaluation.metrics", run.config.allowed_targets
+        )
+        for path in run.evaluation.metrics
+    }
+
+
+def _metrics(found: Measured, held: Held, own: Mapping[str, RowMetric]) -> dict[str, Metric]:
+    """{name: metric} of the test rows; the losses of further splits as `<split>_loss`."""
+    metrics = {
+        LOSS if split == "test" else f"{split}_loss": loss_metric(losses)
+        for split, losses in sorted(found.losses.items())
+    }
+    asked = [
+        (question, answer)
+        for question, answer in zip(held.questions, found.answers, strict=True)
+        if question.reference is not None
+    ]
+    if not asked:
+        return metrics
+    said = Answered(
+        [answer.text for _, answer in asked],
+        [str(question.reference).strip() for question, _ in asked],
+        [answer.stopped for _, answer in asked],
+        [question.row for question, _ in asked],
+    )
+    metrics |= answer_metrics(said)
+    for name, function in own.items():
+        rows = zip(said.answers, said.references, said.rows, strict=True)
+        metrics[name] = mean_metric([float(function(*row)) for row in rows])
+    return metrics
+
+
+# --- the comparison -------------------------------------------------------------------------------
+
+
+def _verdict_metric(name: str, metrics: Mapping[str, Metric]) -> str:
+    able = [one for one, metric in metrics.items() if metric.higher_is_better is not None]
+    if name in able:
+        return name
+    fix = f"`evaluation.verdict={nearest(name, able) or able[0]}`"
+    found = f"no metric {name!r} that is better or worse"
+    raise ConfigError(Problem("evaluation.verdict", found, allowed=", ".join(able), fix=fix))
+
+
+def _compared(
+    before: Mapping[str, Metric], after: Mapping[str, Metric], verdict: str, seed: int
+) -> dict[str, Any]:
+    figures = {}
+    for name, metric in after.items():
+        found = compare(before[name], metric, seed)
+        figures[name] = {
+            "base": found.before,
+            "run": found.after,
+            "difference": found.difference,
+            "interval": [found.low, found.high],
+            "rows": len(metric.rows),
+            **({"signature": metric.signature} if metric.signature else {}),
+        }
+        if name == verdict:
+            better = bool(metric.higher_is_better)
+            outcome = judge_difference(found, len(metric.rows), higher_is_better=better)
+            won, lost, tied, order = order_rows(before[name], metric, higher_is_better=better)
+    return {
+        "rows": len(after[verdict].rows),
+        "metric": verdict,
+        "verdict": outcome,
+        "sentence": sentence(verdict, outcome, figures[verdict]),
+        "metrics": figures,
+        "wins": won,
+        "losses": lost,
+        "ties": tied,
+        "worst": [
+            {
+                "row": row,
+                "base": float(before[verdict].rows[row]),
+                "run": float(after[verdict].rows[row]),
+            }
+            for row in order[:_NAMED]
+        ],
+    }
+
+
+def sentence(metric: str, outcome: Outcome, figures: Mapping[str, Any]) -> str:
+    """The verdict for people."""
+    low, high = figures["interval"]
+    numbers = (
+        f"{metric} {figures['base']:.3f} -> {figures['run']:.3f}, "
+        f"difference {figures['difference']:+.3f} with {LEVEL:.0%} interval "
+        f"[{low:+.3f}, {high:+.3f}] on {figures['rows']} rows"
+    )
+    how = "not distinguishable from" if outcome == "not distinguishable" else f"{outcome} than"
+    return f"{how} the base: {numbers}"
