@@ -199,8 +199,9 @@ class Encoder:
 
     def prompt_text(self, prompt: Prompt) -> str:
         """What is tokenised of a prompt."""
-        is_text = isinstance(prompt, str)
-        return prompt if is_text else self.template.text(prompt, "prompt", prompt=True)
+        if isinstance(prompt, str):
+            return prompt
+        return self.template.text(prompt, "prompt", prompt=True)
 
     def added_bos_of(self, ids: Sequence[int]) -> list[int]:
         """The tokenizer's own BOS if the ids begin with it, else []."""
