@@ -59,6 +59,17 @@ def _generate(words: Sequence[str], as_json: bool) -> int:
     return 0
 
 
+def _chat(words: Sequence[str], as_json: bool) -> int:
+    from sftpipe.runs.chat import chat
+
+    command = parse_run_command("chat", words)
+    if as_json:
+        fix = "leave --json out; `sftpipe generate` prints answers as JSON"
+        raise ConfigError(Problem("--json", "a conversation is no JSON", fix=fix))
+    chat(_open(command), command.requests.generate)
+    return 0
+
+
 def _evaluate(words: Sequence[str], as_json: bool) -> int:
     from sftpipe.runs.evaluate import evaluate
 
@@ -74,6 +85,7 @@ def _evaluate(words: Sequence[str], as_json: bool) -> int:
 
 
 RUN_VERBS: dict[str, Callable[[Sequence[str], bool], int]] = {
+    "chat": _chat,
     "evaluate": _evaluate,
     "generate": _generate,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sftpipe.errors import one_line
+from sftpipe.terminal import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -193,16 +193,6 @@ def print_answers(answers: Sequence[Spoken]) -> None:
             continue
         out.print(f"[green]run[/]   {escape(printable(answer.answer))}")
         out.print(f"[dim]base[/]  {escape(printable(answer.base))}")
-
-
-def printable(text: str) -> str:
-    """A model's text for a terminal: control characters but line breaks and tabs are shown."""
-    return "".join(
-        character
-        if character in "\n\t" or unicodedata.category(character) != "Cc"
-        else f"\\x{ord(character):02x}"
-        for character in text
-    )
 
 
 def print_evaluation(result: Mapping[str, Any], folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,16 @@ _ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+def printable(text: str) -> str:
+    """A model's text for a terminal: control characters but line breaks and tabs are shown."""
+    return "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) != "Cc"
+        else f"\\x{ord(character):02x}"
+        for character in text
+    )
 
 
 @contextmanager

@@ -359,6 +359,14 @@ VERBS: dict[str, Verb] = {
         "generate.data_files=rows.jsonl, or nothing for the test split, writes answers.jsonl.\n"
         "run=null with recipe=NAME or model=NAME asks a base model alone.",
     ),
+    "chat": Verb(
+        _of_run("chat"),
+        "talk to a run",
+        f"sftpipe chat {_RUN.removesuffix(' [--json]')}",
+        "/help lists the commands; questions are read line by line from a pipe.\n"
+        "generate.base=true lets the base model answer too; run=null with recipe=NAME or "
+        "model=NAME is about a base model alone.",
+    ),
     "config": Verb(
         _config,
         "print the resolved config",

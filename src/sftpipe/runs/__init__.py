@@ -11,6 +11,7 @@ load.py    a path           -> Run: config, metrics, tokenizer, model, answers; 
 prompts.py data, Encoder    -> prompts.json: are the prompts still those of training?
 answer.py  Question         -> Answer, for many, kept as they are finished
 generate.py a RunCommand's requests -> answers.jsonl, or the answer to one prompt
+chat.py    lines of a person -> streamed answers, with a history
 evaluate.py Run             -> evaluation.json and responses.json: did the training help?
 unfinished.py a folder      -> the finished rows of work that a kill interrupted
 """

@@ -89,7 +89,7 @@ class Answering:
         called = call_row_functions(sources, self.config)
         return sample_readers(called, self.tokenizer, self.config).get(split, ())
 
-    def _like(self) -> Prompt:
+    def like(self) -> Prompt:
         """A prompt of the kind that the format makes."""
         from sftpipe.data.prompts import split_answer
 
@@ -104,7 +104,7 @@ class Answering:
         """
         from sftpipe.evaluation.questions import question_of
 
-        return question_of(text, self.config, self._like(), self.encoder)
+        return question_of(text, self.config, self.like(), self.encoder)
 
     def questions(self, asked: str | Sequence[Any]) -> list[Question]:
         """What a text, a conversation or rows of the run's format ask.
@@ -242,11 +242,11 @@ class Run(Answering):
         check_prompts(files, encoder)
         return encoder
 
-    def _like(self) -> Prompt:
+    def like(self) -> Prompt:
         from sftpipe.runs.prompts import read_prompts
 
         kept = read_prompts(RunFolder(self.dir))
-        return kept[0][0] if kept else super()._like()
+        return kept[0][0] if kept else super().like()
 
     def identity(self) -> str:
         """A finished run never changes, and its manifest names it."""
