@@ -103,6 +103,7 @@ ROWS = [
     ["tables.py"],
     ["pipeline.py"],
     ["bench.py"],
+    ["run_verbs.py"],
     ["verbs.py"],
     ["cli.py"],
     ["__main__.py"],

@@ -12,7 +12,8 @@ from sftpipe.config.on_run import RunCommand, parse_run_command
 from sftpipe.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
-    from sftpipe.runs.load import Answering, Run
+    from sftpipe.runs.answering import Answering
+    from sftpipe.runs.load import Run
 
 
 def _open(command: RunCommand) -> Answering:

@@ -233,13 +233,13 @@ def _preview(arguments: Arguments) -> int:
 
 
 def _list(arguments: Arguments) -> int:
-    from sftpipe.config.options import conf_dir, find_recipes, groups, header
+    from sftpipe.config.options import conf_dir, find_recipes, groups, header, run_groups
 
     files: Mapping[str, Mapping[str, Path]] = {
         group: find_recipes()
         if group == "recipe"
         else {name: conf_dir() / group / f"{name}.yaml" for name in names}
-        for group, names in groups().items()
+        for group, names in {**groups(), **run_groups()}.items()
     }
     files = {
         **files,

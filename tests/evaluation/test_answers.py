@@ -11,20 +11,34 @@ from typing import Any
 import pytest
 import torch
 
-from sftpipe.config.schema import EvaluationConfig, FormatConfig
+from sftpipe.config.schema import EvaluationConfig
 from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import ModelError
-from sftpipe.evaluation.answers import SamplePrompt, generate, sample_prompts
+from sftpipe.evaluation.answers import Answer, Sampling, generate
 from sftpipe.evaluation.losses import sample_answers
+from sftpipe.evaluation.questions import Question, sample_questions
 from sftpipe.runs.record import samples_until
 from sftpipe.training.callbacks import EpochSamples
 from support.answers import answers_by_hand, ids_by_hand, lively_model
+from support.configs import compose
 from support.errors import refused, told
 from support.trainers import few, tiny, trained_weights, trainer_of
 
 PROMPTS = [[1, 500, 600], [1, 700], [1, 800, 900, 1000, 1100, 1200]]
 DRAWN = {"temperature": 1.3, "top_k": 5, "seed": 3}
-INSTRUCTION = FormatConfig(type="instruction")
+
+
+def answer(model: Any, tokenizer: Any, prompts: Any, tokens: int, **options: Any) -> list[Answer]:
+    """The answers in the order of the prompts."""
+    size, seed = options.pop("batch_size", 16), options.pop("seed", 0)
+    sampling = Sampling(tokens, seed, options)
+    found = dict(generate(model, tokenizer, prompts, sampling, batch_size=size))
+    return [found[at] for at in range(len(prompts))]
+
+
+def texts(model: Any, tokenizer: Any, prompts: Any, tokens: int, **options: Any) -> list[str]:
+    """What `answer` says."""
+    return [one.text for one in answer(model, tokenizer, prompts, tokens, **options)]
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +52,9 @@ def test_prompts_of_unequal_length_are_answered_as_each_alone(model: Any, tokeni
     assert len(set(expected)) == 3
     model.train()
     for size in (3, 2, 1):
-        assert generate(model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=size) == expected
+        assert texts(model, tokenizer, PROMPTS, 6, batch_size=size) == expected
     assert model.training
-    assert generate(model.eval(), tokenizer, PROMPTS, max_new_tokens=6) == expected
+    assert texts(model.eval(), tokenizer, PROMPTS, 6) == expected
     assert not model.training
 
 
@@ -50,18 +64,20 @@ def test_an_answer_ends_with_a_token_that_the_model_names(model: Any, tokenizer:
     config, ends = model.generation_config, model.generation_config.eos_token_id
     config.eos_token_id = [2, ids[2]]
     try:
-        answers = generate(model, tokenizer, PROMPTS[:1], max_new_tokens=6)
+        answers = answer(model, tokenizer, PROMPTS[:1], 6)
     finally:
         config.eos_token_id = ends
-    assert answers == [tokenizer.decode(ids[:3]).strip()]
+    assert answers == [Answer(tokenizer.decode(ids[:3]).strip(), ids[:3], stopped=True)]
+    assert not answer(model, tokenizer, PROMPTS[:1], 6)[0].stopped
 
 
 def test_answers_are_drawn_by_temperature_candidates_and_seed(model: Any, tokenizer: Any) -> None:
-    drawn = {"max_new_tokens": 4, "do_sample": True}
     for change in ({}, {"seed": 4}, {"temperature": 0.3}, {"top_k": 2}, {"top_k": 0}):
         options: dict[str, Any] = {**DRAWN, **change}
-        expected = answers_by_hand(model, tokenizer, PROMPTS, 4, **options)
-        assert generate(model, tokenizer, PROMPTS, **drawn, **options) == expected
+        # the longest prompt is the first row of its batch
+        order = [PROMPTS[at] for at in (2, 0, 1)]
+        expected = answers_by_hand(model, tokenizer, order, 4, **options)
+        assert texts(model, tokenizer, order, 4, do_sample=True, **options) == expected
 
 
 @pytest.mark.parametrize("options", [{}, {**DRAWN, "do_sample": True}])
@@ -69,7 +85,7 @@ def test_the_random_state_stays_as_it_was(
     model: Any, tokenizer: Any, options: dict[str, Any]
 ) -> None:
     before = torch.get_rng_state()
-    generate(model, tokenizer, PROMPTS, max_new_tokens=2, **options)
+    answer(model, tokenizer, PROMPTS, 2, **options)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -78,7 +94,7 @@ def test_a_row_of_samples_is_drawn_as_the_config_and_the_seed_of_the_run_say(
 ) -> None:
     args, state = SimpleNamespace(seed=7), SimpleNamespace(global_step=12)
     trainer: Any = SimpleNamespace(model=model, processing_class=tokenizer, args=args, state=state)
-    prompts = [SamplePrompt("a", PROMPTS[0], "b"), SamplePrompt("c", PROMPTS[1], None)]
+    prompts = [Question("a", PROMPTS[0], "b"), Question("c", PROMPTS[1], None)]
     cfg = EvaluationConfig(None, 4, do_sample=True, temperature=1.5, top_k=20)
     drawn, colder = (
         answers_by_hand(model, tokenizer, PROMPTS[:2], 4, temperature=by, top_k=20, seed=7)
@@ -112,44 +128,50 @@ def chat(tokenizer: Any, text: str, system: str = "") -> list[int]:
     return list(tokenizer(rendered, add_special_tokens=False).input_ids)
 
 
+def asked(
+    evaluation: EvaluationConfig | None, data: PreparedData, positions: int = 512, system: str = ""
+) -> list[Question]:
+    """The prompts of a run of the recipe `yoda`, but for where they come from."""
+    cfg = compose(["recipe=yoda"])
+    cfg.evaluation, cfg.format = evaluation, replace(cfg.format, system=system or None)
+    return sample_questions(cfg, data, room(positions))
+
+
 @pytest.mark.parametrize("missing", [(), ("test",), ("test", "validation")])
 def test_the_prompts_of_a_run_are_the_first_five_rows_of_test_or_validation_or_train(
     missing: tuple[str, ...], data: PreparedData
 ) -> None:
     split = ("test", "validation", "train")[len(missing)]
     without: Any = dict.fromkeys(missing)
-    prompts = sample_prompts(
-        EvaluationConfig(None, 4), INSTRUCTION, replace(data, **without), room(512)
-    )
+    prompts = asked(EvaluationConfig(None, 4), replace(data, **without))
     folder = Path(__file__).parents[2] / "src/sftpipe/data/assets/yoda"
     lines = (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:5]
     rows = [json.loads(line) for line in lines]
-    assert prompts == [
-        SamplePrompt(row["prompt"], chat(data.tokenizer, row["prompt"]), row["completion"])
-        for row in rows
+    assert [(one.text, one.input_ids, one.reference, one.where) for one in prompts] == [
+        (row["prompt"], chat(data.tokenizer, row["prompt"]), row["completion"], f"{split}[{at}]")
+        for at, row in enumerate(rows)
     ]
 
 
 def test_prompts_of_the_config_are_asked_as_the_rows_are_and_have_no_reference(
     data: PreparedData,
 ) -> None:
-    cfg = EvaluationConfig(["Where is it?", "No."], 4)
-    assert sample_prompts(cfg, INSTRUCTION, data, room(512)) == [
-        SamplePrompt(text, chat(data.tokenizer, text), None) for text in ("Where is it?", "No.")
+    place = "evaluation.sample_prompts"
+    texts = ["Where is it?", "No."]
+    assert asked(EvaluationConfig(texts, 4), data) == [
+        Question(text, chat(data.tokenizer, text), where=place) for text in texts
     ]
-    brief = FormatConfig(type="instruction", system="Be brief.")
-    assert sample_prompts(EvaluationConfig(["No."], 4), brief, data, room(512)) == [
-        SamplePrompt("No.", chat(data.tokenizer, "No.", "Be brief."), None)
+    assert asked(EvaluationConfig(["No."], 4), data, system="Be brief.") == [
+        Question("No.", chat(data.tokenizer, "No.", "Be brief."), where=place)
     ]
-    assert sample_prompts(None, INSTRUCTION, data, room(1)) == []
+    assert asked(None, data, 1) == []
 
 
 def test_prompts_and_answers_must_fit_the_positions_of_the_model(data: PreparedData) -> None:
     longest = len(chat(data.tokenizer, "Where is it?"))
     cfg = EvaluationConfig(["No.", "Where is it?"], 4)
-    assert len(sample_prompts(cfg, INSTRUCTION, data, room(longest + 4))) == 2
-    positions = room(longest + 3)
-    error = refused(ModelError, lambda: sample_prompts(cfg, INSTRUCTION, data, positions))
+    assert len(asked(cfg, data, longest + 4)) == 2
+    error = refused(ModelError, lambda: asked(cfg, data, longest + 3))
     assert told(error) == {"evaluation.max_new_tokens": ("evaluation.max_new_tokens=3",)}
     assert f" {longest + 4} tokens" in error.problems[0].found
     assert f" {longest + 3} positions" in error.problems[0].found
@@ -177,8 +199,7 @@ def test_answers_after_each_epoch_leave_the_training_as_it_was(
 
         def take(epoch: int, trainer: Any = trainer) -> None:
             taken[epoch] = trainer.state.global_step
-            options = {"max_new_tokens": 2, "do_sample": True}
-            generate(trainer.model, data.tokenizer, PROMPTS, **options, seed=1)
+            answer(trainer.model, data.tokenizer, PROMPTS, 2, do_sample=True, seed=1)
 
         if sampled:
             trainer.add_callback(EpochSamples(take))

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 import sftpipe
 from sftpipe.cli import main
-from sftpipe.evaluation.answers import generate, sample_prompts
 from sftpipe.runs.folder import RunFolder
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "run_0_1_0"
@@ -71,10 +70,9 @@ def test_a_complete_run_loads_and_answers() -> None:
     recorded = run.metrics["validation"]["after"]["loss"]
     assert validation_loss(model, data) == pytest.approx(recorded, rel=1e-5)
 
-    (prompt,) = sample_prompts(run.config.evaluation, run.config.format, data, model.config)
-    answers = generate(model, run.tokenizer, [prompt.input_ids], max_new_tokens=4)
     after = RunFolder(run.dir).read_samples()[-1]
-    assert [(prompt.text, answers[0])] == [(after["prompt"], after["completion"])]
+    (answer,) = run.generate(after["prompt"], max_new_tokens=4)
+    assert answer.text == after["completion"]
 
 
 def test_an_interrupted_run_goes_on_from_its_checkpoint_to_the_same_weights() -> None:

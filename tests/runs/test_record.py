@@ -12,7 +12,7 @@ import torch
 
 from sftpipe.config.schema import EvaluationConfig
 from sftpipe.data.prepare import PreparedData
-from sftpipe.evaluation.answers import SamplePrompt
+from sftpipe.evaluation.questions import Question
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.record import Record
 from sftpipe.training.trainer import SFTPipeTrainer
@@ -36,10 +36,10 @@ def trainer(short: PreparedData, tiny_model: Path, tmp_path: Path) -> SFTPipeTra
 
 
 @pytest.fixture
-def prompts(short: PreparedData) -> list[SamplePrompt]:
+def prompts(short: PreparedData) -> list[Question]:
     asked = {"Hello.": "Hm.", "Who are you?": None}
     return [
-        SamplePrompt(text, short.tokenizer(text).input_ids, reference)
+        Question(text, short.tokenizer(text).input_ids, reference)
         for text, reference in asked.items()
     ]
 
@@ -59,7 +59,7 @@ def loss(trainer: SFTPipeTrainer, short: PreparedData) -> Callable[[Any], float]
 def test_losses_and_answers_are_measured_at_their_time_and_written(
     trainer: SFTPipeTrainer,
     short: PreparedData,
-    prompts: list[SamplePrompt],
+    prompts: list[Question],
     loss: Callable[[Any], float],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -107,7 +107,7 @@ def test_answers_after_an_epoch_are_given_where_they_are_asked_for(
     strategy: str,
     trainer: SFTPipeTrainer,
     short: PreparedData,
-    prompts: list[SamplePrompt],
+    prompts: list[Question],
     tmp_path: Path,
 ) -> None:
     for asked in (prompts, []):
@@ -119,7 +119,7 @@ def test_answers_after_an_epoch_are_given_where_they_are_asked_for(
 
 
 def test_without_an_evaluation_only_the_training_is_measured(
-    trainer: SFTPipeTrainer, short: PreparedData, prompts: list[SamplePrompt], tmp_path: Path
+    trainer: SFTPipeTrainer, short: PreparedData, prompts: list[Question], tmp_path: Path
 ) -> None:
     record = Record(RunFolder(tmp_path), trainer, short, None, prompts, None)
     record.before()
@@ -130,7 +130,7 @@ def test_without_an_evaluation_only_the_training_is_measured(
 
 
 def test_a_run_that_goes_on_keeps_what_was_measured_before_its_checkpoint(
-    trainer: SFTPipeTrainer, short: PreparedData, prompts: list[SamplePrompt], tmp_path: Path
+    trainer: SFTPipeTrainer, short: PreparedData, prompts: list[Question], tmp_path: Path
 ) -> None:
     folder = RunFolder(tmp_path)
     kept = [{"phase": "before", "step": 0}, {"phase": "epoch 1", "step": 6}]

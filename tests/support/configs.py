@@ -39,7 +39,7 @@ def compose(overrides: Sequence[str] = ()) -> TrainConfig:
         ConfigLoaderImpl._apply_overrides_to_config(parser.parse_overrides(forced), composed)
     except HydraException:
         return hydra.compose(overrides)  # which says what is wrong
-    origin = hydra._origin(chosen, parsed)
+    origin = hydra._origin(chosen, parsed, known)
     return hydra._from_composed(composed, origin, parsed, problems)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftpipe.evaluation.answers import Answer, Sampling, generate
 from sftpipe.evaluation.questions import Question
-from sftpipe.runs.load import Answering
+from sftpipe.runs.answering import Answering
 from sftpipe.runs.unfinished import Unfinished
 from sftpipe.storage import digest
 from sftpipe.terminal import progress

@@ -12,7 +12,8 @@ from typing import Any
 
 from sftpipe.config.schema import GenerateConfig
 from sftpipe.errors import Problem, RunError, SftpipeError, nearest
-from sftpipe.runs.load import Answering, Run, generate_config
+from sftpipe.runs.answering import Answering, generate_config
+from sftpipe.runs.load import Run
 from sftpipe.storage import write_text
 from sftpipe.terminal import console, printable, quiet, quiet_libraries
 

@@ -20,8 +20,9 @@ from sftpipe.evaluation.metrics import Answered, Metric, answer_metrics, loss_me
 from sftpipe.evaluation.questions import Question, check_lengths, row_questions
 from sftpipe.evaluation.row_losses import row_losses
 from sftpipe.runs.answer import answer_all, response_rows
+from sftpipe.runs.answering import Answering
 from sftpipe.runs.folder import RunFolder
-from sftpipe.runs.load import Answering, Run, load_run
+from sftpipe.runs.load import Run, load_run
 from sftpipe.runs.unfinished import Unfinished
 from sftpipe.storage import digest, write_json
 from sftpipe.terminal import progress, quiet, quiet_libraries

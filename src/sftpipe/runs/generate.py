@@ -14,8 +14,9 @@ from sftpipe.evaluation.answers import Answer
 from sftpipe.evaluation.asked_rows import questions_of_files
 from sftpipe.evaluation.questions import Question, check_lengths, row_questions
 from sftpipe.runs.answer import answer_all
+from sftpipe.runs.answering import Answering
 from sftpipe.runs.folder import RunFolder
-from sftpipe.runs.load import Answering, Run
+from sftpipe.runs.load import Run
 from sftpipe.runs.unfinished import Unfinished
 from sftpipe.storage import write_text
 from sftpipe.terminal import quiet, quiet_libraries
