@@ -165,6 +165,10 @@ class Rows:
         """File and line of a row, where they are known, else ""."""
         return str(self.table[index][ORIGIN]) if _holds_json(self.table.column_names) else ""
 
+    def own_names(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """One of the rows by the names of the table again."""
+        return {self.columns.get(name, name): value for name, value in row.items()}
+
     def select(self, indices: Any, why: str) -> Rows:
         """Some of the rows; `why` distinguishes this choice from others in the digest."""
         return replace(self, table=self.table.select(indices), digest=digest(self.digest, why))

@@ -37,7 +37,8 @@ def questions_of_rows(
         found = repr(rows[wrong[0]]) if wrong else "no rows"
         allowed = "a text, a list of {role, content}, or a list of rows"
         raise DataError(Problem(f"{where}[{wrong[0] if wrong else 0}]", found, allowed=allowed))
-    return _ask(Source("", {where: _stored(rows)}, cfg.format, ""), where, cfg, encoder)
+    stored = replace(_stored(rows), columns=cfg.dataset.columns)
+    return _ask(Source("", {where: stored}, cfg.format, ""), where, cfg, encoder)
 
 
 def questions_of_files(files: Any, cfg: TrainConfig, encoder: Encoder) -> list[Question]:
@@ -83,17 +84,17 @@ def files_source(files: Any, cfg: TrainConfig, split: str) -> Source:
     dataset = replace(dataset, columns={})  # renamed below: a file without answers lacks a column
     (source,) = load_sources(dataset, cfg.format, cfg.allowed_targets)
     rows = source.splits["train"]
-    names = rows.column_names
-    known = {ours: theirs for ours, theirs in cfg.dataset.columns.items() if theirs in names}
-    renamed = replace(rows, columns=known, digest=digest(rows.digest, known))
+    columns = cfg.dataset.columns
+    renamed = replace(rows, columns=columns, digest=digest(rows.digest, columns))
     return replace(source, splits={split: renamed})
 
 
 def _ask(source: Source, split: str, cfg: TrainConfig, encoder: Encoder) -> list[Question]:
     """A question for each row of a split; a row that makes no sample is an error."""
     rows = source.splits[split]
-    filled = replace(source, splits={split: _stored([_fill(row, source.format) for row in rows])})
-    (called,) = call_row_functions([filled], cfg)
+    filled = [rows.own_names(_fill(row, source.format)) for row in rows]
+    stored = replace(_stored(filled), columns=rows.columns)
+    (called,) = call_row_functions([replace(source, splits={split: stored})], cfg)
     cleaner = Cleaner(encoder.tokenizer, cfg.dataset, cfg.preflight)
     reader = SampleReader(called.splits[split], source.format, cleaner, split)
     found = list(row_questions([reader], encoder, [rows]))

@@ -30,7 +30,7 @@ class Question:
     text: the last user turn, or the whole string prompt; for people.
     input_ids: what the model is fed.
     reference: the data set's answer; None for a prompt that a person gives.
-    row: the row of the data set, by our column names; empty for a prompt that a person gives.
+    row: the row as its file holds it; empty for a prompt that a person gives.
     where: the row in messages.
     """
 
@@ -134,7 +134,8 @@ def row_questions(
                     yield sample
                     continue
                 prompt, reference = split_answer(sample, encoder.loss)
-                yield _question(prompt, encoder, reference, row, f"{reader.place}[{at}]")
+                place = f"{reader.place}[{at}]"
+                yield _question(prompt, encoder, reference, kept.own_names(row), place)
 
 
 def _question(
