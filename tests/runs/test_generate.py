@@ -133,7 +133,7 @@ def test_a_key_that_generation_does_not_have_is_an_error(
             ["no turn to answer", [{"role": "assistant", "content": "Hi."}], "messages"],
             ["no rows", [], "rows[0]"],
             ["numbers", [1], "rows[0]"],
-            ["a row without the column", [{"completion": "x"}], "rows[0].prompt"],
+            ["a row without the column", [{"completion": "x"}], "rows[0].instruction"],
         ]
     ),
 )

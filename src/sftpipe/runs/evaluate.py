@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from sftpipe.data.prepare import encode_sources, pack_splits, sample_readers
 from sftpipe.data.row_function import call_row_functions
 from sftpipe.data.source import Source, load_sources
 from sftpipe.data.user_code import load_function
-from sftpipe.errors import ConfigError, DataError, Problem, RowError, nearest
+from sftpipe.errors import ConfigError, DataError, Problem, RowError, nearest, one_line
 from sftpipe.evaluation.answers import Answer
 from sftpipe.evaluation.compare import DRAWS, LEVEL, Outcome, compare, judge_difference, order_rows
 from sftpipe.evaluation.metrics import Answered, Metric, answer_metrics, loss_metric, mean_metric
@@ -231,8 +232,26 @@ def _metrics(found: Measured, held: Held, own: Mapping[str, RowMetric]) -> dict[
     metrics |= answer_metrics(said)
     for name, function in own.items():
         rows = zip(said.answers, said.references, said.rows, strict=True)
-        metrics[name] = mean_metric([float(function(*row)) for row in rows])
+        numbers = [_number_of(name, function, at, row) for at, row in enumerate(rows)]
+        metrics[name] = mean_metric(numbers)
     return metrics
+
+
+def _number_of(name: str, function: RowMetric, at: int, row: tuple[str, str, Any]) -> float:
+    """What a user's metric says of one row.
+
+    Raises:
+        DataError: it fails, or gives no number.
+    """
+    try:
+        value = function(*row)
+        if math.isfinite(number := float(value)):
+            return number
+        found = f"{value!r}"
+    except Exception as error:  # a user's code may raise anything
+        found = one_line(error)
+    problem = Problem("evaluation.metrics", f"{name} of row {at}: {found}", allowed="a number")
+    raise DataError(problem) from None
 
 
 # --- the comparison -------------------------------------------------------------------------------

@@ -1,0 +1,166 @@
+"""A conversation with a run: on a real pseudo-terminal, and through a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from runs.test_generate import by_hand, chat
+from sftpipe.runs.load import Run
+
+Copy = Callable[..., Run]
+
+
+def command(run: Run, *words: str) -> list[str]:
+    return [sys.executable, "-m", "sftpipe", "chat", f"run={run.dir}", *words]
+
+
+def piped(run: Run, lines: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(run, *words), input=lines, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_lines_of_a_pipe_are_answered_with_what_was_said_before(
+    copy_run: Copy, tmp_path: Path
+) -> None:
+    run = copy_run()
+    saved = tmp_path / "talk.jsonl"
+    first, second = "오늘 날씨는 어때?", "And now?"
+    said = by_hand(run, chat(run.tokenizer, first))[0]
+    both = by_hand(run, chat(run.tokenizer, first, said, second))[0]
+    alone = by_hand(run, chat(run.tokenizer, second))[0]
+    assert alone != both
+    lines = f"{first}\n\n{second}\n/save {saved}\n/reset\n{second}\n/quit\nnever read\n"
+    done = piped(run, lines)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n") == [said, both, alone, ""]
+    assert json.loads(saved.read_text(encoding="utf-8")) == {
+        "messages": [
+            {"role": "user", "content": first},
+            {"role": "assistant", "content": said},
+            {"role": "user", "content": second},
+            {"role": "assistant", "content": both},
+        ]
+    }
+
+
+def test_the_base_answers_beside_the_run_and_commands_change_how(copy_run: Copy) -> None:
+    run = copy_run()
+    prompt = chat(run.tokenizer, "Hi.")
+    (ours,), (theirs,) = by_hand(run, prompt), by_hand(run.base, prompt)
+    lines = "Hi.\n/params max_new_tokens=2\n/reset\nHi.\n/parms x\n/params top_p=7\n/save\n"
+    done = piped(run, lines, "generate.base=true")
+    assert done.returncode == 0, done.stderr
+    out = done.stdout.split("\n")
+    assert out[:2] == [f"run   {ours}", f"base  {theirs}"]
+    short = by_hand(run, prompt, tokens=2)[0]
+    assert out[2] == f"run   {short}"
+    assert "max_new_tokens=2" in done.stderr
+    assert "did you mean /params?" in done.stderr
+    assert "generate.top_p" in done.stderr
+    assert "/save chat.jsonl" in done.stderr
+
+
+def test_a_system_turn_begins_the_conversation_anew(copy_run: Copy) -> None:
+    run = copy_run()
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."}]
+    text = run.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    ids = run.tokenizer(text, add_special_tokens=False).input_ids
+    done = piped(run, "Ho.\n/system Be brief.\nHi.\n")
+    assert done.stdout.split("\n")[1] == by_hand(run, ids)[0]
+
+
+# --- a terminal -----------------------------------------------------------------------------------
+
+
+class Terminal:
+    """A command on a pseudo-terminal."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            os.environ["TERM"] = "dumb"
+            os.execv(words[0], words)
+        self.text = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._fd, text.encode())
+
+    def wait_for(self, pattern: str, after: int = 0, timeout_s: float = 120) -> int:
+        """Read until a pattern stands after a place; returns where it ends."""
+        until = time.monotonic() + timeout_s
+        while not (found := re.compile(pattern).search(self.text, after)):
+            assert time.monotonic() < until, self.text[after:]
+            self.read()
+        return found.end()
+
+    def read(self) -> bool:
+        """Take what has come; False at the end of the command."""
+        ready, _, _ = select.select([self._fd], [], [], 0.1)
+        if not ready:
+            return True
+        try:
+            piece = os.read(self._fd, 4096)
+        except OSError:
+            return False
+        self.text += piece.decode("utf-8", errors="replace")
+        return bool(piece)
+
+    def end(self) -> int:
+        while self.read():
+            pass
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self._fd)
+        self.pid = 0
+        return os.waitstatus_to_exitcode(status)
+
+
+@pytest.fixture
+def terminal(copy_run: Copy) -> Iterator[Terminal]:
+    made = Terminal(command(copy_run(), "generate.max_new_tokens=400"))
+    yield made
+    if made.pid:
+        os.kill(made.pid, signal.SIGKILL)
+        made.end()
+
+
+def test_a_conversation_on_a_terminal(copy_run: Copy, terminal: Terminal) -> None:
+    run = copy_run()
+    at = terminal.wait_for("> ")
+    terminal.type("/params max_new_tokens=3\n")
+    at = terminal.wait_for("max_new_tokens=3", at)
+    terminal.type("오늘은?\n")
+    (expected,) = by_hand(run, chat(run.tokenizer, "오늘은?"), tokens=3)
+    at = terminal.wait_for(re.escape(expected.split("\n")[0].strip()), at)
+    at = terminal.wait_for("> ", at)
+    terminal.type("half a line\x03")  # Ctrl-C of a line that is being typed
+    at = terminal.wait_for("> ", at)
+    terminal.type("/reset\n")
+    at = terminal.wait_for("forgotten", at)
+    terminal.type("/quit\n")
+    assert terminal.end() == 0
+    assert "Traceback" not in terminal.text
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_program(terminal: Terminal) -> None:
+    at = terminal.wait_for("> ")
+    terminal.type("Tell me everything.\n")
+    at = terminal.wait_for(r"everything\.\r\n\S", at)  # the first piece is there
+    os.kill(terminal.pid, signal.SIGINT)
+    at = terminal.wait_for(r"\[stopped\]", at)
+    at = terminal.wait_for("> ", at)
+    terminal.type("\x04")  # the end of the input
+    assert terminal.end() == 0
+    assert "Traceback" not in terminal.text

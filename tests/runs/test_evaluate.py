@@ -1,0 +1,200 @@
+"""Did the training help: figures, intervals and the verdict on rows that were not trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sacrebleu.metrics import CHRF
+
+from runs.test_generate import by_hand, chat, kill_after
+from sftpipe.cli import main
+from sftpipe.errors import ConfigError, DataError, RunError
+from sftpipe.runs.folder import RunFolder
+from sftpipe.runs.load import Run
+from support.errors import Pin, places, refused, told
+
+Copy = Callable[..., Run]
+NOT = "not distinguishable"
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def row_loss(run: Run, model: Any, row: dict[str, str]) -> tuple[float, int]:
+    """(sum, tokens) of the losses of an answer and its end, by transformers alone."""
+    prompt = chat(run.tokenizer, row["prompt"])
+    answer = run.tokenizer(f"{row['completion']}<|im_end|>", add_special_tokens=False).input_ids
+    ids = torch.tensor([prompt + answer])
+    labels = ids.clone()
+    labels[0, : len(prompt)] = -100
+    with torch.inference_mode():
+        loss = model(input_ids=ids, labels=labels).loss
+    return float(loss) * len(answer), len(answer)
+
+
+@pytest.fixture(scope="module")
+def evaluated(lively_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run, evaluated once against its base."""
+    from sftpipe.runs.load import load_run
+
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(lively_run, folder)
+    assert main(["evaluate", f"run={folder}"]) == 0
+    return load_run(folder)
+
+
+def test_figures_are_those_of_the_test_rows(evaluated: Run) -> None:
+    files = RunFolder(evaluated.dir)
+    found, rows = read(files.evaluation), read(files.responses)
+    assert len(rows) == 12
+    assert list(rows[0]) == ["prompt", "completion", "model_response"]
+    prompts = [chat(evaluated.tokenizer, row["prompt"]) for row in rows]
+    assert [row["model_response"] for row in rows] == by_hand(evaluated, *prompts)
+    before = read(files.base_responses)
+    assert [row["model_response"] for row in before] == by_hand(evaluated.base, *prompts)
+    references = [[row["completion"] for row in rows]]
+    for name, answers in (("run", rows), ("base", before)):
+        said = [row["model_response"] for row in answers]
+        chrf = CHRF().corpus_score(said, references).score
+        assert found["metrics"]["chrf"][name] == pytest.approx(chrf, abs=1e-6)
+        model = evaluated.model if name == "run" else evaluated.base.model
+        sums = [row_loss(evaluated, model, row) for row in rows]
+        loss = sum(total for total, _ in sums) / sum(tokens for _, tokens in sums)
+        assert found["metrics"]["loss"][name] == pytest.approx(loss, rel=1e-4)
+    assert found["metrics"]["stop_rate"]["run"] == 0.0
+    assert found["metrics"]["validation_loss"]["rows"] == 12
+    assert found["wins"] + found["losses"] + found["ties"] == found["rows"] == 12
+    gains = [one["base"] - one["run"] for one in found["worst"]]
+    assert gains == sorted(gains)
+    low, high = found["metrics"]["loss"]["interval"]
+    assert low <= found["metrics"]["loss"]["difference"] <= high
+    assert not (evaluated.dir / ".unfinished").exists()
+
+
+def test_training_on_these_rows_helped_on_these_rows(
+    copy_run: Copy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = Path(__file__).parents[2] / "src/sftpipe/data/assets/yoda/train.jsonl"
+    rows = train.read_text(encoding="utf-8").splitlines()[:12]
+    run = copy_run()
+    file = run.dir.parent / "seen.jsonl"
+    file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    words = [f"run={run.dir}", f"evaluation.data_files={file}"]
+    assert main(["evaluate", *words]) == 0
+    out = capsys.readouterr().out
+    assert "\nbetter\n" in out
+    assert "better than the base: loss " in out
+    found = read(RunFolder(run.dir).evaluation)
+    assert (found["verdict"], found["metric"], found["rows"]) == ("better", "loss", 12)
+    assert found["wins"] > 6
+    assert set(found["metrics"]) & {"validation_loss"} == set()
+
+
+def test_a_run_is_not_distinguishable_from_itself(copy_run: Copy, evaluated: Run) -> None:
+    found = copy_run(f"evaluation.base={evaluated.dir}").evaluate()
+    assert found["verdict"] == NOT
+    assert [one["interval"] for one in found["metrics"].values()] == [[0.0, 0.0]] * 8
+    assert (found["wins"], found["losses"], found["ties"]) == (0, 0, 12)
+
+
+def test_fewer_than_ten_rows_decide_nothing(copy_run: Copy) -> None:
+    run = copy_run()
+    rows = [{"prompt": f"Say {at}.", "completion": "x"} for at in range(9)]
+    file = run.dir.parent / "nine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = copy_run(f"evaluation.data_files={file}").evaluate()
+    assert (found["rows"], found["verdict"]) == (9, NOT)
+
+
+OWN = """
+def shout(answer, reference, row):
+    return float(len(row["prompt"]) + (answer == reference))
+"""
+
+
+def test_a_metric_of_ones_own_is_measured_and_may_be_the_verdict(
+    copy_run: Copy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_metric.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = ["evaluation.metrics=[own_metric.shout]", "evaluation.verdict=shout"]
+    refused(DataError, copy_run(*own).evaluate)
+    found = copy_run(*own, "allowed_targets=[own_metric]").evaluate()
+    rows = read(RunFolder(copy_run().dir).responses)
+    mean = sum(len(row["prompt"]) for row in rows) / 12
+    assert found["metrics"]["shout"]["run"] == pytest.approx(mean)
+    assert (found["metric"], found["verdict"]) == ("shout", NOT)
+
+
+@pytest.mark.parametrize("says", ["'much'", "float('nan')", "row['nothing']"])
+def test_a_metric_that_gives_no_number_names_its_row(
+    says: str,
+    copy_run: Copy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    golden_error: Pin,
+) -> None:
+    name = f"own_{abs(hash(says))}"
+    code = f"def bad(answer, reference, row):\n    return {says}\n"
+    (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = copy_run(f"evaluation.metrics=[{name}.bad]", f"allowed_targets=[{name}]")
+    error = refused(DataError, run.evaluate)
+    assert places(error) == ["evaluation.metrics"]
+    golden_error(str(error).replace(name, "own"))
+
+
+def test_a_verdict_that_is_no_metric_names_the_nearest(copy_run: Copy, golden_error: Pin) -> None:
+    error = refused(ConfigError, copy_run("evaluation.verdict=chrff").evaluate)
+    assert told(error) == {"evaluation.verdict": ("evaluation.verdict=chrf",)}
+    golden_error(error)
+
+
+def test_a_run_without_test_rows_says_where_to_take_some(copy_run: Copy, golden_error: Pin) -> None:
+    run = copy_run()
+    text = (run.dir / "config.yaml").read_text(encoding="utf-8")
+    rows = run.dir.parent / "rows.jsonl"
+    row = {"prompt": "a", "completion": "b"}
+    rows.write_text("".join(json.dumps({**row, "at": at}) + "\n" for at in range(3)), "utf-8")
+    changed = text.replace("path: embedded", "path: json").replace("name: yoda", "name: null")
+    changed = changed.replace("data_files: null", f"data_files: {rows}", 1)
+    (run.dir / "config.yaml").write_text(changed, encoding="utf-8")
+    error = refused(DataError, lambda: copy_run().evaluate())
+    assert places(error) == ["test"]
+    golden_error(error)
+
+
+def test_another_folder_to_compare_with_must_be_a_finished_run(copy_run: Copy) -> None:
+    refused(RunError, lambda: copy_run("evaluation.base=/nowhere").evaluate())
+
+
+def test_a_killed_evaluate_goes_on_to_the_same_files(
+    copy_run: Copy, evaluated: Run, tmp_path: Path
+) -> None:
+    run = copy_run("evaluation.batch_size=1")
+    words = ["evaluate", f"run={run.dir}", "evaluation.batch_size=1"]
+    unfinished = run.dir / ".unfinished" / "run_answers.jsonl"
+    kill_after(words, unfinished, 3)
+    kept = [json.loads(line) for line in unfinished.read_bytes().split(b"\n")[:-1]]
+    assert not RunFolder(run.dir).evaluation.exists()
+    assert (run.dir / ".unfinished" / "base_answers.jsonl").exists()
+    # a mark in a finished row would be lost if it was asked again
+    kept[1]["value"]["text"] = "MARK"
+    unfinished.write_text("".join(json.dumps(one) + "\n" for one in kept), encoding="utf-8")
+
+    assert main(words) == 0
+
+    expected = read(RunFolder(evaluated.dir).responses)
+    expected[kept[1]["number"]]["model_response"] = "MARK"
+    assert read(RunFolder(run.dir).responses) == expected
+    names = ("loss", "validation_loss")
+    figures = [read(RunFolder(one.dir).evaluation)["metrics"] for one in (run, evaluated)]
+    assert [figures[0][name] for name in names] == [figures[1][name] for name in names]
+    assert not unfinished.parent.exists()
