@@ -85,8 +85,24 @@ def _evaluate(words: Sequence[str], as_json: bool) -> int:
     return 0
 
 
+def _judge(words: Sequence[str], as_json: bool) -> int:
+    from sftpipe.runs.judge import judge
+
+    command = parse_run_command("judge", words)
+    run = _open_run("judge", command)
+    result: dict[str, Any] = judge(run, command.requests.judge)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+        return 0
+    from sftpipe.tables import print_judgement
+
+    print_judgement(result, Path(run.dir))
+    return 0
+
+
 RUN_VERBS: dict[str, Callable[[Sequence[str], bool], int]] = {
     "chat": _chat,
     "evaluate": _evaluate,
     "generate": _generate,
+    "judge": _judge,
 }

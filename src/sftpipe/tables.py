@@ -223,6 +223,57 @@ def print_evaluation(result: Mapping[str, Any], folder: Path) -> None:
     )
 
 
+def print_judgement(result: Mapping[str, Any], folder: Path) -> None:
+    """The figures of `sftpipe judge`, and replies that said nothing, on stdout."""
+    out = Console(highlight=False, soft_wrap=True)
+    low, high = result["interval"] or (None, None)
+    if result["mode"] == "score":
+        lines = {
+            "mean": f"{_number(result['mean'])} of 100",
+            "95 % interval": f"{_number(low)} to {_number(high)}",
+            "median": _number(result["median"]),
+        }
+    else:
+        lines = {
+            "against": plain(printable(result["against"])),
+            "rows won": f"{result['wins']}, lost {result['losses']}, equal {result['ties']}",
+            "win rate": f"{_percent(result['win_rate'])}, ties count half",
+            "95 % interval": f"{_percent(low)} to {_percent(high)}",
+            "flips": f"{_percent(result['flip_rate'])} of the rows, which then count as equal",
+            "longer won": f"{_percent(result['length_bias'])} of the rows with a winner",
+        }
+    lines["scored"] = f"{result['scored']:,} rows, unscored {result['unscored']:,}"
+    table = Table.grid(padding=(0, 2))
+    table.add_row("judge", plain(printable(f"{result['model']} at {result['base_url']}")))
+    for name, text in lines.items():
+        table.add_row(name, text)
+    out.print(table)
+    key = "score" if result["mode"] == "score" else "winner"
+    unscored = [(at, row) for at, row in enumerate(result["rows"]) if row[key] is None]
+    for at, row in unscored[:_UNSCORED]:
+        said = row.get("failure") or " | ".join(_replies(row))
+        shown = f"row {at} has no {key}: {one_line(printable(said))[:_REPLY] or '(empty reply)'}"
+        out.print(f"  [yellow]{escape(shown)}[/]")
+    out.print(f"\n{escape(str(folder / 'judge.json'))} holds every reply.")
+
+
+_UNSCORED, _REPLY = 3, 160  # rows that are shown, and characters of what came for each
+
+
+def _replies(row: Mapping[str, Any]) -> Iterator[str]:
+    """The replies of a row, of both orders."""
+    for reply in row["replies"]:
+        yield from [reply] if isinstance(reply, str) else reply
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
 def print_options(described: dict[str, dict[str, str]]) -> None:
     """{group: {option: what it is}} as a table, on stdout."""
     table = Table.grid(padding=(0, 2))

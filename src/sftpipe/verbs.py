@@ -351,6 +351,16 @@ VERBS: dict[str, Verb] = {
         "evaluation.base=RUN_DIR compares two runs; evaluation.data_files=rows.jsonl brings other "
         "rows.",
     ),
+    "judge": Verb(
+        _of_run("judge"),
+        "let an LLM score the answers that `sftpipe evaluate` wrote",
+        f"sftpipe judge {_RUN}",
+        "Scores from 0 to 100, with an interval of their mean, in judge.json; judge.mode=pairwise "
+        "asks whether the run or its base (judge.against=DIR: another run) answers better, in both "
+        "orders.\n"
+        "judge=ollama is on this machine (ollama serve); judge=openai and judge=custom are other "
+        "OpenAI-compatible endpoints. The same command goes on after a stop.",
+    ),
     "generate": Verb(
         _of_run("generate"),
         "answer a prompt, a conversation or a file of rows",

@@ -9,4 +9,5 @@ losses.py      a trainer, rows       -> loss and perplexity; the numbers of metr
 row_losses.py  a model, rows         -> the loss of each row
 metrics.py     answers, references   -> Metric
 compare.py     two Metrics           -> Difference, and whether it is chance
+judge.py    JudgeConfig, replies     -> what a judge is asked, scores and verdicts
 """

@@ -50,6 +50,16 @@ def compare(before: Metric, after: Metric, seed: int) -> Difference:
     return Difference(before.whole(), after.whole(), float(low), float(high))
 
 
+def mean_interval(values: Sequence[float], seed: int) -> list[float] | None:
+    """95 % interval of the mean of a number for each row, by bootstrap; None without rows."""
+    if not values:
+        return None
+    rows = np.array(values, dtype=float)
+    draws = np.random.default_rng(seed).integers(0, len(rows), size=(DRAWS, len(rows)))
+    low, high = np.quantile(rows[draws].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return [float(low), float(high)]
+
+
 def judge_difference(found: Difference, rows: int, *, higher_is_better: bool) -> Outcome:
     """What an interval says.
 

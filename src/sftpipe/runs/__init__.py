@@ -15,4 +15,6 @@ answer.py      Run, Question         -> Answer, for many, kept as they are finis
 generate.py    Run, GenerateConfig   -> the answer to a prompt, or answers.jsonl
 chat.py        Run, a person's lines -> streamed answers, with a history
 evaluate.py    Run                   -> responses.json, evaluation.json: did the training help?
+judge.py       Run, JudgeConfig      -> judge.json: what an LLM says of the answers
+endpoint.py    JudgeConfig           -> replies of an OpenAI-compatible server
 """
