@@ -88,7 +88,8 @@ def judge(**keys: Any) -> JudgeConfig:
         ("<think>85</think>", None),
         ("<think></think>", None),
         ("²", None),
-        ("8" * 5000, None),
+        ("8" * 4000, None),
+        pytest.param("85" + "\n" * 10**6 + "It is right.", None, id="a long reply"),
     ],
 )
 def test_a_score_is_one_whole_number_that_is_clearly_meant(reply: str, score: int | None) -> None:
@@ -149,11 +150,11 @@ def test_our_prompts_show_every_field_once(mode: str, language: str) -> None:
 
 
 def test_braces_of_texts_and_other_braces_of_a_prompt_stay() -> None:
-    prompt = '{"input": "{input}", "r": "{reference}", "a": "{answer}", "n": {number}} {} {{answer}}'
+    prompt = '{"input": "{input}", "r": "{reference}", "a": "{answer}", "n": {n}} {} {{answer}}'
     template = template_of(judge(prompt=prompt))
     filled = fill(template, {"input": "{answer}", "reference": r"\1", "answer": "{reference}"})
     assert filled == (
-        r'{"input": "{answer}", "r": "\1", "a": "{reference}", "n": {number}} {} {{reference}}'
+        r'{"input": "{answer}", "r": "\1", "a": "{reference}", "n": {n}} {} {{reference}}'
     )
 
 

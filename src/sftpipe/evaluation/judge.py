@@ -134,6 +134,7 @@ def shown_input(prompt: Prompt) -> str:
 
 # --- what a reply says ----------------------------------------------------------------------------
 
+_LONGEST = 4000  # characters of a reply; who was asked for one word and writes more gave none
 _NUMBER = r"[-+−]?\.?\d+(?:[.,]\d+)*"
 _WHOLE = r"\s*(?:/|out\s+of)\s*100(?![.,]?\d)"
 _DECORATION = r"[\s*_`\"'()\[\].]*"
@@ -157,19 +158,26 @@ def without_thinking(reply: str) -> str:
     return text.partition("<think>")[0].strip()
 
 
+def _judgement(reply: str) -> str:
+    """What is read of a reply; nothing of one that rambles on."""
+    text = without_thinking(reply)
+    return text if len(text) <= _LONGEST else ""
+
+
 def read_score(reply: str) -> int | None:
     """The score of a reply, 0 to 100; None where it gives none, or not clearly one.
 
     It stands on a line of its own, after a label such as `Score:`, or before `/100`, and no other
     number is in the reply.
     """
-    text = without_thinking(reply)
+    text = _judgement(reply)
     marked = [next(filter(None, match.groups())) for match in _MARKED_SCORE.finditer(text)]
     numbers = set(re.findall(_NUMBER, re.sub(rf"(?<=\d){_WHOLE}", "", text)))
     if not marked or len(numbers) != 1:
         return None
     (number,) = numbers
-    return int(number) if number.isdecimal() and int(number) <= 100 else None
+    good = number.isdecimal() and len(number) <= 3 and int(number) <= 100
+    return int(number) if good else None
 
 
 def read_verdict(reply: str) -> Verdict | None:
@@ -177,7 +185,7 @@ def read_verdict(reply: str) -> Verdict | None:
 
     It stands on a line of its own, or at the end of one after a label such as `Verdict:`.
     """
-    found = {match[1].upper() for match in _MARKED_VERDICT.finditer(without_thinking(reply))}
+    found = {match[1].upper() for match in _MARKED_VERDICT.finditer(_judgement(reply))}
     verdicts: list[Verdict] = [one for one in ("A", "B", "TIE") if one in found]
     return verdicts[0] if len(verdicts) == 1 else None
 
