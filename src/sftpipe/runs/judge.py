@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -133,7 +134,8 @@ def _read_answers(file: Path, run: Path) -> list[dict[str, Any]]:
         if good:
             return list(rows)
         found = f"no rows with {ANSWER}"
-    raise RunError(Problem(str(file), found, fix=f"`sftpipe evaluate run={run}`"))
+    word = shlex.quote(f"run={run}")
+    raise RunError(Problem(str(file), found, fix=f"`sftpipe evaluate {word}`"))
 
 
 def _others(run: Run, cfg: JudgeConfig) -> tuple[str, tuple[Path, list[dict[str, Any]]]]:
