@@ -793,3 +793,29 @@ def test_a_real_llama_cpp_server_judges_to_the_end(tmp_path: Path) -> None:
     result = judge(run, replace(cfg, retries=1))
     assert result["scored"] + result["unscored"] == 3
     assert all(row["replies"] for row in result["rows"])
+
+
+@pytest.mark.slow
+def test_a_real_transformers_server_judges_to_the_end(smollm2: Any, tmp_path: Path) -> None:
+    for package in ("fastapi", "uvicorn"):
+        pytest.importorskip(package)
+    port = free_port()
+    options = ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
+    command = ["transformers.cli.transformers", "serve", smollm2.path, *options]
+    with (tmp_path / "log.txt").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", *command], stdout=log, stderr=log)
+    try:
+        wait_until(lambda: listens(port), process)
+        run = load_run(write_run(tmp_path / "run", rows=3))
+        cfg = config(JudgeServer(f"http://127.0.0.1:{port}/v1"), model=smollm2.path, max_tokens=16)
+        result = judge(run, replace(cfg, mode="pairwise", retries=1, timeout_s=300.0))
+        assert result["scored"] + result["unscored"] == 3
+        assert all(both[0] and both[1] for both in (row["replies"] for row in result["rows"]))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
