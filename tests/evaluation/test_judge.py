@@ -85,6 +85,7 @@ def judge(**keys: Any) -> JudgeConfig:
         ("85 90", None),
         ("eighty", None),
         ("<think>85", None),
+        ("<think>\n85", None),
         ("<think>85</think>", None),
         ("<think></think>", None),
         ("²", None),
