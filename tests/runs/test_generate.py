@@ -68,7 +68,7 @@ def test_a_text_a_conversation_and_rows_are_asked_with_the_prompts_of_training(
 def test_a_streamed_answer_is_the_same_piece_by_piece(copy_run: Copy) -> None:
     run = copy_run()
     pieces = list(run.generate(TEXTS[2], stream=True, max_new_tokens=8))
-    assert "".join(pieces).strip() == run.generate(TEXTS[2], max_new_tokens=8)[0].text
+    assert "".join(pieces).rstrip() == run.generate(TEXTS[2], max_new_tokens=8)[0].text
     assert "�" not in "".join(pieces[:-1])
 
 

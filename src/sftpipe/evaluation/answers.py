@@ -118,7 +118,8 @@ def stream_answer(
 ) -> Iterator[str]:
     """The text of one answer, piece by piece; closing the iterator ends the generation.
 
-    A piece never ends inside a character.
+    A piece never ends inside a character; the first one has no white space in front, as
+    `Answer.text` has none.
     """
     from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
@@ -142,7 +143,11 @@ def stream_answer(
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
     try:
-        yield from streamer
+        begun = False
+        for piece in streamer:
+            if piece := piece if begun else piece.lstrip():
+                begun = True
+                yield piece
     finally:
         closed.set()
         worker.join()
