@@ -54,7 +54,8 @@ lint: $(STAMP)  ## ruff and strict mypy
 ci: lint test-all  ## what .ci/run runs: lint, all tests, two real trainings and what they are good for
 	$(eval RUN := outputs/ci/$(shell date +%Y-%m-%d_%H-%M-%S))
 	$(MAKE) train RECIPE=yoda ARGS=run=$(RUN)
-	$(BIN)/python tests/e2e/yoda_quality.py $(RUN)
+	$(MAKE) train RECIPE=yoda ARGS="run=$(RUN)-still sft.learning_rate=0 sft.max_steps=1"
+	$(BIN)/python tests/e2e/yoda_quality.py $(RUN) $(RUN)-still
 	$(MAKE) train RECIPE=char_gpt_ko ARGS=run=$(RUN)-char
 	$(BIN)/python tests/e2e/char_gpt_quality.py $(RUN)-char
 
