@@ -1,4 +1,4 @@
-"""What the recipe `yoda` is good for, by `sftpipe evaluate`: 40 test rows, the base against the run.
+"""What the recipe `yoda` is good for, by `sftpipe evaluate` on its 40 test rows.
 
 usage: python tests/e2e/yoda_quality.py RUN_FOLDER RUN_WITHOUT_LEARNING
 
