@@ -144,7 +144,8 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
         record = Record(folder, trainer, data, cfg.evaluation, questions, plan.checkpoint)
         with track(cfg, plan.folder, trainer) as tracker:
             record.before()
-            with watch(trainer, plan.folder, record.epoch):
+            early_stopping = cfg.evaluation.early_stopping if cfg.evaluation else None
+            with watch(trainer, plan.folder, record.epoch, early_stopping):
                 trainer.train(plan.checkpoint)
             record.after()
             tracker.finish(record.metrics, record.samples)

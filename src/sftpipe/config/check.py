@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sftpipe.config.conflicts import find_conflicts, find_request_conflicts
+from sftpipe.config.early_stopping import stop_early
 from sftpipe.config.options import conf_dir, display, find_recipes, groups, how_to_write, read_yaml
 from sftpipe.config.schema import (
     RUN_VERBS,
@@ -69,6 +70,12 @@ class Origin:
     def is_switched_off(self, key: str) -> bool:
         """True if the command line chose none for the key's group, over a recipe with the key."""
         return key.partition(".")[0] in self.chosen and key not in self.command_line
+
+    def is_default(self, key: str) -> bool:
+        """True if the value of a key is that of its group's option `default`: nobody chose it."""
+        group = key.partition(".")[0]
+        file = conf_dir() / group / "default.yaml"
+        return self.choices.get(group) == "default" and self._location(key) == display(file)
 
     def _location(self, key: str) -> str:
         key = key.partition("[")[0]  # an item of a list is where the list is
@@ -127,6 +134,7 @@ def check(tree: dict[str, Any], origin: Origin, earlier: Sequence[Problem] = ())
         if isinstance(tree.get(group), Mapping):
             problems += _check_upstream(group, tree[group], origin)
     if not problems and not earlier:
+        problems += stop_early(built, origin.is_default)
         problems += find_conflicts(built)
     if problems or earlier:
         raise ConfigError(*earlier, *problems)

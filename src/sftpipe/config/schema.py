@@ -309,6 +309,16 @@ class PreflightConfig:
 
 
 @dataclass
+class EarlyStoppingConfig:
+    """The arguments of transformers' `EarlyStoppingCallback`."""
+
+    # evaluations without an improvement, after which training ends
+    patience: int = _at_least(1)
+    # a change of the loss that is no larger is no improvement
+    threshold: float = _at_least(0, default=0.0)
+
+
+@dataclass
 class EvaluationConfig:
     """Validation and sample answers around the training."""
 
@@ -333,6 +343,8 @@ class EvaluationConfig:
     data_files: Any = None
     # another run folder to compare with; default: the base model
     base: Optional[str] = None
+    # end when the validation loss rises, and keep the best checkpoint; null: never
+    early_stopping: Optional[EarlyStoppingConfig] = None
 
 
 # the groups of a finished run, and the verb that reads each

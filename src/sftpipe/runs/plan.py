@@ -183,6 +183,12 @@ def _same_numbers(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+# keys of `evaluation` that decide no number of a training
+_OF_EVALUATE = ("batch_size", "verdict", "metrics", "data_files", "base")
+# and those that runs of older versions do not have, which are what null is
+_NEWER = ("early_stopping",)
+
+
 def _deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
     kept = {
         name: value
@@ -201,6 +207,12 @@ def _deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in plain["dataset"].items()
         if name not in ("data_files", "num_proc")
     }
+    if plain.get("evaluation") is not None:
+        kept["evaluation"] = {
+            name: value
+            for name, value in plain["evaluation"].items()
+            if name not in _OF_EVALUATE and not (name in _NEWER and value is None)
+        }
     return kept
 
 

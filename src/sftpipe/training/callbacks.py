@@ -19,9 +19,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from sftpipe.config.schema import EarlyStoppingConfig
 from sftpipe.data.packing import count
 from sftpipe.errors import Interrupted, Problem
 from sftpipe.storage import write_text
@@ -190,6 +191,30 @@ class EpochSamples(TrainerCallback):
             self._take(number)
 
 
+class EarlyStopping(EarlyStoppingCallback):  # type: ignore[misc]
+    """transformers' early stopping; a checkpoint of the step that ended a run ends it again.
+
+    transformers restores the count of the evaluations without an improvement, and then trains
+    until the next evaluation before it looks at it.
+    """
+
+    @property
+    def has_ended(self) -> bool:
+        """True when the patience is used up."""
+        return bool(self.early_stopping_patience_counter >= self.early_stopping_patience)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        super().on_train_begin(args, state, control, **kwargs)
+        control.should_training_stop = self.has_ended
+        return control
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.has_ended:
+            console.print(
+                f"stopped early at step {state.global_step}; the best was {state.best_global_step}"
+            )
+
+
 class StopOnSignal(TrainerCallback):
     """SIGINT and SIGTERM end the run after the current step, with a checkpoint.
 
@@ -224,7 +249,10 @@ class StopOnSignal(TrainerCallback):
 
 @contextmanager
 def watch(
-    trainer: SFTPipeTrainer, folder: Path, epoch_ended: Callable[[int], None]
+    trainer: SFTPipeTrainer,
+    folder: Path,
+    epoch_ended: Callable[[int], None],
+    early_stopping: EarlyStoppingConfig | None = None,
 ) -> Iterator[None]:
     """Show and log the training that the block does, and end it on a signal.
 
@@ -232,6 +260,7 @@ def watch(
         trainer: the trainer of the run.
         folder: the run folder, for messages.
         epoch_ended: called with the number of each epoch, before its last checkpoint.
+        early_stopping: when the training ends before its last step; None: never.
 
     Raises:
         Interrupted: a signal came; the checkpoint is written.
@@ -239,6 +268,8 @@ def watch(
     bar, stop = ProgressBar(lambda: trainer.counter), StopOnSignal()
     for callback in (EpochSamples(epoch_ended), bar, stop):
         trainer.add_callback(callback)
+    if early_stopping is not None:
+        trainer.add_callback(EarlyStopping(early_stopping.patience, early_stopping.threshold))
     with stop.listening(), bar.shown():
         yield
     if stop.received is not None:

@@ -181,6 +181,19 @@ class SFTPipeTrainer(SFTTrainer):
         checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        """The best checkpoint is the one in the run folder, also where the folder was moved."""
+        trained = super()._init_training_state(*args, **kwargs)
+        best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        if best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+        return trained
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """No step of a run that had ended when its checkpoint was written (early stopping)."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(**kwargs)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if isinstance(self.train_dataset, RandomWindows):
             return WindowSampler(self.train_dataset, self.args.seed)

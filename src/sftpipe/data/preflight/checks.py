@@ -187,12 +187,13 @@ def no_validation(find: Findings) -> list[Problem]:
     strategy = find.cfg.sft.get("eval_strategy", "no")
     if strategy == "no" or "validation" in find.parts:
         return []
-    problem = Problem(
-        "sft.eval_strategy",
-        f"{strategy!r}, but the data set has no validation split",
-        fix="`dataset.validation_size=0.1`, or `sft.eval_strategy=no`",
-    )
-    return [problem]
+    where, found, off = "sft.eval_strategy", repr(strategy), "sft.eval_strategy=no"
+    evaluation = find.cfg.evaluation
+    if evaluation is not None and evaluation.early_stopping is not None:
+        where, off = "evaluation.early_stopping", "evaluation.early_stopping=null"
+        found = "it goes by the validation loss"
+    found += ", but the data set has no validation split"
+    return [Problem(where, found, fix=f"`dataset.validation_size=0.1`, or `{off}`")]
 
 
 def less_than_one_window(find: Findings) -> list[Problem]:

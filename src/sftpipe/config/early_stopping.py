@@ -1,0 +1,90 @@
+"""What `evaluation.early_stopping` asks of the `sft` group.
+
+transformers' callback needs evaluations, a checkpoint at each of them, and the best one loaded at
+the end. What the user has not set is filled in; what the user has set differently is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sftpipe.config.schema import TrainConfig
+from sftpipe.errors import Problem, nearest, override
+
+_OFF = "`evaluation.early_stopping=null`"
+_INTERVALS = ("steps", "epoch")
+_METRICS = ("loss", "perplexity", "mean_token_accuracy")  # those of `SFTPipeTrainer`
+
+
+def stop_early(cfg: TrainConfig, is_default: Callable[[str], bool]) -> list[Problem]:
+    """Fill in the keys of `cfg.sft` that early stopping needs.
+
+    Args:
+        cfg: a config whose keys and types are right.
+        is_default: true for a dotted key whose value nobody chose.
+
+    Returns:
+        A problem for each pair of keys that disagree.
+    """
+    if cfg.evaluation is None or cfg.evaluation.early_stopping is None:
+        return []
+    chosen = {
+        name: value for name, value in cfg.sft.items() if not is_default(f"sft.{name}")
+    }
+    problems = _check_switches(chosen) + _check_metric(chosen)
+    cfg.sft["load_best_model_at_end"] = True
+    if str(chosen.get("metric_for_best_model", "")).endswith("perplexity"):
+        # transformers takes all but a loss for better where it is greater
+        cfg.sft.setdefault("greater_is_better", False)
+    strategy = chosen.get("eval_strategy", chosen.get("save_strategy", "steps"))
+    strategy = strategy if strategy in _INTERVALS else "steps"
+    if chosen.get("eval_strategy") == "no":
+        found = "'no', and without evaluations nothing can stop early"
+        fix = f"`sft.eval_strategy={strategy}`, or {_OFF}"
+        return [*problems, Problem("evaluation.early_stopping + sft.eval_strategy", found, fix=fix)]
+    saves = chosen.get("save_strategy", strategy)
+    if saves != strategy:
+        found = f"{strategy!r} and {saves!r}, and early stopping saves where it evaluates"
+        fixes = [f"`sft.save_strategy={strategy}`"]
+        fixes += [f"`sft.eval_strategy={saves}`"] if saves in _INTERVALS else []
+        where = "sft.eval_strategy + sft.save_strategy"
+        return [*problems, Problem(where, found, fix=", or ".join([*fixes, _OFF]))]
+    cfg.sft["eval_strategy"] = cfg.sft["save_strategy"] = strategy
+    return [*problems, *(_fill_steps(cfg.sft, chosen) if strategy == "steps" else [])]
+
+
+def _fill_steps(sft: dict[str, Any], chosen: Mapping[str, Any]) -> list[Problem]:
+    """`eval_steps` and `save_steps`: each is the other one, where only that is chosen."""
+    evaluates = chosen.get("eval_steps") or chosen.get("save_steps", sft.get("save_steps"))
+    saves = chosen.get("save_steps", evaluates)
+    sft["eval_steps"], sft["save_steps"] = evaluates, saves
+    # transformers allows a multiple, but then the best weights may be those of no checkpoint
+    if saves and saves == evaluates:
+        return []
+    found = f"{evaluates} and {saves}, and early stopping saves where it evaluates"
+    fixes = [f"`sft.save_steps={evaluates or 100}`"]
+    fixes += [f"`sft.eval_steps={saves}`"] if saves else []
+    where = "sft.eval_steps + sft.save_steps"
+    return [Problem(where, found, fix=", or ".join([*fixes, _OFF]))]
+
+
+def _check_switches(chosen: Mapping[str, Any]) -> list[Problem]:
+    problems = []
+    for name, wanted, found in (
+        ("load_best_model_at_end", True, "false, and early stopping ends with the best checkpoint"),
+        ("eval_on_start", False, "true, and a resumed run would count that evaluation again"),
+    ):
+        if chosen.get(name, wanted) is not wanted:
+            fix = f"`sft.{name}={str(wanted).lower()}`, or {_OFF}"
+            problems.append(Problem(f"evaluation.early_stopping + sft.{name}", found, fix=fix))
+    return problems
+
+
+def _check_metric(chosen: Mapping[str, Any]) -> list[Problem]:
+    key, metric = "sft.metric_for_best_model", chosen.get("metric_for_best_model")
+    known = [f"eval_{name}" for name in _METRICS]
+    if metric is None or metric in (*known, *_METRICS):
+        return []
+    fix = override(key, nearest(str(metric), known) or known[0])
+    return [Problem(key, f"no evaluation gives {metric!r}", allowed=", ".join(known), fix=fix)]
