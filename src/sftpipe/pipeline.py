@@ -145,7 +145,7 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
         with track(cfg, plan.folder, trainer) as tracker:
             record.before()
             early_stopping = cfg.evaluation.early_stopping if cfg.evaluation else None
-            with watch(trainer, plan.folder, record.epoch, early_stopping):
+            with watch(trainer, plan.folder, record.epoch, record.step, early_stopping):
                 trainer.train(plan.checkpoint)
             record.after()
             tracker.finish(record.metrics, record.samples)

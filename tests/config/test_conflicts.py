@@ -64,7 +64,83 @@ CHOICES: list[list[Any]] = [
         ["evaluation.sample_strategy=epochs"],
         {"evaluation.sample_strategy (command line)": ("evaluation.sample_strategy=epoch",)},
     ],
+    [
+        "samples after steps, without their number",
+        ["evaluation.sample_strategy=steps"],
+        {"evaluation.sample_steps": ("evaluation.sample_steps=100",)},
+    ],
+    [
+        "steps between samples, which are not taken",
+        ["evaluation.sample_steps=5"],
+        {"evaluation.sample_steps": ("evaluation.sample_strategy=steps",)},
+    ],
+    [
+        "steps between samples, which are taken after epochs",
+        ["evaluation.sample_steps=5", "evaluation.sample_strategy=epoch"],
+        {"evaluation.sample_steps": ("evaluation.sample_strategy=steps",)},
+    ],
     ["top_k below 0", ["evaluation.top_k=-1"], {"evaluation.top_k (command line)": ()}],
+]
+
+EARLY, NEVER = "evaluation.early_stopping", "evaluation.early_stopping=null"
+PATIENT = f"{EARLY}.patience=3"
+OF_EARLY_STOPPING: list[list[Any]] = [
+    [
+        "early stopping without the best checkpoint",
+        [PATIENT, "sft.load_best_model_at_end=false"],
+        {f"{EARLY} + sft.load_best_model_at_end": ("sft.load_best_model_at_end=true", NEVER)},
+    ],
+    [
+        "early stopping and an evaluation before the first step",
+        [PATIENT, "sft.eval_on_start=true"],
+        {f"{EARLY} + sft.eval_on_start": ("sft.eval_on_start=false", NEVER)},
+    ],
+    [
+        "early stopping without evaluations",
+        [PATIENT, "sft.eval_strategy=no"],
+        {f"{EARLY} + sft.eval_strategy": ("sft.eval_strategy=steps", NEVER)},
+    ],
+    [
+        "early stopping without evaluations, but with checkpoints",
+        [PATIENT, "sft.eval_strategy=no", "sft.save_strategy=epoch"],
+        {f"{EARLY} + sft.eval_strategy": ("sft.eval_strategy=epoch", NEVER)},
+    ],
+    [
+        "early stopping without checkpoints",
+        [PATIENT, "sft.save_strategy=no"],
+        {"sft.eval_strategy + sft.save_strategy": ("sft.save_strategy=steps", NEVER)},
+    ],
+    [
+        "early stopping that evaluates by epochs and saves by steps",
+        [PATIENT, "sft.eval_strategy=epoch", "sft.save_strategy=steps"],
+        {
+            "sft.eval_strategy + sft.save_strategy": (
+                "sft.save_strategy=epoch",
+                "sft.eval_strategy=steps",
+                NEVER,
+            )
+        },
+    ],
+    [
+        "early stopping that saves at every other evaluation",
+        [PATIENT, "sft.eval_steps=10", "sft.save_steps=20"],
+        {"sft.eval_steps + sft.save_steps": ("sft.save_steps=10", "sft.eval_steps=20", NEVER)},
+    ],
+    [
+        "early stopping that saves at no step",
+        [PATIENT, "sft.save_steps=0"],
+        {"sft.eval_steps + sft.save_steps": ("sft.save_steps=100", NEVER)},
+    ],
+    [
+        "early stopping by what no evaluation gives",
+        [PATIENT, "sft.metric_for_best_model=eval_los"],
+        {"sft.metric_for_best_model": ("sft.metric_for_best_model=eval_loss",)},
+    ],
+    [
+        "early stopping without a patience",
+        [f"{EARLY}.threshold=0.1"],
+        {f"{EARLY}.patience": ()},
+    ],
 ]
 
 JSON_ROWS = ["dataset=json", "dataset.data_files=rows.jsonl"]
@@ -270,7 +346,13 @@ OF_THE_LOSS: list[list[Any]] = [
 ]
 
 # no override reaches a source of a mixture
-TYPED: list[list[Any]] = [*CHOICES, *OF_THE_DATA_SET, *OF_THE_FORMAT, *OF_THE_LOSS]
+TYPED: list[list[Any]] = [
+    *CHOICES,
+    *OF_EARLY_STOPPING,
+    *OF_THE_DATA_SET,
+    *OF_THE_FORMAT,
+    *OF_THE_LOSS,
+]
 
 
 @pytest.mark.parametrize(("overrides", "expected"), named([*TYPED, *OF_A_MIXTURE]))

@@ -15,8 +15,9 @@ from sftpipe.data.prepare import PreparedData
 from sftpipe.evaluation.questions import Question
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.record import Record
+from sftpipe.training.callbacks import watch
 from sftpipe.training.trainer import SFTPipeTrainer
-from support.trainers import tiny, trainer_of
+from support.trainers import few, tiny, trained_weights, trainer_of
 
 EVALUATION = EvaluationConfig(None, 2, sample_strategy="epoch")
 
@@ -116,6 +117,58 @@ def test_answers_after_an_epoch_are_given_where_they_are_asked_for(
         record.epoch(2)
         phases = [row["phase"] for row in record.samples]
         assert phases == ["epoch 2"] * (len(asked) if strategy == "epoch" else 0)
+
+
+@pytest.mark.parametrize("every", [None, 2, 3])
+def test_answers_after_each_few_steps_are_given_where_they_are_asked_for(
+    every: int | None,
+    trainer: SFTPipeTrainer,
+    short: PreparedData,
+    prompts: list[Question],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    strategy = "no" if every is None else "steps"
+    for asked in (prompts, []):
+        cfg = EvaluationConfig(None, 1, sample_strategy=strategy, sample_steps=every)
+        record = Record(RunFolder(tmp_path), trainer, short, cfg, asked, None)
+        for number in range(1, 7):
+            trainer.state.global_step = number
+            record.step(number)
+            record.epoch(number)
+        expected = range(every, 7, every) if every else ()
+        phases = [(row["phase"], row["step"]) for row in record.samples]
+        assert phases == [(f"step {number}", number) for number in expected for _ in asked]
+        shown = capsys.readouterr().err
+        assert ("step 6   Hello." in shown) == bool(every and asked)
+
+
+def test_answers_after_steps_leave_the_training_as_it_was_and_a_resumed_one_asks_none_twice(
+    data: PreparedData, tiny_model: Path, tmp_path: Path
+) -> None:
+    """6 steps with dropout; samples after each second one, checkpoints after 3 and 6."""
+    evaluation = EvaluationConfig(None, 2, do_sample=True, sample_strategy="steps", sample_steps=2)
+    rows = few(data, 8)
+    asked = [Question("Hello.", data.tokenizer("Hello.").input_ids)]
+
+    def run(name: str, cfg: EvaluationConfig | None, checkpoint: int | None = None) -> Any:
+        words = ("lora.lora_dropout=0.1", "sft.per_device_train_batch_size=4", "sft.save_steps=3")
+        trainer = trainer_of(tiny(tiny_model, *words, "sft.max_steps=6"), rows, tmp_path / name)
+        start = tmp_path / name / f"checkpoint-{checkpoint}" if checkpoint else None
+        record = Record(RunFolder(tmp_path / name), trainer, rows, cfg, asked, start)
+        record.before()
+        with watch(trainer, tmp_path / name, record.epoch, record.step):
+            trainer.train(start)
+        return trained_weights(trainer.model), record.samples
+
+    without, _ = run("without", None)
+    weights, samples = run("with", evaluation)
+    resumed, again = run("with", evaluation, checkpoint=3)
+
+    for one in (weights, resumed):
+        assert all(torch.equal(value, one[name]) for name, value in without.items())
+    assert [row["phase"] for row in samples] == ["before", "step 2", "step 4", "step 6"]
+    assert again == samples == RunFolder(tmp_path / "with").read_samples()
 
 
 def test_without_an_evaluation_only_the_training_is_measured(

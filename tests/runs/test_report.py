@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.report import (
     SHOWN,
+    answer_lines,
     answers_side_by_side,
-    epoch_lines,
     metric_rows,
     plot_loss,
     short_prompts,
@@ -192,7 +192,7 @@ def test_answers_before_and_after_stand_beside_their_prompt() -> None:
 
 
 def test_after_an_epoch_the_first_answer_is_shown() -> None:
-    assert epoch_lines(3, SAMPLES[4:]) == "epoch 3   Sort 3 1.\n     ->   1 3"
+    assert answer_lines("epoch 3", SAMPLES[4:]) == "epoch 3   Sort 3 1.\n     ->   1 3"
 
 
 @pytest.mark.parametrize(

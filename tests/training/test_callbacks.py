@@ -144,7 +144,8 @@ def test_a_signal_ends_training_with_a_checkpoint_from_which_it_goes_on_to_the_s
     stopped.evaluate()
     stopped.add_callback(SignalWithin(6))
     epochs: list[int] = []
-    with pytest.raises(Interrupted) as error, watch(stopped, folder, epochs.append):
+    steps: list[int] = []
+    with pytest.raises(Interrupted) as error, watch(stopped, folder, epochs.append, steps.append):
         stopped.train()
     assert error.value.exit_code == 143
     assert str(error.value) == (
@@ -155,6 +156,7 @@ def test_a_signal_ends_training_with_a_checkpoint_from_which_it_goes_on_to_the_s
     assert is_whole(folder / "checkpoint-6")
     assert entries(folder) == entries(tmp_path / "whole")[:7]
     assert epochs == [1]
+    assert steps == [1, 2, 3, 4, 5, 6]
 
     state = folder / "checkpoint-6" / "trainer_state.json"
     saved = json.loads(state.read_text())

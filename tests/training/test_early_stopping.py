@@ -32,6 +32,10 @@ SPOILS = (
 PATIENT = "evaluation.early_stopping.patience=2"
 
 
+def ignore(number: int) -> None:
+    """The end of an epoch or of a step."""
+
+
 def train(
     model: Path, data: PreparedData, folder: Path, *words: str, checkpoint: int | None = None
 ) -> tuple[SFTPipeTrainer, list[int]]:
@@ -46,7 +50,7 @@ def train(
         return made(*args, **kwargs)
 
     trainer.training_step = count
-    with watch(trainer, folder, lambda epoch: None, cfg.evaluation.early_stopping):
+    with watch(trainer, folder, ignore, ignore, cfg.evaluation.early_stopping):
         trainer.train(folder / f"checkpoint-{checkpoint}" if checkpoint else None)
     return trainer, steps
 
@@ -173,9 +177,7 @@ def test_a_run_that_was_killed_after_its_early_end_goes_on_without_a_step(
 
     name = "model.safetensors"
     assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
-    assert (whole.path / name).read_bytes() == (
-        whole.path / "checkpoint-1" / name
-    ).read_bytes()
+    assert (whole.path / name).read_bytes() == (whole.path / "checkpoint-1" / name).read_bytes()
     assert resumed.read_samples() == whole.read_samples()
     metrics = resumed.read_metrics(), whole.read_metrics()
     assert metrics[0]["train"]["steps"] == metrics[1]["train"]["steps"] == 3

@@ -48,6 +48,7 @@ def find_conflicts(cfg: TrainConfig) -> list[Problem]:
         *_check_windows(cfg),
         *_check_length(cfg),
         *_check_sampling(cfg.evaluation),
+        *_check_sample_steps(cfg.evaluation),
         *_check_shares(cfg.preflight),
     ]
 
@@ -514,6 +515,23 @@ def _check_sampling(evaluation: EvaluationConfig | None) -> list[Problem]:
         for name in ("temperature", "top_k")
         if _is_set(evaluation, name)
     ]
+
+
+def _check_sample_steps(evaluation: EvaluationConfig | None) -> list[Problem]:
+    if evaluation is None:
+        return []
+    key, steps, strategy = "evaluation.sample_steps", evaluation.sample_steps, "steps"
+    if evaluation.sample_strategy == strategy and steps is None:
+        found = "not set, and evaluation.sample_strategy=steps answers after so many"
+        return [Problem(key, found, fix=f"`{key}=100`")]
+    return only_with(
+        key,
+        steps is not None,
+        (strategy,),
+        evaluation.sample_strategy,
+        kind="evaluation.sample_strategy=",
+        fix=f"`evaluation.sample_strategy={strategy}`, or leave it out",
+    )
 
 
 # --- what is asked of a finished run --------------------------------------------------------------

@@ -29,16 +29,14 @@ def stop_early(cfg: TrainConfig, is_default: Callable[[str], bool]) -> list[Prob
     """
     if cfg.evaluation is None or cfg.evaluation.early_stopping is None:
         return []
-    chosen = {
-        name: value for name, value in cfg.sft.items() if not is_default(f"sft.{name}")
-    }
+    chosen = {name: value for name, value in cfg.sft.items() if not is_default(f"sft.{name}")}
     problems = _check_switches(chosen) + _check_metric(chosen)
     cfg.sft["load_best_model_at_end"] = True
     if str(chosen.get("metric_for_best_model", "")).endswith("perplexity"):
         # transformers takes all but a loss for better where it is greater
         cfg.sft.setdefault("greater_is_better", False)
-    strategy = chosen.get("eval_strategy", chosen.get("save_strategy", "steps"))
-    strategy = strategy if strategy in _INTERVALS else "steps"
+    asked = [chosen.get(name) for name in ("eval_strategy", "save_strategy")]
+    strategy = next((one for one in asked if one in _INTERVALS), "steps")
     if chosen.get("eval_strategy") == "no":
         found = "'no', and without evaluations nothing can stop early"
         fix = f"`sft.eval_strategy={strategy}`, or {_OFF}"

@@ -325,8 +325,11 @@ class EvaluationConfig:
     # default: the first five prompts of the test (or validation) split
     sample_prompts: Optional[list[str]]
     max_new_tokens: int = _at_least(1)
-    # answer the sample prompts after each epoch too; before and after training is always done
-    sample_strategy: str = _choice("no", "epoch")
+    # answer the sample prompts after each epoch too, or after each `sample_steps` steps; before and
+    # after training is always done
+    sample_strategy: str = _choice("no", "epoch", "steps")
+    # of sample_strategy=steps: optimizer steps
+    sample_steps: Optional[int] = _at_least(1, default=None)
     # draw each token of an answer, by `seed`, instead of taking the most likely one
     do_sample: bool = False
     # of do_sample: below 1 likely tokens get likelier

@@ -46,7 +46,10 @@ def _logged_now(trainer: SFTPipeTrainer, prefix: str) -> dict[str, float] | None
 def sample_answers(
     trainer: SFTPipeTrainer, questions: Sequence[Question], phase: str, cfg: EvaluationConfig
 ) -> list[dict[str, Any]]:
-    """One row of samples.jsonl for each prompt; `phase` is `before`, `epoch N` or `after`."""
+    """One row of samples.jsonl for each prompt.
+
+    `phase` is `before`, `epoch N`, `step N` or `after`.
+    """
     answers = dict(
         generate(
             trainer.model,

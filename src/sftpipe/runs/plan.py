@@ -186,7 +186,7 @@ def _same_numbers(value: Any) -> Any:
 # keys of `evaluation` that decide no number of a training
 _OF_EVALUATE = ("batch_size", "verdict", "metrics", "data_files", "base")
 # and those that runs of older versions do not have, which are what null is
-_NEWER = ("early_stopping",)
+_NEWER = ("early_stopping", "sample_steps")
 
 
 def _deciding(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from sftpipe.data.prepare import PreparedData
 from sftpipe.evaluation.losses import sample_answers, split_loss, train_metrics
 from sftpipe.evaluation.questions import Question
 from sftpipe.runs.folder import RunFolder
-from sftpipe.runs.report import epoch_lines
+from sftpipe.runs.report import answer_lines
 from sftpipe.terminal import console
 
 if TYPE_CHECKING:
@@ -47,11 +47,14 @@ class Record:
 
     def epoch(self, number: int) -> None:
         """The answers after an epoch (`evaluation.sample_strategy=epoch`); one of them is shown."""
-        if self._cfg is None or self._cfg.sample_strategy != "epoch" or not self._questions:
-            return
-        self._answer(f"epoch {number}")
-        answers = self.samples[-len(self._questions) :]
-        console.print(epoch_lines(number, answers), markup=False)
+        if self._cfg is not None and self._cfg.sample_strategy == "epoch":
+            self._answer_during(f"epoch {number}")
+
+    def step(self, number: int) -> None:
+        """The answers after each `evaluation.sample_steps` steps, where those are asked for."""
+        every = self._cfg.sample_steps if self._cfg is not None else None
+        if every is not None and number % every == 0:
+            self._answer_during(f"step {number}")
 
     def after(self) -> None:
         """The trained model: training numbers, validation and test loss, answers."""
@@ -67,6 +70,12 @@ class Record:
                 self.metrics["test"] = split_loss(self._trainer, self._data.test, "test")
             self._folder.write_metrics(self.metrics)
             self._answer(phase)
+
+    def _answer_during(self, phase: str) -> None:
+        if self._questions:
+            self._answer(phase)
+            answers = self.samples[-len(self._questions) :]
+            console.print(answer_lines(phase, answers), markup=False)
 
     def _answer(self, phase: str) -> None:
         if self._cfg is not None:

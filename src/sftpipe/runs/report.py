@@ -184,10 +184,10 @@ def _shared_words(lines: Sequence[Sequence[str]]) -> int:
     return len(list(takewhile(lambda words: len(set(words)) == 1, columns)))
 
 
-def epoch_lines(number: int, samples: Sequence[Mapping[str, Any]]) -> str:
-    """The first of the answers after an epoch, below its prompt."""
+def answer_lines(phase: str, samples: Sequence[Mapping[str, Any]]) -> str:
+    """The first of the answers after an epoch or a step (`epoch 3`), below its prompt."""
     asked = short_prompts([row["prompt"] for row in samples])[0]
-    return f"epoch {number}   {asked}\n     ->   {one_line(samples[0]['completion'])}"
+    return f"{phase}   {asked}\n     ->   {one_line(samples[0]['completion'])}"
 
 
 def _end(line: str) -> str:

@@ -191,7 +191,17 @@ class EpochSamples(TrainerCallback):
             self._take(number)
 
 
-class EarlyStopping(EarlyStoppingCallback):  # type: ignore[misc]
+class StepSamples(TrainerCallback):
+    """Calls `take` with the number of each optimizer step that ends, before its checkpoint."""
+
+    def __init__(self, take: Callable[[int], None]) -> None:
+        self._take = take
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._take(state.global_step)
+
+
+class EarlyStopping(EarlyStoppingCallback):
     """transformers' early stopping; a checkpoint of the step that ended a run ends it again.
 
     transformers restores the count of the evaluations without an improvement, and then trains
@@ -252,6 +262,7 @@ def watch(
     trainer: SFTPipeTrainer,
     folder: Path,
     epoch_ended: Callable[[int], None],
+    step_ended: Callable[[int], None],
     early_stopping: EarlyStoppingConfig | None = None,
 ) -> Iterator[None]:
     """Show and log the training that the block does, and end it on a signal.
@@ -260,13 +271,14 @@ def watch(
         trainer: the trainer of the run.
         folder: the run folder, for messages.
         epoch_ended: called with the number of each epoch, before its last checkpoint.
+        step_ended: called with the number of each optimizer step, before its checkpoint.
         early_stopping: when the training ends before its last step; None: never.
 
     Raises:
         Interrupted: a signal came; the checkpoint is written.
     """
     bar, stop = ProgressBar(lambda: trainer.counter), StopOnSignal()
-    for callback in (EpochSamples(epoch_ended), bar, stop):
+    for callback in (EpochSamples(epoch_ended), StepSamples(step_ended), bar, stop):
         trainer.add_callback(callback)
     if early_stopping is not None:
         trainer.add_callback(EarlyStopping(early_stopping.patience, early_stopping.threshold))

@@ -354,6 +354,33 @@ def test_a_loss_that_masks_nothing_fails_unless_it_is_full(
     assert split_of(partly, "train").trained_tokens == 3
 
 
+@pytest.mark.parametrize(
+    ("override", "where", "off"),
+    [
+        ("sft.eval_strategy=epoch", "sft.eval_strategy", "sft.eval_strategy=no"),
+        (
+            "evaluation.early_stopping.patience=3",
+            "evaluation.early_stopping",
+            "evaluation.early_stopping=null",
+        ),
+    ],
+)
+def test_what_is_measured_while_training_needs_a_validation_split(
+    override: str,
+    where: str,
+    off: str,
+    chatml: Any,
+    rows_file: Callable[..., str],
+    golden_error: Pin,
+) -> None:
+    file = rows_file([{"prompt": f"Say {n}.", "completion": f"{n}."} for n in range(8)])
+    words = ["dataset=json", f"dataset.data_files={file}", "format=prompt_completion"]
+    error = refused(DataError, lambda: prepare_data(compose([*words, override]), chatml))
+    assert told(error) == {where: ("dataset.validation_size=0.1", off)}
+    golden_error(error)
+    prepare_data(compose([*words, override, "dataset.validation_size=0.25"]), chatml)
+
+
 def test_two_bos_fail(tokenizer: Any, golden_error: Pin) -> None:
     rows = part("train", row(1, 20, 2), row(1, 1, 20, 2), row(1, 1, 21, 2))
     error = error_of(rows, tokenizer=tokenizer)
