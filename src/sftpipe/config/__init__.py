@@ -4,6 +4,7 @@ on_run.py      the words of a verb on a run        -> RunCommand; a recorded con
 hydra.py       overrides (list[str])                 -> TrainConfig, ComposedRun; only user of Hydra
 check.py       a composed tree (dict), its Origin    -> TrainConfig, or ConfigError
 conflicts.py   TrainConfig                           -> list[Problem] of choices that do not fit
+early_stopping.py  TrainConfig                       -> keys of `sft` that early stopping needs
 schema.py      the dataclasses of our groups, and the facts of each choice: FORMATS, LOSSES, ...
 upstream.py    a class's name, such as "SFTConfig"   -> {field: annotation}, from its source
 options.py     conf/, recipes/                       -> {group: [option]}, {recipe: Path}

@@ -219,7 +219,7 @@ class EarlyStopping(EarlyStoppingCallback):
         return control
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.has_ended:
+        if self.has_ended and state.global_step < state.max_steps:
             console.print(
                 f"stopped early at step {state.global_step}; the best was {state.best_global_step}"
             )
