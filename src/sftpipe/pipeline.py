@@ -22,6 +22,7 @@ from sftpipe.data.prepare import (
     corpus_key,
     encode_sources,
     make_encoder,
+    named_validation,
     pack_splits,
     sample_readers,
     tokenizer_corpus,
@@ -92,6 +93,7 @@ def prepare(
             readers=readers,
             new_tokens=new_tokens,
             sha256=sources_sha256(sources, cfg.dataset),
+            named_validation=named_validation(rows),
         )
 
 

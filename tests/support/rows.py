@@ -11,6 +11,7 @@ from sftpipe.data.prepare import (
     PreparedData,
     encode_sources,
     make_encoder,
+    named_validation,
     pack_splits,
     sample_readers,
 )
@@ -41,6 +42,7 @@ def prepare_data(
         readers=readers,
         new_tokens=(),
         sha256=sources_sha256(sources, cfg.dataset),
+        named_validation=named_validation(rows),
     )
 
 

@@ -6,6 +6,7 @@ check.py       a composed tree (dict), its Origin    -> TrainConfig, or ConfigEr
 conflicts.py   TrainConfig                           -> list[Problem] of choices that do not fit
 early_stopping.py  TrainConfig                       -> keys of `sft` that early stopping needs
 schema.py      the dataclasses of our groups, and the facts of each choice: FORMATS, LOSSES, ...
+validation_sets.py  dataset.data_files, a split       -> names of validation sets
 upstream.py    a class's name, such as "SFTConfig"   -> {field: annotation}, from its source
 options.py     conf/, recipes/                       -> {group: [option]}, {recipe: Path}
 patterns.py    a pattern, such as "{question}"       -> list[str] of columns

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sftpipe.config.conflicts import find_conflicts, find_request_conflicts
-from sftpipe.config.early_stopping import stop_early
+from sftpipe.config.early_stopping import choose_metric, stop_early
 from sftpipe.config.options import conf_dir, display, find_recipes, groups, how_to_write, read_yaml
 from sftpipe.config.schema import (
     RUN_VERBS,
@@ -134,7 +134,7 @@ def check(tree: dict[str, Any], origin: Origin, earlier: Sequence[Problem] = ())
         if isinstance(tree.get(group), Mapping):
             problems += _check_upstream(group, tree[group], origin)
     if not problems and not earlier:
-        problems += stop_early(built, origin.is_default)
+        problems += stop_early(built, origin.is_default) + choose_metric(built)
         problems += find_conflicts(built)
     if problems or earlier:
         raise ConfigError(*earlier, *problems)

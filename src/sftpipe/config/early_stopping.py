@@ -1,4 +1,4 @@
-"""What `evaluation.early_stopping` asks of the `sft` group.
+"""What `evaluation.early_stopping` asks of the `sft` group, and the metric of the best checkpoint.
 
 transformers' callback needs evaluations, a checkpoint at each of them, and the best one loaded at
 the end. What the user has not set is filled in; what the user has set differently is an error.
@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sftpipe.config.schema import TrainConfig
+from sftpipe.config.validation_sets import VALIDATION, log_prefix, named_sets
 from sftpipe.errors import Problem, nearest, override
 
 _OFF = "`evaluation.early_stopping=null`"
@@ -30,9 +31,9 @@ def stop_early(cfg: TrainConfig, is_default: Callable[[str], bool]) -> list[Prob
     if cfg.evaluation is None or cfg.evaluation.early_stopping is None:
         return []
     chosen = {name: value for name, value in cfg.sft.items() if not is_default(f"sft.{name}")}
-    problems = _check_switches(chosen) + _check_metric(chosen)
+    problems = _check_switches(chosen)
     cfg.sft["load_best_model_at_end"] = True
-    if str(chosen.get("metric_for_best_model", "")).endswith("perplexity"):
+    if str(chosen.get("metric_for_best_model")).endswith("perplexity"):
         # transformers takes all but a loss for better where it is greater
         cfg.sft.setdefault("greater_is_better", False)
     asked = [chosen.get(name) for name in ("eval_strategy", "save_strategy")]
@@ -79,10 +80,23 @@ def _check_switches(chosen: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-def _check_metric(chosen: Mapping[str, Any]) -> list[Problem]:
-    key, metric = "sft.metric_for_best_model", chosen.get("metric_for_best_model")
-    known = [f"eval_{name}" for name in _METRICS]
-    if metric is None or metric in (*known, *_METRICS):
+def choose_metric(cfg: TrainConfig) -> list[Problem]:
+    """Fill in the metric of the best checkpoint where validation sets have names: the first's loss.
+
+    Returns:
+        The problem of a metric that no evaluation gives.
+    """
+    sft, names = cfg.sft, named_sets(cfg.dataset)
+    if not sft.get("load_best_model_at_end") and sft.get("save_strategy") != "best":
         return []
-    fix = override(key, nearest(str(metric), known) or known[0])
-    return [Problem(key, f"no evaluation gives {metric!r}", allowed=", ".join(known), fix=fix)]
+    key, metric = "metric_for_best_model", sft.get("metric_for_best_model")
+    prefixes = [log_prefix(f"{VALIDATION}.{name}") for name in names] or ["eval"]
+    known = [f"{prefix}_{name}" for prefix in prefixes for name in _METRICS]
+    if metric is None:
+        sft |= {key: known[0]} if names else {}
+        return []
+    if metric in known or f"eval_{metric}" in known:
+        return []
+    fix = override(f"sft.{key}", nearest(str(metric), known) or known[0])
+    found = f"no evaluation gives {metric!r}"
+    return [Problem(f"sft.{key}", found, allowed=", ".join(known), fix=fix)]

@@ -202,7 +202,8 @@ class DatasetConfig:
     # the embedded set, or the hub set's configuration
     name: Optional[str] = None
     revision: Optional[str] = None
-    # a file, a list of files, or {train: ..., validation: ..., test: ...}
+    # a file, a list of files, or {train: ..., validation: ..., test: ...}; several validation sets
+    # are {train: ..., validation: {news: ..., code: ...}}
     data_files: Any = None
     # of text files: what makes a row
     sample_by: str = _choice("line", "paragraph", "document")

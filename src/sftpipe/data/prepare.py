@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from sftpipe.config.schema import PACKING, TrainConfig
+from sftpipe.config.validation_sets import VALIDATION, in_order, is_named_set
 from sftpipe.data.cleaning import Cleaner
 from sftpipe.data.encode import Encoder
 from sftpipe.data.encode_split import encode_split
@@ -20,7 +21,7 @@ from sftpipe.data.preflight.report import Preflight
 from sftpipe.data.row_chain import RowEncoder, SampleReader
 from sftpipe.data.rows import TOO_LONG, Dropped, Part, row_lengths
 from sftpipe.data.samples import Sample
-from sftpipe.data.source import SPLITS, Source
+from sftpipe.data.source import Source
 from sftpipe.data.version import code_digest
 from sftpipe.errors import RowError
 from sftpipe.storage import digest
@@ -49,6 +50,7 @@ class PreparedData:
     readers: {split: the samples of each of its sources}.
     new_tokens: ids of the tokens that the config added to the vocabulary.
     sha256: of what the rows were read from; see `source.fingerprint`.
+    named_validation: {name: rows} of several validation sets; `validation` is then None.
     """
 
     train: Dataset
@@ -62,6 +64,7 @@ class PreparedData:
     readers: Mapping[str, Sequence[SampleReader]]
     new_tokens: Sequence[int]
     sha256: str
+    named_validation: Mapping[str, Dataset] = field(default_factory=dict)
 
     def trained_tokens(self) -> list[int]:
         """The new tokens that rows may train: all but PAD."""
@@ -74,8 +77,14 @@ class PreparedData:
 
     def splits(self) -> dict[str, Dataset]:
         """{name: rows} of the splits that are there."""
-        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        named = {"train": self.train, **self.validation_splits(), "test": self.test}
         return {name: rows for name, rows in named.items() if rows is not None}
+
+    def validation_splits(self) -> dict[str, Dataset]:
+        """{`validation`: rows}, {`validation.NAME`: rows, ...}, or {} where there is none."""
+        if self.validation is not None:
+            return {VALIDATION: self.validation}
+        return {f"{VALIDATION}.{name}": rows for name, rows in self.named_validation.items()}
 
     def samples(self, split: str) -> Iterator[Sample]:
         """The samples of a split before encoding, in the order of the data set.
@@ -84,6 +93,11 @@ class PreparedData:
         """
         for reader in self.readers.get(split, ()):
             yield from reader
+
+
+def named_validation(rows: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """{name: rows} of the splits that are called `validation.NAME`."""
+    return {split.partition(".")[2]: one for split, one in rows.items() if is_named_set(split)}
 
 
 # --- the steps ------------------------------------------------------------------------------------
@@ -102,8 +116,7 @@ def sample_readers(
             for source in sources
             if split in source.splits
         ]
-        for split in SPLITS
-        if any(split in source.splits for source in sources)
+        for split in in_order({split: None for source in sources for split in source.splits})
     }
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftpipe.config.schema import DatasetConfig
+from sftpipe.config.validation_sets import split_files
 from sftpipe.data.rows import JSON, ORIGIN
 from sftpipe.data.user_code import load_function
 from sftpipe.data.version import code_digest
@@ -502,6 +503,7 @@ def read_hub(cfg: DatasetConfig) -> dict[str, Dataset]:
     """
     import datasets
 
+    files = split_files(cfg.data_files) if isinstance(cfg.data_files, dict) else cfg.data_files
     reached: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     reason = ""
     try:
@@ -514,7 +516,7 @@ def read_hub(cfg: DatasetConfig) -> dict[str, Dataset]:
                 cfg.path,
                 cfg.name,
                 revision=cfg.revision,
-                data_files=cfg.data_files,
+                data_files=files,
                 streaming=cfg.streaming,
             )
             if cfg.streaming:

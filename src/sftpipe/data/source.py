@@ -13,6 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sftpipe.config.schema import DatasetConfig, FormatConfig, MixtureSource
+from sftpipe.config.validation_sets import (
+    in_order,
+    is_named_set,
+    is_validation,
+    split_files,
+)
 from sftpipe.data.fetch import fetched
 from sftpipe.data.readers import (
     FILE_KINDS,
@@ -85,7 +91,7 @@ def load_sources(
             column that does not exist, an empty split.
     """
     if kind_of(cfg) != "mixture":
-        return [_load_source(cfg, format_cfg, allowed_targets)]
+        return _checked_sets([_load_source(cfg, format_cfg, allowed_targets)])
     sources = []
     for index, one in enumerate(cfg.sources):
         assert isinstance(one, MixtureSource)
@@ -93,6 +99,19 @@ def load_sources(
         source = _load_source(limited, one.format or format_cfg, allowed_targets)
         name = f"sources[{index}] {one.name or one.path}"
         sources.append(replace(source, name=name, weight=one.weight, count=one.count))
+    return _checked_sets(sources)
+
+
+def _checked_sets(sources: list[Source]) -> list[Source]:
+    """The sources, whose validation sets all have a name, or none of them."""
+    found = {split for source in sources for split in source.splits if is_validation(split)}
+    if "validation" in found and len(found) > 1:
+        problem = Problem(
+            "dataset.data_files.validation",
+            f"a set without a name beside {', '.join(sorted(found - {'validation'}))}",
+            fix="give it a name: {train: ..., validation: {first: ..., second: ...}}",
+        )
+        raise DataError(problem)
     return sources
 
 
@@ -177,7 +196,7 @@ def _chosen_splits(tables: Mapping[str, Dataset], cfg: DatasetConfig) -> Mapping
     wanted = (
         {"train": cfg.split}
         if isinstance(cfg.split, str)
-        else cfg.split or {name: name for name in SPLITS if name in tables}
+        else cfg.split or {name: name for name in tables if name in SPLITS or _is_named(name, cfg)}
     )
     for ours, theirs in {"train": "train", **wanted}.items():
         if theirs not in tables:
@@ -186,6 +205,11 @@ def _chosen_splits(tables: Mapping[str, Dataset], cfg: DatasetConfig) -> Mapping
             found, allowed = f"no split {theirs!r}", ", ".join(tables)
             raise DataError(Problem(where, found, allowed=allowed, fix=_override(where, match)))
     return wanted
+
+
+def _is_named(split: str, cfg: DatasetConfig) -> bool:
+    """True for a validation set that `dataset.data_files` names."""
+    return is_named_set(split) and split in split_files(cfg.data_files)
 
 
 def kind_of_file(name: str) -> str:
@@ -244,14 +268,14 @@ def _embedded_files(name: str | None) -> dict[str, list[str]]:
 
 def _data_files(cfg: DatasetConfig) -> dict[str, list[str]]:
     """{split: [files]} of `dataset.data_files`, all of them present."""
-    named = cfg.data_files if isinstance(cfg.data_files, dict) else {"train": cfg.data_files}
-    unread = [str(split) for split in named if split not in SPLITS]
+    named = split_files(cfg.data_files)
+    unread = [split for split in named if split not in SPLITS and not is_named_set(split)]
     if unread and "train" in named and cfg.split is None:
         match = nearest(unread[0], SPLITS) or "train"
         problem = Problem(
             f"dataset.data_files.{unread[0]}",
             "no split of that name is read",
-            allowed=f"{', '.join(SPLITS)}, or the one that dataset.split names",
+            allowed=f"{', '.join(SPLITS)}, validation.NAME, or the one that dataset.split names",
             fix=f"dataset.data_files.{match}=... or {_override('dataset.split', unread[0])}",
         )
         raise DataError(problem)
@@ -332,10 +356,11 @@ def _make_splits(splits: dict[str, Rows], cfg: DatasetConfig) -> dict[str, Rows]
         name: size for name in ("validation", "test") if (size := getattr(cfg, f"{name}_size"))
     }
     for name in asked:
-        if name in splits:
+        own = [len(rows) for split, rows in splits.items() if split.partition(".")[0] == name]
+        if own:
             problem = Problem(
                 f"dataset.{name}_size",
-                f"the data set has its own {name} split ({len(splits[name])} rows)",
+                f"the data set has its own {name} split ({sum(own)} rows)",
                 fix=f"`dataset.{name}_size=0` keeps it; `dataset.split=train` makes all splits "
                 "from train",
             )
@@ -346,7 +371,7 @@ def _make_splits(splits: dict[str, Rows], cfg: DatasetConfig) -> dict[str, Rows]
         rows = range(start, start + count)
         splits = {**splits, name: train.select(rows, f"rows {rows}")}
         start += count
-    return {name: splits[name] for name in SPLITS if name in splits}
+    return {name: splits[name] for name in in_order(splits)}
 
 
 def _split_counts(rows: int, asked: Mapping[str, float], cfg: DatasetConfig) -> dict[str, int]:

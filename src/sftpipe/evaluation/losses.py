@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sftpipe.config.schema import EvaluationConfig
+from sftpipe.config.validation_sets import log_prefix
 from sftpipe.evaluation.answers import Sampling, generate
 from sftpipe.evaluation.questions import Question
 
@@ -24,7 +25,7 @@ def split_loss(trainer: SFTPipeTrainer, rows: Dataset, split: str) -> dict[str, 
 
     If the last evaluation was of the same weights, its log entry is used instead.
     """
-    prefix = "eval" if split == "validation" else split
+    prefix = log_prefix(split)
     measured = _logged_now(trainer, prefix) or trainer.evaluate(rows, metric_key_prefix=prefix)
     return {"loss": measured[f"{prefix}_loss"], "perplexity": measured[f"{prefix}_perplexity"]}
 

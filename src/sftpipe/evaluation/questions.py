@@ -44,7 +44,7 @@ class Question:
 def sample_questions(cfg: TrainConfig, data: PreparedData, model_config: Any) -> list[Question]:
     """The prompts of a run: those of `evaluation.sample_prompts`, or rows of the data set.
 
-    By default the first five of the test, the validation or the train split; none with
+    By default the first five of the test, the (first) validation or the train split; none with
     evaluation=none.
 
     Raises:
@@ -60,7 +60,10 @@ def sample_questions(cfg: TrainConfig, data: PreparedData, model_config: Any) ->
             question_of(text, cfg, like, data.encoder, where) for text in evaluation.sample_prompts
         ]
     else:
-        split = next(name for name in ("test", "validation", "train") if name in data.splits())
+        splits = data.splits()
+        split = next(
+            name for name in ("test", *data.validation_splits(), "train") if name in splits
+        )
         readers = data.readers.get(split, ())
         rows = row_questions(readers, data.encoder)
         questions = list(islice((one for one in rows if isinstance(one, Question)), SAMPLES))

@@ -63,9 +63,11 @@ class Record:
 
     def _measure(self, phase: str) -> None:
         with console.status(f"Measuring {phase} training ..."):
-            if self._cfg is not None and self._data.validation is not None:
-                loss = split_loss(self._trainer, self._data.validation, "validation")
-                self.metrics.setdefault("validation", {})[phase] = loss
+            for split, rows in self._data.validation_splits().items() if self._cfg else ():
+                part = self.metrics
+                for name in split.split("."):
+                    part = part.setdefault(name, {})
+                part[phase] = split_loss(self._trainer, rows, split)
             if self._cfg is not None and self._data.test is not None and phase == "after":
                 self.metrics["test"] = split_loss(self._trainer, self._data.test, "test")
             self._folder.write_metrics(self.metrics)

@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 
 from sftpipe.config.schema import TrainConfig
+from sftpipe.config.validation_sets import validation_losses
 from sftpipe.errors import one_line
 from sftpipe.runs.folder import RunFolder
 from sftpipe.storage import write_text
@@ -31,17 +32,13 @@ def plot_loss(folder: RunFolder) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     train = [(entry["epoch"], entry["loss"]) for entry in history if "loss" in entry]
-    validation = [(entry["epoch"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
     if train:
         axes.plot(*zip(*train, strict=True), color="tab:blue", label="training")
-    if validation:
-        axes.plot(
-            *zip(*validation, strict=True),
-            "o--" if len(validation) > 2 else "o",
-            color="tab:orange",
-            label="validation",
-        )
-        for epoch, loss in (validation[0], validation[-1]):
+    validation = _validation_curves(history)
+    for number, (name, points) in enumerate(validation.items(), start=1):
+        color, style = f"C{number}", "o--" if len(points) > 2 else "o"
+        axes.plot(*zip(*points, strict=True), style, color=color, label=name)
+        for epoch, loss in (points[0], points[-1]):
             axes.annotate(
                 f"{loss:.2f}", (epoch, loss), textcoords="offset points", xytext=(0, 8), ha="center"
             )
@@ -61,6 +58,17 @@ def plot_loss(folder: RunFolder) -> None:
     partial = folder.path / f".{folder.loss_curve.name}.partial"
     figure.savefig(partial, format="png")
     partial.replace(folder.loss_curve)
+
+
+def _validation_curves(
+    history: Sequence[Mapping[str, Any]],
+) -> dict[str, list[tuple[float, float]]]:
+    """{`validation`, or `validation NAME`: [(epoch, loss), ...]} of a log."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for entry in history:
+        for name, loss in validation_losses(entry).items():
+            curves.setdefault(name, []).append((entry["epoch"], loss))
+    return curves
 
 
 def token_ticks(history: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[str]]:
@@ -120,14 +128,13 @@ def write_card(
 
 def metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The figures that matter, as (name, text)."""
-    train, validation = metrics["train"], metrics.get("validation", {})
-    rows = []
-    if "before" in validation and "after" in validation:
-        before, after = validation["before"], validation["after"]
-        rows.append(("validation loss", f"{before['loss']:.3f} -> {after['loss']:.3f}"))
-        rows.append(
-            ("validation perplexity", f"{before['perplexity']:.2f} -> {after['perplexity']:.2f}")
-        )
+    train, rows = metrics["train"], []
+    for name, part in _validation_parts(metrics.get("validation", {})).items():
+        if "before" in part and "after" in part:
+            before, after = part["before"], part["after"]
+            rows.append((f"{name} loss", f"{before['loss']:.3f} -> {after['loss']:.3f}"))
+            perplexity = f"{before['perplexity']:.2f} -> {after['perplexity']:.2f}"
+            rows.append((f"{name} perplexity", perplexity))
     if "test" in metrics:
         rows.append(("test loss", f"{metrics['test']['loss']:.3f}"))
     rows.append(("training loss", f"{train['loss']:.3f} over {train['steps']} steps"))
@@ -136,6 +143,13 @@ def metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     )
     rows.append(("peak memory", f"{train['peak_memory_bytes'] / 2**30:.1f} GiB"))
     return rows
+
+
+def _validation_parts(validation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """{`validation`, or `validation NAME`: {phase: numbers}} of the part of metrics.json."""
+    if any("loss" in part for part in validation.values()):  # the phases of the only set
+        return {"validation": validation}
+    return {f"validation {name}": part for name, part in validation.items()}
 
 
 def _metrics_table(metrics: Mapping[str, Any]) -> str:

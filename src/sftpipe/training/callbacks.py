@@ -23,6 +23,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from sftpipe.config.schema import EarlyStoppingConfig
+from sftpipe.config.validation_sets import validation_losses
 from sftpipe.data.packing import count
 from sftpipe.errors import Interrupted, Problem
 from sftpipe.storage import write_text
@@ -127,8 +128,8 @@ class ProgressBar(TrainerCallback):
         logs = logs or {}
         if "loss" in logs:
             note = f"loss {logs['loss']:.3f}  {self._tokens_per_s():.0f} tokens/s"
-        elif "eval_loss" in logs:
-            note = f"validation loss {logs['eval_loss']:.3f}"
+        elif losses := validation_losses(logs):
+            note = ", ".join(f"{name} loss {loss:.3f}" for name, loss in losses.items())
         else:
             return
         if self._bar is not None:

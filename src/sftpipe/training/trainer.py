@@ -94,7 +94,7 @@ def build_trainer(
             model=model,
             args=arguments,
             train_dataset=data.train,
-            eval_dataset=data.validation,
+            eval_dataset=dict(data.named_validation) or data.validation,
             data_collator=data.collate,
             processing_class=data.tokenizer,
             peft_config=adapter,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sftpipe.config.schema import PACKING, TrainConfig
+from sftpipe.config.validation_sets import is_validation
 from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.packing import too_few_tokens
 from sftpipe.data.preflight.duplicates import Duplicates
@@ -185,7 +186,7 @@ def lost_characters_of_prompts(find: Findings) -> list[Problem]:
 def no_validation(find: Findings) -> list[Problem]:
     """`sft.eval_strategy` measures a validation split that is not there."""
     strategy = find.cfg.sft.get("eval_strategy", "no")
-    if strategy == "no" or "validation" in find.parts:
+    if strategy == "no" or any(map(is_validation, find.parts)):
         return []
     where, found, off = "sft.eval_strategy", repr(strategy), "sft.eval_strategy=no"
     evaluation = find.cfg.evaluation
