@@ -270,6 +270,11 @@ def _data_files(cfg: DatasetConfig) -> dict[str, list[str]]:
     """{split: [files]} of `dataset.data_files`, all of them present."""
     named = split_files(cfg.data_files)
     unread = [split for split in named if split not in SPLITS and not is_named_set(split)]
+    unnamed = [split for split in unread if split.startswith("validation.")]
+    if unnamed and cfg.split is None:
+        found, allowed = "no name of a validation set", "letters, digits and _"
+        where = f"dataset.data_files.{unnamed[0]}"
+        raise DataError(Problem(where, found, allowed=allowed, fix="give it another name"))
     if unread and "train" in named and cfg.split is None:
         match = nearest(unread[0], SPLITS) or "train"
         problem = Problem(

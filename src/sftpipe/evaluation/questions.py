@@ -60,10 +60,8 @@ def sample_questions(cfg: TrainConfig, data: PreparedData, model_config: Any) ->
             question_of(text, cfg, like, data.encoder, where) for text in evaluation.sample_prompts
         ]
     else:
-        splits = data.splits()
-        split = next(
-            name for name in ("test", *data.validation_splits(), "train") if name in splits
-        )
+        likeliest = ("test", *data.validation_splits(), "train")
+        split = next(name for name in likeliest if name in data.splits())
         readers = data.readers.get(split, ())
         rows = row_questions(readers, data.encoder)
         questions = list(islice((one for one in rows if isinstance(one, Question)), SAMPLES))
