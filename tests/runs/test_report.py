@@ -81,6 +81,30 @@ def test_the_picture_shows_the_losses_of_the_log_over_epochs(drawn: Any) -> None
     assert [label.get_text() for label in top.get_xticklabels()] == token_ticks(HISTORY)[1]
 
 
+def test_each_named_validation_set_has_its_curve(drawn: Any) -> None:
+    both = [{"eval_news_loss": 3.0}, {"eval_code_loss": 2.0}, {"eval_news_loss": 1.0}]
+    (axes,) = drawn([{"step": n, "epoch": n, **one} for n, one in enumerate(both)]).axes
+    lines = {str(line.get_label()): line.get_xydata().tolist() for line in axes.lines}
+    assert lines == {
+        "validation news": [[0, 3.0], [2, 1.0]],
+        "validation code": [[1, 2.0]],
+    }
+    assert len({line.get_color() for line in axes.lines}) == 2
+
+
+def test_each_named_validation_set_has_its_lines() -> None:
+    """Also sets that are called as the phases are."""
+    phases = {phase: {"loss": 2.0, "perplexity": 7.5} for phase in ("before", "after")}
+    train = {"loss": 1, "steps": 2, "runtime_s": 3, "tokens_per_s": 4, "peak_memory_bytes": 5}
+    metrics = {"train": train, "validation": {"before": phases, "code": phases}}
+    assert metric_rows(metrics)[:4] == [
+        ("validation before loss", "2.000 -> 2.000"),
+        ("validation before perplexity", "7.50 -> 7.50"),
+        ("validation code loss", "2.000 -> 2.000"),
+        ("validation code perplexity", "7.50 -> 7.50"),
+    ]
+
+
 def test_the_first_and_the_last_validation_loss_are_written_beside_their_points(drawn: Any) -> None:
     (axes,) = drawn([*HISTORY, LATER]).axes
     assert [(text.get_text(), text.xy) for text in axes.texts] == [
