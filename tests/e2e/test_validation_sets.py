@@ -115,6 +115,40 @@ def test_each_set_has_its_losses_its_curve_and_its_report(
     assert run.config.sft["metric_for_best_model"] == "eval_news_loss"
 
 
+@pytest.mark.parametrize("metric", ["eval_news_loss", "eval_code_loss"])
+def test_early_stopping_goes_by_one_set_and_counts_each_of_its_evaluations_once(
+    metric: str, files: dict[str, str], tiny_model: Path, tmp_path: Path
+) -> None:
+    """The first step is at learning rate 0, and those after it spoil the model."""
+    cfg = compose(
+        [
+            *FORMAT,
+            data_files(files),
+            "model=custom",
+            f"model.name_or_path={tiny_model}",
+            "lora=none",
+            "sft.max_steps=7",
+            "sft.per_device_train_batch_size=2",
+            "sft.learning_rate=10",
+            "sft.lr_scheduler_type=constant_with_warmup",
+            "sft.warmup_steps=1",
+            "sft.eval_steps=1",
+            f"sft.metric_for_best_model={metric}",
+            "evaluation.early_stopping.patience=2",
+            "evaluation.sample_prompts=[]",
+            f"run={tmp_path / 'run'}",
+        ]
+    )
+    run = sftpipe.train(cfg)
+    assert run.metrics["train"]["steps"] == 3
+    state = json.loads((run.dir / "trainer_state.json").read_text())
+    logged = [entry[metric] for entry in state["log_history"] if metric in entry]
+    assert state["best_global_step"] == 1
+    assert state["best_metric"] == logged[0] < min(logged[1:3])
+    for part in run.metrics["validation"].values():
+        assert part["after"] == pytest.approx(part["before"])
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

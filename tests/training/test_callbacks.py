@@ -57,9 +57,11 @@ def test_a_line_of_progress_has_the_rate_of_this_attempt(
         counter.tokens, counter.seconds = 1600, 12.0
         for logs in ({"loss": 2.5}, {"eval_loss": 1.25, "eval_runtime": 1.0}, {"epoch": 1.0}, None):
             bar.on_log(None, state, None, logs)
+        bar.on_log(None, state, None, {"eval_news_loss": 1.5, "eval_news_runtime": 1.0})
     assert capsys.readouterr().err.splitlines() == [
         "step 3/9  loss 2.500  300 tokens/s",
         "step 3/9  validation loss 1.250",
+        "step 3/9  validation news loss 1.500",
     ]
 
 
