@@ -322,9 +322,9 @@ def _of_run(verb: str) -> Callable[[Arguments], int]:
     """A verb on a finished run."""
 
     def run(arguments: Arguments) -> int:
-        from sftpipe import run_verbs
+        from sftpipe.run_verbs import RUN_VERBS
 
-        return run_verbs.RUN_VERBS[verb](arguments.overrides, arguments.json)
+        return RUN_VERBS[verb](arguments.overrides, arguments.json)
 
     return run
 

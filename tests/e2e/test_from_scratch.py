@@ -31,6 +31,7 @@ FILES = {
     "metrics.json",
     "model.safetensors",
     "preflight.json",
+    "prompts.json",
     "samples.jsonl",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from sacrebleu.metrics import CHRF
 
 from runs.test_generate import by_hand, chat, kill_after
@@ -198,3 +199,30 @@ def test_a_killed_evaluate_goes_on_to_the_same_files(
     figures = [read(RunFolder(one.dir).evaluation)["metrics"] for one in (run, evaluated)]
     assert [figures[0][name] for name in names] == [figures[1][name] for name in names]
     assert not unfinished.parent.exists()
+
+
+def test_the_card_shows_the_figures_and_tells_the_hub(copy_run: Copy) -> None:
+    run = copy_run("evaluation.max_new_tokens=2")
+    card = RunFolder(run.dir).card
+    text = card.read_text(encoding="utf-8")
+    card.write_text(text.replace("## Use\n", "## Mine\n\nStays.\n\n## Use\n"), encoding="utf-8")
+    for _ in range(2):
+        found = run.evaluate()
+        text = card.read_text(encoding="utf-8")
+        assert text.count("## Evaluation\n") == text.count("Stays.") == text.count("## Use\n") == 1
+        assert f"**{found['verdict']}**: {found['sentence']}." in text
+        _, head, _ = text.split("---\n", 2)
+        (model,) = yaml.safe_load(head)["model-index"]
+        (result,) = model["results"]
+        assert result["dataset"] == {"name": "yoda", "type": "embedded"}
+        values = {one["type"]: one["value"] for one in result["metrics"]}
+        assert values["chrf"] == pytest.approx(found["metrics"]["chrf"]["run"], abs=1e-5)
+        loss = found["metrics"]["loss"]
+        assert f"| loss | {loss['base']:.3f} | {loss['run']:.3f} | " in text
+
+
+def test_the_hub_reads_the_metadata_of_the_card(evaluated: Run) -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(RunFolder(evaluated.dir).card)
+    assert {one.metric_type for one in card.data.eval_results} >= {"chrf", "loss", "stop_rate"}

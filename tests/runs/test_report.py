@@ -292,6 +292,7 @@ Fine-tuned from `{HUB}@abc` with sftpipe. `config.yaml` holds the whole config, 
 import sftpipe
 
 run = sftpipe.load_run("PATH/OF/THIS/FOLDER")
+print(run.generate("Hello!")[0].text)
 model, tokenizer = run.load_model(), run.tokenizer
 ```
 

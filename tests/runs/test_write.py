@@ -46,6 +46,7 @@ def test_a_new_run_writes_its_config_the_report_on_its_data_and_its_manifest(
     assert {path.name for path in Path("mine").iterdir()} == {
         "config.yaml",
         "preflight.json",
+        "prompts.json",
         "manifest.json",
     }
     assert yaml.safe_load(Path("mine/config.yaml").read_text()) == to_plain(cfg)

@@ -32,6 +32,7 @@ RUN_FILES = {
     "manifest.json",
     "metrics.json",
     "preflight.json",
+    "prompts.json",
     "samples.jsonl",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 
+# of `answer_metrics`: those of which more is better, and those of which it is neither
+DECIDING = ("chrf", "bleu", "exact_match", "stop_rate")
+UNDECIDED = ("length_ratio", "distinct_2")
+
 Score = Callable[[np.ndarray], float]  # numbers of rows, (n,), with repetitions -> score of them
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,21 @@ from sftpipe.data.user_code import load_function
 from sftpipe.errors import ConfigError, DataError, Problem, RowError, nearest, one_line
 from sftpipe.evaluation.answers import Answer
 from sftpipe.evaluation.compare import DRAWS, LEVEL, Outcome, compare, judge_difference, order_rows
-from sftpipe.evaluation.metrics import Answered, Metric, answer_metrics, loss_metric, mean_metric
+from sftpipe.evaluation.metrics import (
+    DECIDING,
+    UNDECIDED,
+    Answered,
+    Metric,
+    answer_metrics,
+    loss_metric,
+    mean_metric,
+)
 from sftpipe.evaluation.questions import Question, check_lengths, row_questions
 from sftpipe.evaluation.row_losses import row_losses
 from sftpipe.runs.answer import answer_all, response_rows
 from sftpipe.runs.answering import Answering
 from sftpipe.runs.folder import RunFolder
-from sftpipe.runs.load import Run, load_run
+from sftpipe.runs.report import write_evaluation
 from sftpipe.runs.unfinished import Unfinished
 from sftpipe.storage import digest, write_json
 from sftpipe.terminal import progress, quiet, quiet_libraries
@@ -31,6 +39,8 @@ from sftpipe.terminal import progress, quiet, quiet_libraries
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
+
+    from sftpipe.runs.load import Run
 
 LOSS = "loss"  # of the test rows, per trained token
 _NAMED = 10  # rows that evaluation.json names, the worst first
@@ -62,11 +72,15 @@ class Measured:
     answers: Sequence[Answer]
 
 
-def evaluate(run: Run) -> dict[str, Any]:
-    """Measure a run and its base (or `evaluation.base`) and compare them.
+def evaluate(run: Run, other: Run | None = None) -> dict[str, Any]:
+    """Measure a run and its base, or another run in place of it, and compare them.
 
     Writes responses.json, responses_base.json and evaluation.json into the run folder. A second
     start after a kill goes on.
+
+    Args:
+        run: whose folder is written into.
+        other: what `evaluation.base` names.
 
     Returns:
         The content of evaluation.json.
@@ -74,40 +88,50 @@ def evaluate(run: Run) -> dict[str, Any]:
     Raises:
         DataError: there are no rows to evaluate on, or they do not fit the model.
         ConfigError: `evaluation.verdict` or `evaluation.metrics` name what does not exist.
-        RunError: a folder is no finished run, or its base has changed.
+        RunError: the base of a run has changed.
     """
     cfg, files = run.evaluation, RunFolder(run.dir)
     with quiet(), quiet_libraries():
         own = _own_metrics(run)
+        _check_verdict(cfg.verdict, (LOSS, f"validation_{LOSS}", *DECIDING, *own))
         sources = held_sources(run)
         held = hold(run, sources)
+        base_held = hold(other, sources) if other else held
         works: list[Unfinished] = []
-        if cfg.base is None:
-            base_name, base_held, base_model = run.base_name(), held, run.load_base()
-            base = measure(run, base_model, base_held, files, "base", works)
-            model = run.add_adapter(base_model) if run.config.lora else run.load_model()
-        else:
-            other = load_run(cfg.base)
-            base_name, base_held = other.dir.name, hold(other, sources)
-            base = measure(other, other.load_model(), base_held, files, "other", works)
-            model = run.load_model()
-        after = measure(run, model, held, files, "run", works)
+        base, after = _measure_both(run, other, held, base_held, works)
         before, now = _metrics(base, base_held, own), _metrics(after, held, own)
+        _check_verdict(cfg.verdict, now)
         result = {
             "run": run.dir.name,
-            "base": base_name,
+            "base": other.dir.name if other else run.base_name(),
             "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "seed": run.config.seed,
             "draws": DRAWS,
             "sampling": asdict(run.sampling()),
-            **_compared(before, now, _verdict_metric(cfg.verdict, now), run.config.seed),
+            **_compared(before, now, cfg.verdict, run.config.seed),
         }
     write_json(files.base_responses, response_rows(base_held.questions, base.answers))
     write_json(files.responses, response_rows(held.questions, after.answers))
     write_json(files.evaluation, result)
+    write_evaluation(files, run.config, result)
     for work in works:
         work.remove()
     return result
+
+
+def _measure_both(
+    run: Run, other: Run | None, held: Held, base_held: Held, works: list[Unfinished]
+) -> tuple[Measured, Measured]:
+    """(the base or the other run, the run); an adapter is put on the base that was measured."""
+    files = RunFolder(run.dir)
+    if other is None:
+        model = run.load_base()
+        base = measure(run, model, base_held, files, "base", works)
+        trained = run.add_adapter(model) if run.config.lora else run.load_model()
+    else:
+        base = measure(other, other.load_model(), base_held, files, "other", works)
+        trained = run.load_model()
+    return base, measure(run, trained, held, files, "run", works)
 
 
 # --- the rows -------------------------------------------------------------------------------------
@@ -257,10 +281,11 @@ def _number_of(name: str, function: RowMetric, at: int, row: tuple[str, str, Any
 # --- the comparison -------------------------------------------------------------------------------
 
 
-def _verdict_metric(name: str, metrics: Mapping[str, Metric]) -> str:
-    able = [one for one, metric in metrics.items() if metric.higher_is_better is not None]
-    if name in able:
-        return name
+def _check_verdict(name: str, able: Collection[str]) -> None:
+    """Raise a `ConfigError` unless the metric of the verdict is among these."""
+    if name in able and name not in UNDECIDED:
+        return
+    able = [one for one in able if one not in UNDECIDED]
     fix = f"`evaluation.verdict={nearest(name, able) or able[0]}`"
     found = f"no metric {name!r} that is better or worse"
     raise ConfigError(Problem("evaluation.verdict", found, allowed=", ".join(able), fix=fix))

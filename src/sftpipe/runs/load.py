@@ -95,7 +95,8 @@ class Run(Answering):
         """
         from sftpipe.runs.evaluate import evaluate
 
-        return evaluate(self)
+        base = self.evaluation.base
+        return evaluate(self, load_run(base) if base else None)
 
     def load_base(self) -> PreTrainedModel:
         """The base model as it was before training, its embedding as the run made it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
@@ -126,6 +127,47 @@ def write_card(
     write_text(folder.card, "\n".join(parts))
 
 
+def write_evaluation(folder: RunFolder, cfg: TrainConfig, found: Mapping[str, Any]) -> None:
+    """Put the figures of `sftpipe evaluate` into the model card, and into its hub metadata.
+
+    They take the place of earlier ones; what a user wrote into the card stays.
+
+    Args:
+        folder: the run folder.
+        cfg: the config.
+        found: the content of evaluation.json.
+    """
+    text = folder.card.read_text(encoding="utf-8") if folder.card.is_file() else ""
+    match = _FRONT_MATTER.match(text)
+    head = (yaml.safe_load(match[1]) if match else None) or {}
+    body = _EVALUATION.sub("", text[match.end() :] if match else text)
+    metrics = [
+        {"type": name, "name": name, "value": round(one["run"], 6)}
+        for name, one in found["metrics"].items()
+    ]
+    data = {"name": cfg.dataset.name or cfg.dataset.path, "type": cfg.dataset.path}
+    result = {"task": {"type": "text-generation"}, "dataset": data, "metrics": metrics}
+    head["model-index"] = [{"name": cfg.recipe or folder.path.name, "results": [result]}]
+    rows = "".join(
+        f"| {name} | {one['base']:.3f} | {one['run']:.3f} | {one['difference']:+.3f} "
+        f"| {one['interval'][0]:+.3f} to {one['interval'][1]:+.3f} | {one['rows']} |\n"
+        for name, one in found["metrics"].items()
+    )
+    section = (
+        f"## Evaluation\n\n**{found['verdict']}**: {found['sentence']}.\n\n"
+        f"| | {found['base']} | run | difference | 95 % interval | rows |\n"
+        f"|---|---|---|---|---|---|\n{rows}\n"
+    )
+    before, use, after = body.partition("## Use\n")
+    body = f"{before}{section}{use}{after}" if use else f"{body}\n{section}"
+    write_text(folder.card, f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{body}")
+
+
+# of a card: its metadata, and the section that `write_evaluation` writes
+_FRONT_MATTER = re.compile(r"---\n(.*?)^---\n", flags=re.DOTALL | re.MULTILINE)
+_EVALUATION = re.compile(r"^## Evaluation\n.*?(?=^## |\Z)", flags=re.DOTALL | re.MULTILINE)
+
+
 def metric_rows(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The figures that matter, as (name, text)."""
     train, rows = metrics["train"], []
@@ -215,6 +257,7 @@ def _end(line: str) -> str:
 def _usage(cfg: TrainConfig, weights: str, embedding_rows: tuple[int, int]) -> str:
     with_sftpipe = (
         '```python\nimport sftpipe\n\nrun = sftpipe.load_run("PATH/OF/THIS/FOLDER")\n'
+        'print(run.generate("Hello!")[0].text)\n'
         "model, tokenizer = run.load_model(), run.tokenizer\n```\n"
     )
     if not cfg.lora:
