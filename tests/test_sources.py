@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from sftpipe.config.on_run import change_recorded, parse_run_command
 from sftpipe.config.options import find_recipes, groups, read_yaml
 from sftpipe.config.patterns import pattern_fields
+from sftpipe.config.schema import to_plain
+from sftpipe.run_verbs import RUN_VERBS
 from support.configs import compose
 
 PAGE = Path(__file__).parents[1] / "docs" / "sources.md"
@@ -21,11 +24,13 @@ ROWS = [
     for line in PAGE.read_text(encoding="utf-8").splitlines()
     if line.startswith("|") and not line.startswith(("|---", "| there |"))
 ]
-COMMANDS = [
+ALL = [
     command.replace("\\|", "|")
     for row in ROWS
     for command in re.findall(r"`(sftpipe [^`]+)`", row[1])
 ]
+OF_RUN = [command for command in ALL if command.split()[1] in RUN_VERBS]
+COMMANDS = [command for command in ALL if command not in OF_RUN]
 
 
 def test_each_row_says_what_there_was_the_command_for_it_and_why() -> None:
@@ -81,3 +86,19 @@ def test_each_command_composes_to_what_it_says(command: str) -> None:
             assert value_at(cfg, key) == number_or_text(yaml.safe_load(value)), key
     for pattern in (cfg.format.prompt, cfg.format.completion):
         assert pattern is None or pattern_fields(pattern)
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(OF_RUN))
+def test_each_command_on_a_run_is_read_as_it_says(command: str) -> None:
+    _, verb, *words = shlex.split(command)
+
+    read = parse_run_command(verb, words)
+
+    assert read.folder == "outputs/instruct/mine"
+    recorded = to_plain(compose(["recipe=instruct"]))
+    changed = change_recorded(recorded, "config.yaml", read.rest)
+    for key, value in (word.split("=", 1) for word in words):
+        if key not in ("run", "judge"):
+            group = key.split(".")[0]
+            asked = changed if group == "evaluation" else read.requests
+            assert value_at(asked, key) == yaml.safe_load(value) or value_at(asked, key) == value
