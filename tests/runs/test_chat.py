@@ -60,13 +60,16 @@ def test_the_base_answers_beside_the_run_and_commands_change_how(copy_run: Copy)
     run = copy_run()
     prompt = chat(run.tokenizer, "Hi.")
     (ours,), (theirs,) = by_hand(run, prompt), by_hand(run.base, prompt)
-    lines = "Hi.\n/params max_new_tokens=2\n/reset\nHi.\n/parms x\n/params top_p=7\n/save\n"
+    lines = "Hi.\n/params max_new_tokens=2\n/reset\nHi.\n/parms x\n/params top_p=7\n/save\nAnd?\n"
     done = piped(run, lines, "generate.base=true")
     assert done.returncode == 0, done.stderr
     out = done.stdout.split("\n")
     assert out[:2] == [f"run   {ours}", f"base  {theirs}"]
     short = by_hand(run, prompt, tokens=2)[0]
     assert out[2] == f"run   {short}"
+    # both are told what the run said
+    both = by_hand(run, chat(run.tokenizer, "Hi.", short, "And?"), tokens=2)[0]
+    assert out[4] == f"run   {both}"
     assert "max_new_tokens=2" in done.stderr
     assert "did you mean /params?" in done.stderr
     assert "generate.top_p" in done.stderr

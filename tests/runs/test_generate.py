@@ -19,6 +19,8 @@ import yaml
 from sftpipe.cli import main
 from sftpipe.config.on_run import CHANGEABLE
 from sftpipe.errors import ConfigError, DataError, ModelError, RunError
+from sftpipe.runs.answer import answer_all
+from sftpipe.runs.answering import Answering, generate_config
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.load import Run, load_run
 from support.answers import answers_by_hand
@@ -88,6 +90,10 @@ def test_keys_of_generate_go_before_those_of_evaluation(copy_run: Copy) -> None:
     assert len(run.generate(TEXTS[0])[0].ids) == 2
     drawn = answers_by_hand(run.model, run.tokenizer, [ids], 6, temperature=1.5, top_k=9, seed=5)
     asked = run.generate(TEXTS[0], max_new_tokens=6, temperature=1.5, top_k=9, seed=5)
+    assert [one.text for one in asked] == drawn
+    seed = run.config.seed
+    drawn = answers_by_hand(run.model, run.tokenizer, [ids], 6, temperature=1.5, top_k=9, seed=seed)
+    asked = run.generate(TEXTS[0], max_new_tokens=6, temperature=1.5, top_k=9)
     assert [one.text for one in asked] == drawn
 
 
@@ -180,6 +186,7 @@ def test_a_file_of_rows_is_answered_in_its_order(
     assert capsys.readouterr().out == f"40 answers in {written}\n"
     rows, asked = lines(written), lines(asked_file)
     assert [row["prompt"] for row in rows] == [row["prompt"] for row in asked]
+    assert {*rows[0]} == {"prompt", "model_response", "base_response", "stopped"}
     prompts = [chat(run.tokenizer, row["prompt"]) for row in asked]
     assert [row["model_response"] for row in rows] == by_hand(run, *prompts)
     assert [row["base_response"] for row in rows] == by_hand(run.base, *prompts)
@@ -194,6 +201,8 @@ def test_without_a_question_the_test_split_is_answered(copy_run: Copy, tmp_path:
     rows = lines(output)
     assert len(rows) == 12
     assert all(set(row) == {"prompt", "completion", "model_response", "stopped"} for row in rows)
+    prompts = [chat(run.tokenizer, row["prompt"]) for row in rows]
+    assert [row["model_response"] for row in rows] == by_hand(run, *prompts)
 
 
 def kill_after(words: list[str], unfinished: Path, rows: int) -> None:
@@ -256,6 +265,40 @@ def test_other_questions_do_not_take_the_answers_of_a_killed_start(
     assert lines(output)[0]["model_response"] != "OLD"
 
 
+def test_finished_rows_are_those_of_the_same_model_questions_and_drawing(
+    copy_run: Copy, tmp_path: Path
+) -> None:
+    run = copy_run()
+    file = tmp_path / ".unfinished" / "rows.jsonl"
+
+    def first(subject: Answering, text: str, tokens: int) -> str:
+        cfg = generate_config({"max_new_tokens": tokens})
+        said, _ = answer_all(
+            subject,
+            subject.model,
+            subject.questions(text),
+            subject.sampling(cfg),
+            batch_size=1,
+            folder=tmp_path,
+            name=file.stem,
+        )
+        return said[0].text
+
+    first(run, "Hi.", 4)
+    head, line, _ = file.read_text(encoding="utf-8").split("\n")
+    row = json.loads(line)
+    row["value"]["text"] = "OLD"
+    marked = f"{head}\n{json.dumps(row)}\n"
+    for asked, is_old in (
+        ((run, "Hi.", 4), True),
+        ((run, "Ho.", 4), False),
+        ((run, "Hi.", 5), False),
+        ((run.base, "Hi.", 4), False),
+    ):
+        file.write_text(marked, encoding="utf-8")
+        assert (first(*asked) == "OLD") is is_old
+
+
 # --- which run ------------------------------------------------------------------------------------
 
 
@@ -271,6 +314,14 @@ def test_the_answer_to_a_prompt_is_printed(
     assert json.loads(capsys.readouterr().out) == [
         {"answer": expected, "stopped": False, "base": None}
     ]
+    turns = "generate.messages=[{role: user, content: Hi.}]"
+    words = [f"run={run.dir}", turns, "generate.base=true", "--json"]
+    for more, tokens in (([], 4), (["evaluation.max_new_tokens=3"], 3)):
+        assert main(["generate", *words, *more]) == 0
+        (said,) = json.loads(capsys.readouterr().out)
+        prompt = chat(run.tokenizer, "Hi.")
+        for name, one in (("answer", run), ("base", run.base)):
+            assert said[name] == by_hand(one, prompt, tokens=tokens)[0]
 
 
 def test_a_base_model_alone_answers_with_the_format_of_a_recipe(
