@@ -23,7 +23,7 @@ import sftpipe
 from sftpipe.bench import PARTS
 from sftpipe.cli import _parse, main
 from sftpipe.config.hydra import compose
-from sftpipe.config.options import find_recipes, groups
+from sftpipe.config.options import find_recipes, groups, run_groups
 from sftpipe.config.schema import TrainConfig, to_plain
 from sftpipe.environment import versions
 from sftpipe.errors import DataError, Interrupted, Problem
@@ -267,7 +267,7 @@ def test_list_describes_every_option_of_every_group(said: Said) -> None:
     assert (code, err) == (0, "")
     assert {
         group: list(options) for group, options in listed.items() if group != "chat_template"
-    } == groups()
+    } == {**groups(), **run_groups()}
     assert all(description for options in listed.values() for description in options.values())
     assert list(listed["chat_template"]) == ["chatml", "chatml_bos_eos", "llama3", "phi3", "zephyr"]
 

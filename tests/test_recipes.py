@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sftpipe.config.options import conf_dir, find_recipes, groups, header
-from sftpipe.config.schema import TrainConfig
+from sftpipe.config.options import conf_dir, find_recipes, groups, header, run_groups
+from sftpipe.config.schema import RunConfig, TrainConfig
 from sftpipe.config.upstream import MOVED, OURS, UPSTREAM, upstream_fields
 from support.configs import compose
 
@@ -58,20 +58,22 @@ def test_the_files_are_found() -> None:
 
 
 def test_groups_lists_every_file_and_the_defaults_first() -> None:
-    listed = {(group, option) for group, options in groups().items() for option in options}
+    every = {**groups(), **run_groups()}
+    listed = {(group, option) for group, options in every.items() for option in options}
     files = {(path.parent.name, path.stem) for path in OPTIONS if path.suffix == ".yaml"} | {
         ("recipe", path.stem) for path in RECIPES
     }
     defaults = [
         entry
-        for entry in _keys_of(REPOSITORY / "conf" / "config.yaml")["defaults"]
+        for primary in ("config", "run")
+        for entry in _keys_of(REPOSITORY / "conf" / f"{primary}.yaml")["defaults"]
         if isinstance(entry, dict)
     ]
 
     assert listed == files
     for entry in defaults:
         for group, default in entry.items():
-            assert group not in groups() or default is None or groups()[group][0] == default
+            assert group not in every or default is None or every[group][0] == default
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=named)
@@ -80,7 +82,11 @@ def test_each_recipe_composes(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [path for path in OPTIONS if path.suffix == ".yaml"], ids=named)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in OPTIONS if path.suffix == ".yaml" and path.parent.name not in run_groups()],
+    ids=named,
+)
 def test_each_option_composes_with_the_values_of_its_file(path: Path) -> None:
     group, option = path.parent.name, path.stem
 
@@ -171,7 +177,8 @@ def _known(group: str) -> set[str]:
             - set(MOVED.get(group, {}))
             - set(OURS.get(group, {}))
         )
-    hint = typing.get_type_hints(TrainConfig)[group]
+    hints = {**typing.get_type_hints(TrainConfig), **typing.get_type_hints(RunConfig)}
+    hint = hints[group]
     block = next(
         (part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part)), None
     )

@@ -13,6 +13,7 @@ from sftpipe.config.schema import FormatConfig
 from sftpipe.data.formats import check_columns, required_columns, to_prompt
 from sftpipe.data.samples import (
     Conversation,
+    Prompt,
     PromptCompletion,
     Sample,
     Text,
@@ -498,12 +499,12 @@ CHAT = Conversation(tuple(talk("ua")))
 @pytest.mark.parametrize(
     ("cfg", "like", "prompt"),
     [
-        (PAIR, PromptCompletion("a", "b"), "Hello."),
+        (PAIR, "a", "Hello."),
         (PAIR, CHAT, Conversation((turn("user", "Hello."),))),
-        (TEXT, Text("a"), "Hello."),
-        (TEMPLATE, PromptCompletion("a", "b"), "Hello. ##> "),
-        (ALPACA, PromptCompletion("a", "b"), "Hello.|"),
-        (FUNCTION, Text("a"), "Hello."),
+        (TEXT, "a", "Hello."),
+        (TEMPLATE, "a", "Hello. ##> "),
+        (ALPACA, "a", "Hello.|"),
+        (FUNCTION, "a", "Hello."),
         (FUNCTION, CHAT, Conversation((turn("user", "Hello."),))),
         (INSTRUCTION, CHAT, Conversation((turn("user", "Hello."),))),
         (
@@ -516,15 +517,15 @@ CHAT = Conversation(tuple(talk("ua")))
     ],
 )
 def test_a_users_own_words_are_asked_as_the_format_would(
-    cfg: FormatConfig, like: Sample, prompt: Any
+    cfg: FormatConfig, like: Prompt, prompt: Any
 ) -> None:
-    assert to_prompt("Hello.", cfg, like) == prompt
+    assert to_prompt("Hello.", cfg, like, "prompt") == prompt
 
 
 def test_a_users_own_words_cannot_fill_two_fields(golden_error: Pin) -> None:
     cfg = FormatConfig(type="template", prompt="{a} {b}", completion="{c}")
-    error = refused(DataError, lambda: to_prompt("Hello.", cfg, PromptCompletion("a", "b")))
-    assert told(error) == {"evaluation.sample_prompts": ()}
+    error = refused(DataError, lambda: to_prompt("Hello.", cfg, "a", "generate.prompt"))
+    assert told(error) == {"generate.prompt": ()}
     golden_error(error)
 
 

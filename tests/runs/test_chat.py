@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -17,23 +18,43 @@ from pathlib import Path
 import pytest
 
 from runs.test_generate import by_hand, chat
+from sftpipe.cli import main
 from sftpipe.runs.load import Run
 
 Copy = Callable[..., Run]
+Piped = Callable[..., tuple[str, str]]
 
 
 def command(run: Run, *words: str) -> list[str]:
     return [sys.executable, "-m", "sftpipe", "chat", f"run={run.dir}", *words]
 
 
-def piped(run: Run, lines: str, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(run, *words), input=lines, capture_output=True, text=True, timeout=300, check=False
+@pytest.fixture
+def piped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Piped:
+    """Say these lines in this process: (stdout, stderr)."""
+
+    def talk(run: Run, lines: str, *words: str) -> tuple[str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        capsys.readouterr()
+        assert main(["chat", f"run={run.dir}", *words]) == 0
+        said = capsys.readouterr()
+        return said.out, said.err
+
+    return talk
+
+
+@pytest.mark.slow
+def test_a_real_pipe_is_read_line_by_line(copy_run: Copy) -> None:
+    run = copy_run()
+    expected = by_hand(run, chat(run.tokenizer, "오늘은?"))[0]
+    done = subprocess.run(
+        command(run), input="오늘은?\n", capture_output=True, text=True, timeout=300, check=True
     )
+    assert done.stdout == f"{expected}\n"
 
 
 def test_lines_of_a_pipe_are_answered_with_what_was_said_before(
-    copy_run: Copy, tmp_path: Path
+    copy_run: Copy, tmp_path: Path, piped: Piped
 ) -> None:
     run = copy_run()
     saved = tmp_path / "talk.jsonl"
@@ -43,9 +64,8 @@ def test_lines_of_a_pipe_are_answered_with_what_was_said_before(
     alone = by_hand(run, chat(run.tokenizer, second))[0]
     assert alone != both
     lines = f"{first}\n\n{second}\n/save {saved}\n/reset\n{second}\n/quit\nnever read\n"
-    done = piped(run, lines)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n") == [said, both, alone, ""]
+    out, _ = piped(run, lines)
+    assert out.split("\n") == [said, both, alone, ""]
     assert json.loads(saved.read_text(encoding="utf-8")) == {
         "messages": [
             {"role": "user", "content": first},
@@ -56,33 +76,34 @@ def test_lines_of_a_pipe_are_answered_with_what_was_said_before(
     }
 
 
-def test_the_base_answers_beside_the_run_and_commands_change_how(copy_run: Copy) -> None:
+def test_the_base_answers_beside_the_run_and_commands_change_how(
+    copy_run: Copy, piped: Piped
+) -> None:
     run = copy_run()
     prompt = chat(run.tokenizer, "Hi.")
     (ours,), (theirs,) = by_hand(run, prompt), by_hand(run.base, prompt)
     lines = "Hi.\n/params max_new_tokens=2\n/reset\nHi.\n/parms x\n/params top_p=7\n/save\nAnd?\n"
-    done = piped(run, lines, "generate.base=true")
-    assert done.returncode == 0, done.stderr
-    out = done.stdout.split("\n")
+    text, err = piped(run, lines, "generate.base=true")
+    out = text.split("\n")
     assert out[:2] == [f"run   {ours}", f"base  {theirs}"]
     short = by_hand(run, prompt, tokens=2)[0]
     assert out[2] == f"run   {short}"
     # both are told what the run said
     both = by_hand(run, chat(run.tokenizer, "Hi.", short, "And?"), tokens=2)[0]
     assert out[4] == f"run   {both}"
-    assert "max_new_tokens=2" in done.stderr
-    assert "did you mean /params?" in done.stderr
-    assert "generate.top_p" in done.stderr
-    assert "/save chat.jsonl" in done.stderr
+    assert "max_new_tokens=2" in err
+    assert "did you mean /params?" in err
+    assert "generate.top_p" in err
+    assert "/save chat.jsonl" in err
 
 
-def test_a_system_turn_begins_the_conversation_anew(copy_run: Copy) -> None:
+def test_a_system_turn_begins_the_conversation_anew(copy_run: Copy, piped: Piped) -> None:
     run = copy_run()
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi."}]
     text = run.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     ids = run.tokenizer(text, add_special_tokens=False).input_ids
-    done = piped(run, "Ho.\n/system Be brief.\nHi.\n")
-    assert done.stdout.split("\n")[1] == by_hand(run, ids)[0]
+    out, _ = piped(run, "Ho.\n/system Be brief.\nHi.\n")
+    assert out.split("\n")[1] == by_hand(run, ids)[0]
 
 
 # --- a terminal -----------------------------------------------------------------------------------
@@ -139,6 +160,7 @@ def terminal(copy_run: Copy) -> Iterator[Terminal]:
         made.end()
 
 
+@pytest.mark.slow
 def test_a_conversation_on_a_terminal(copy_run: Copy, terminal: Terminal) -> None:
     run = copy_run()
     at = terminal.wait_for("> ")
@@ -157,6 +179,7 @@ def test_a_conversation_on_a_terminal(copy_run: Copy, terminal: Terminal) -> Non
     assert "Traceback" not in terminal.text
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_an_answer_and_not_the_program(terminal: Terminal) -> None:
     at = terminal.wait_for("> ")
     terminal.type("Tell me everything.\n")

@@ -182,6 +182,7 @@ def test_another_folder_to_compare_with_must_be_a_finished_run(copy_run: Copy) -
     refused(RunError, lambda: copy_run("evaluation.base=/nowhere").evaluate())
 
 
+@pytest.mark.slow
 def test_a_killed_evaluate_goes_on_to_the_same_files(
     copy_run: Copy, evaluated: Run, tmp_path: Path
 ) -> None:

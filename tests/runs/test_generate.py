@@ -223,6 +223,7 @@ def kill_after(words: list[str], unfinished: Path, rows: int) -> None:
         process.stderr.close()
 
 
+@pytest.mark.slow
 def test_a_killed_generate_goes_on_and_asks_no_finished_row_again(
     copy_run: Copy, asked_file: Path, tmp_path: Path
 ) -> None:

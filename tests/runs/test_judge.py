@@ -710,6 +710,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) 
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["score", "pairwise"])
 def test_a_start_after_a_kill_asks_only_what_is_missing(
     mode: str, server: JudgeServer, tmp_path: Path

@@ -141,6 +141,7 @@ def run(words: Sequence[str], folder: Path) -> RunFolder:
     return RunFolder(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
 def test_a_run_that_was_killed_after_its_early_end_goes_on_without_a_step(
     strategy: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -164,17 +164,15 @@ class ChatTemplate:
         try:
             if plain and not blocks and not chat.tools and not chat.template_kwargs:
                 return self._render_plain(source, messages, prompt=prompt), []
+            # transformers hands no function on that a caller gives, and keeps the compiled template
+            _compile_jinja_template(source).globals["strftime_now"] = self.day.strftime
             texts, indices = render_jinja_template(
                 conversations=[messages],
                 tools=[dict(tool) for tool in chat.tools] or None,
                 chat_template=source,
                 add_generation_prompt=prompt,
                 return_assistant_tokens_mask=blocks,
-                **{
-                    **self._special_tokens,
-                    "strftime_now": self.day.strftime,
-                    **chat.template_kwargs,
-                },
+                **{**self._special_tokens, **chat.template_kwargs},
             )
         except TemplateSyntaxError as error:
             found = f"no valid Jinja: {error} (line {error.lineno})"
