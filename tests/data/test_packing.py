@@ -364,6 +364,14 @@ def test_the_report_says_what_was_not_measured(words: list[str], lines: list[str
     assert all(line.startswith(start) for line, start in zip(said, lines, strict=True)), said
 
 
+def test_long_rows_are_split_where_the_strategy_splits(bfd: PreparedData) -> None:
+    words = ["recipe=yoda", "dataset.limit=20", "sft.max_length=60", "packing=bfd_split"]
+    rows = [sequence for row in bfd.train for sequence in sequences(row)]
+    split = sftpipe.prepare(compose(words)).train
+    assert max(len(row["input_ids"]) for row in split) == 60
+    assert Counter(stream_of(list(split))) == Counter(token for ids, _ in rows for token in ids)
+
+
 @pytest.mark.slow
 def test_length_limits_act_before_packing(bfd: PreparedData) -> None:
     words = ["recipe=yoda", "dataset.limit=20", "sft.max_length=60"]
@@ -377,9 +385,6 @@ def test_length_limits_act_before_packing(bfd: PreparedData) -> None:
     short = [sequence for sequence in rows if len(sequence[0]) <= 60]
     assert 0 < len(short) < len(rows) == 20
     assert Counter(sequence for row in kept for sequence in sequences(row)) == Counter(short)
-    split = sftpipe.prepare(compose([*words, "packing=bfd_split"])).train
-    assert max(len(row["input_ids"]) for row in split) == 60
-    assert Counter(stream_of(list(split))) == Counter(token for ids, _ in rows for token in ids)
 
 
 WINDOWS = ["packing=blocks", "loss=full"]
