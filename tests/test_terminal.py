@@ -11,7 +11,7 @@ import datasets
 import pytest
 from transformers.utils import logging as hf_logging
 
-from sftpipe.terminal import console, quiet, quiet_libraries
+from sftpipe.terminal import console, printable, quiet, quiet_libraries
 
 TELEMETRY = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -90,3 +90,10 @@ def test_remarks_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "a remark, " + "long " * 40 + "\n"  # not wrapped: it may be copied
+
+
+def test_a_text_cannot_steer_the_terminal_and_is_otherwise_as_it_is() -> None:
+    kept = "<script> 오늘\n\t \U0001f9d1\u200d\U0001f680 \ufffd"
+    assert printable(kept) == kept
+    hostile = "\x1b[2J\x07\r\x9b\ud800\u202e\u2066"
+    assert printable(hostile) == r"\x1b[2J\x07\x0d\x9b\xd800\x202e\x2066"

@@ -36,13 +36,21 @@ _ENVIRONMENT = {
 
 
 def printable(text: str) -> str:
-    """A model's text for a terminal: control characters but line breaks and tabs are shown."""
+    """A model's text for a terminal: what would steer it is shown as an escape.
+
+    Control characters but line breaks and tabs, halves of surrogate pairs, and the marks that turn
+    the direction of writing; joiners, which emoji need, stay.
+    """
     return "".join(
-        character
-        if character in "\n\t" or unicodedata.category(character) != "Cc"
-        else f"\\x{ord(character):02x}"
-        for character in text
+        f"\\x{ord(character):02x}" if _steers(character) else character for character in text
     )
+
+
+def _steers(character: str) -> bool:
+    if character in "\n\t":
+        return False
+    turns = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
+    return turns or unicodedata.category(character) in ("Cc", "Cs")
 
 
 @contextmanager

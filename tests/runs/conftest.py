@@ -18,11 +18,11 @@ ROWS = 12
 
 
 @pytest.fixture(scope="session")
-def lively_base(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lively_base(chatml: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model whose answers depend on every token of the prompts."""
     folder = tmp_path_factory.mktemp("base") / "lively"
-    lively_model(len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    lively_model(len(chatml)).save_pretrained(folder)
+    chatml.save_pretrained(folder)
     return folder
 
 

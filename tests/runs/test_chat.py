@@ -20,6 +20,7 @@ import pytest
 from runs.test_generate import by_hand, chat
 from sftpipe.cli import main
 from sftpipe.runs.load import Run
+from sftpipe.terminal import printable
 
 Copy = Callable[..., Run]
 Piped = Callable[..., tuple[str, str]]
@@ -50,7 +51,7 @@ def test_a_real_pipe_is_read_line_by_line(copy_run: Copy) -> None:
     done = subprocess.run(
         command(run), input="오늘은?\n", capture_output=True, text=True, timeout=300, check=True
     )
-    assert done.stdout == f"{expected}\n"
+    assert done.stdout == f"{printable(expected)}\n"
 
 
 def test_lines_of_a_pipe_are_answered_with_what_was_said_before(
@@ -65,7 +66,7 @@ def test_lines_of_a_pipe_are_answered_with_what_was_said_before(
     assert alone != both
     lines = f"{first}\n\n{second}\n/save {saved}\n/reset\n{second}\n/quit\nnever read\n"
     out, _ = piped(run, lines)
-    assert out.split("\n") == [said, both, alone, ""]
+    assert out.split("\n") == [*map(printable, (said, both, alone)), ""]
     assert json.loads(saved.read_text(encoding="utf-8")) == {
         "messages": [
             {"role": "user", "content": first},
@@ -85,12 +86,12 @@ def test_the_base_answers_beside_the_run_and_commands_change_how(
     lines = "Hi.\n/params max_new_tokens=2\n/reset\nHi.\n/parms x\n/params top_p=7\n/save\nAnd?\n"
     text, err = piped(run, lines, "generate.base=true")
     out = text.split("\n")
-    assert out[:2] == [f"run   {ours}", f"base  {theirs}"]
+    assert out[:2] == [f"run   {printable(ours)}", f"base  {printable(theirs)}"]
     short = by_hand(run, prompt, tokens=2)[0]
-    assert out[2] == f"run   {short}"
+    assert out[2] == f"run   {printable(short)}"
     # both are told what the run said
     both = by_hand(run, chat(run.tokenizer, "Hi.", short, "And?"), tokens=2)[0]
-    assert out[4] == f"run   {both}"
+    assert out[4] == f"run   {printable(both)}"
     assert "max_new_tokens=2" in err
     assert "did you mean /params?" in err
     assert "generate.top_p" in err
@@ -103,7 +104,7 @@ def test_a_system_turn_begins_the_conversation_anew(copy_run: Copy, piped: Piped
     text = run.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     ids = run.tokenizer(text, add_special_tokens=False).input_ids
     out, _ = piped(run, "Ho.\n/system Be brief.\nHi.\n")
-    assert out.split("\n")[1] == by_hand(run, ids)[0]
+    assert out.split("\n")[1] == printable(by_hand(run, ids)[0])
 
 
 # --- a terminal -----------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ def test_a_conversation_on_a_terminal(copy_run: Copy, terminal: Terminal) -> Non
     at = terminal.wait_for("max_new_tokens=3", at)
     terminal.type("오늘은?\n")
     (expected,) = by_hand(run, chat(run.tokenizer, "오늘은?"), tokens=3)
-    at = terminal.wait_for(re.escape(expected.split("\n")[0].strip()), at)
+    at = terminal.wait_for(re.escape(printable(expected).split("\n")[0].strip()), at)
     at = terminal.wait_for("> ", at)
     terminal.type("half a line\x03")  # Ctrl-C of a line that is being typed
     at = terminal.wait_for("> ", at)

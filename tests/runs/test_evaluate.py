@@ -18,6 +18,7 @@ from sftpipe.cli import main
 from sftpipe.errors import ConfigError, DataError, RunError
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.load import Run
+from support.answers import ids_by_hand
 from support.errors import Pin, places, refused, told
 
 Copy = Callable[..., Run]
@@ -71,7 +72,9 @@ def test_figures_are_those_of_the_test_rows(evaluated: Run) -> None:
         means[name] = [total / tokens for total, tokens in sums]
         loss = sum(total for total, _ in sums) / sum(tokens for _, tokens in sums)
         assert found["metrics"]["loss"][name] == pytest.approx(loss, rel=1e-4)
-    assert found["metrics"]["stop_rate"]["run"] == 0.0
+    ids = ids_by_hand(evaluated.model, prompts, 4)
+    ended = [evaluated.tokenizer.eos_token_id in one for one in ids]
+    assert found["metrics"]["stop_rate"]["run"] == pytest.approx(sum(ended) / 12)
     assert found["metrics"]["validation_loss"]["rows"] == 12
     assert found["wins"] + found["losses"] + found["ties"] == found["rows"] == 12
     gains = [means["base"][at] - means["run"][at] for at in range(12)]

@@ -23,6 +23,7 @@ from sftpipe.runs.answer import answer_all
 from sftpipe.runs.answering import Answering, generate_config
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.load import Run, load_run
+from sftpipe.terminal import printable
 from support.answers import answers_by_hand
 from support.errors import Pin, named, places, refused, told
 
@@ -310,7 +311,7 @@ def test_the_answer_to_a_prompt_is_printed(
     (expected,) = by_hand(run, chat(run.tokenizer, "What, {now}: a, b?"))
     words = [f"run={run.dir}", "generate.prompt=What, {now}: a, b?"]
     assert main(["generate", *words]) == 0
-    assert capsys.readouterr().out == f"{expected}\n"
+    assert capsys.readouterr().out == f"{printable(expected)}\n"
     assert main(["generate", *words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [
         {"answer": expected, "stopped": False, "base": None}
@@ -333,7 +334,7 @@ def test_a_base_model_alone_answers_with_the_format_of_a_recipe(
     words = ["recipe=yoda", "quantization=none", "model=custom", "evaluation.max_new_tokens=4"]
     base = f"model.name_or_path={lively_base}"
     assert main(["generate", "run=null", *words, base, "generate.prompt=Hi."]) == 0
-    assert capsys.readouterr().out == f"{expected}\n"
+    assert capsys.readouterr().out == f"{printable(expected)}\n"
 
 
 def test_what_is_no_finished_run_is_an_error(copy_run: Copy, golden_error: Pin) -> None:

@@ -48,11 +48,11 @@ def row_losses(
 def _losses(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> list[tuple[float, int]]:
     moved = {name: tensor.to(model.device) for name, tensor in batch.items()}
     labels = moved.pop("labels")[:, 1:]  # (B, T - 1): the token after each position
+    trained = labels != IGNORED
+    sums = torch.zeros(len(labels), dtype=torch.float64)
     with torch.inference_mode():
         logits = model(**moved, use_cache=False).logits[:, :-1]  # (B, T - 1, V)
-        flat = F.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-    sums = flat.view_as(labels).sum(dim=1, dtype=torch.float64)
-    counts = (labels != IGNORED).sum(dim=1)
-    return list(zip(sums.tolist(), counts.tolist(), strict=True))
+        for row, mask in enumerate(trained):  # one at a time: a copy of all logits is large
+            kept = logits[row, mask].float()  # (trained tokens, V)
+            sums[row] = F.cross_entropy(kept, labels[row, mask], reduction="none").double().sum()
+    return list(zip(sums.tolist(), trained.sum(dim=1).tolist(), strict=True))
