@@ -38,6 +38,7 @@ def data_files(files: dict[str, str]) -> str:
     return f"dataset.data_files={{train: {files['train']}, validation: {named}}}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -115,6 +116,7 @@ def test_each_set_has_its_losses_its_curve_and_its_report(
     assert run.config.sft["metric_for_best_model"] == "eval_news_loss"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["eval_news_loss", "eval_code_loss"])
 def test_early_stopping_goes_by_one_set_and_counts_each_of_its_evaluations_once(
     metric: str, files: dict[str, str], tiny_model: Path, tmp_path: Path

@@ -452,6 +452,7 @@ class Neutral:
         return self.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trouble",
     [Status(429, "slow"), Status(500, "oops"), Status(503), Status(408), CLOSED, Late(3, "1")],

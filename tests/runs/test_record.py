@@ -143,6 +143,7 @@ def test_answers_after_each_few_steps_are_given_where_they_are_asked_for(
         assert ("step 6   Hello." in shown) == bool(every and asked)
 
 
+@pytest.mark.slow
 def test_answers_after_steps_leave_the_training_as_it_was_and_a_resumed_one_asks_none_twice(
     data: PreparedData, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -105,6 +105,7 @@ def test_a_resumed_training_ends_at_the_same_step_with_the_same_weights(
     assert "stopped early at step 3; the best was 1\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_resumed_training_finds_the_best_checkpoint_in_a_folder_that_was_moved(
     data: PreparedData, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_resumed_training_finds_the_best_checkpoint_in_a_folder_that_was_moved
     assert all(torch.equal(value, expected[name]) for name, value in weights.items())
 
 
+@pytest.mark.slow
 def test_a_worse_loss_within_the_patience_does_not_end_it(
     data: PreparedData, tiny_model: Path, tmp_path: Path
 ) -> None:
