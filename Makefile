@@ -62,10 +62,11 @@ ci: lint test-all  ## what .ci/run runs: lint, all tests, two real trainings and
 golden: $(STAMP)  ## write the reviewed text files of tests/golden anew; say why in the pull request
 	$(BIN)/python -m pytest tests -m "" -k golden --write-golden $(ARGS)
 
-bench: $(STAMP)  ## measure a training step and the data engine against TRL's own, and memory
+bench: $(STAMP)  ## measure a training step, the data engine, memory and generation against their baselines
 	$(BIN)/sftpipe bench step
 	$(BIN)/sftpipe bench data
 	$(BIN)/sftpipe bench memory
+	$(BIN)/sftpipe bench generate
 
 clean:  ## remove the environment, runs and build products (the model cache stays)
 	rm -rf $(VENV) outputs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

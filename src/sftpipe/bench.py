@@ -328,4 +328,68 @@ def _compared(ours: Dataset, theirs: Dataset, end: list[int]) -> tuple[int, int]
     return same, tokens
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {"step": step, "data": data, "memory": memory}
+def generation(tokens: int = 24) -> dict[str, Any]:
+    """New tokens a second of answers to the 40 test rows of Yoda, by the base model in float32.
+
+    Batched, one by one, and by transformers' own `generate` on the same batches; every answer has
+    the same number of tokens. The three run alternately.
+    """
+    # longer than most: one measurement, from top to bottom
+    import torch
+
+    from sftpipe.config.hydra import compose
+    from sftpipe.evaluation.answers import Sampling, generate, padded_batch
+    from sftpipe.evaluation.questions import Question, row_questions
+    from sftpipe.runs.load import BaseModel
+
+    subject = BaseModel(compose(["recipe=yoda", "quantization=none"]))
+    with quiet_libraries():
+        readers = subject.readers("test", subject.sources())
+        found = row_questions(readers, subject.encoder)
+        prompts = [one.input_ids for one in found if isinstance(one, Question)]
+        model, tokenizer = subject.model, subject.tokenizer
+    sampling = Sampling(tokens, fields={"min_new_tokens": tokens})
+    size = subject.evaluation.batch_size
+    order = sorted(prompts, key=len, reverse=True)
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+
+    def plain() -> None:
+        for batch in batches:
+            with torch.inference_mode():
+                model.generate(
+                    **padded_batch(batch, int(tokenizer.pad_token_id), model.device),
+                    max_new_tokens=tokens,
+                    min_new_tokens=tokens,
+                    do_sample=False,
+                )
+
+    ways: dict[str, Callable[[], object]] = {
+        "batched": lambda: list(generate(model, tokenizer, prompts, sampling, batch_size=size)),
+        "one by one": lambda: list(generate(model, tokenizer, prompts, sampling, batch_size=1)),
+        "transformers": plain,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    with quiet_libraries(), console.status(f"{ROUNDS} rounds ..."):
+        for _ in range(ROUNDS + 1):  # the first one warms up
+            for name, answer in ways.items():
+                start = time.perf_counter()
+                answer()
+                seconds[name].append(time.perf_counter() - start)
+    took = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    made = len(prompts) * tokens
+    return {
+        "model": subject.identity(),
+        "device": str(model.device),
+        "prompts": f"{len(prompts)} rows in batches of {size}, {tokens} new tokens each",
+        **{f"{name}_tokens_per_s": round(made / time_s, 1) for name, time_s in took.items()},
+        "batched / one by one": round(took["one by one"] / took["batched"], 2),
+        "batched / transformers": round(took["transformers"] / took["batched"], 2),
+    }
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "step": step,
+    "data": data,
+    "memory": memory,
+    "generate": generation,
+}

@@ -165,7 +165,7 @@ def _answer(
     stopping: Any = None,
 ) -> list[Answer]:
     """The answers of one batch."""
-    batch = _padded(prompts, tokenizer.pad_token_id, model.device)
+    batch = padded_batch(prompts, tokenizer.pad_token_id, model.device)
     cuda = [model.device] if model.device.type == "cuda" else []
     with (
         _configured(model, sampling) as stops,
@@ -213,10 +213,10 @@ def _read(ids: Sequence[int], stops: Collection[int], tokenizer: Any) -> Answer:
     return Answer(text.strip(), kept, end is not None)
 
 
-def _padded(
+def padded_batch(
     prompts: Sequence[Sequence[int]], pad: int, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask`, both (B, T), padded on the left."""
+    """`input_ids` and `attention_mask` of prompts, both (B, T), padded on the left."""
     width = max(map(len, prompts))
     missing = [width - len(ids) for ids in prompts]
     ids = [[pad] * pads + list(ids) for pads, ids in zip(missing, prompts, strict=True)]
