@@ -236,3 +236,11 @@ def test_the_hub_reads_the_metadata_of_the_card(evaluated: Run) -> None:
 
     card = ModelCard.load(RunFolder(evaluated.dir).card)
     assert {one.metric_type for one in card.data.eval_results} >= {"chrf", "loss", "stop_rate"}
+
+
+def test_answers_are_greedy_whatever_the_samples_of_training_were(
+    copy_run: Copy, evaluated: Run
+) -> None:
+    run = copy_run("evaluation.do_sample=true", "evaluation.temperature=5.0")
+    run.evaluate()
+    assert read(RunFolder(run.dir).responses) == read(RunFolder(evaluated.dir).responses)

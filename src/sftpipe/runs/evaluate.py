@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sftpipe.config.schema import PACKING
@@ -15,7 +15,7 @@ from sftpipe.data.row_function import call_row_functions
 from sftpipe.data.source import Source, load_sources
 from sftpipe.data.user_code import load_function
 from sftpipe.errors import ConfigError, DataError, Problem, RowError, nearest, one_line
-from sftpipe.evaluation.answers import Answer
+from sftpipe.evaluation.answers import Answer, Sampling
 from sftpipe.evaluation.compare import DRAWS, LEVEL, Outcome, compare, judge_difference, order_rows
 from sftpipe.evaluation.metrics import (
     DECIDING,
@@ -93,9 +93,9 @@ def evaluate(run: Run, other: Run | None = None) -> dict[str, Any]:
     cfg, files = run.evaluation, RunFolder(run.dir)
     with quiet(), quiet_libraries():
         own = _own_metrics(run)
-        _check_verdict(cfg.verdict, (LOSS, f"validation_{LOSS}", *DECIDING, *own))
         sources = held_sources(run)
         held = hold(run, sources)
+        _check_verdict(cfg.verdict, (*map(_loss_name, held.splits), *DECIDING, *own))
         base_held = hold(other, sources) if other else held
         works: list[Unfinished] = []
         base, after = _measure_both(run, other, held, base_held, works)
@@ -107,7 +107,7 @@ def evaluate(run: Run, other: Run | None = None) -> dict[str, Any]:
             "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             "seed": run.config.seed,
             "draws": DRAWS,
-            "sampling": asdict(run.sampling()),
+            "max_new_tokens": run.evaluation.max_new_tokens,
             **_compared(before, now, cfg.verdict, run.config.seed),
         }
     write_json(files.base_responses, response_rows(base_held.questions, base.answers))
@@ -189,7 +189,7 @@ def measure(
     works: list[Unfinished],
 ) -> Measured:
     """Losses and answers of one model; what is kept of them is added to `works`."""
-    sampling = subject.sampling()
+    sampling = Sampling(subject.evaluation.max_new_tokens)  # greedy: a draw would add its own noise
     positions = getattr(model.config, "max_position_embeddings", None)
     check_lengths(held.questions, positions, sampling.max_new_tokens)
     losses = {}
@@ -224,6 +224,10 @@ def _losses(
     return [(loss, tokens) for loss, tokens in work.in_order()], work
 
 
+def _loss_name(split: str) -> str:
+    return LOSS if split == "test" else f"{split}_{LOSS}"
+
+
 def _own_metrics(run: Run) -> dict[str, RowMetric]:
     """{name: function} of `evaluation.metrics`."""
     return {
@@ -237,8 +241,7 @@ def _own_metrics(run: Run) -> dict[str, RowMetric]:
 def _metrics(found: Measured, held: Held, own: Mapping[str, RowMetric]) -> dict[str, Metric]:
     """{name: metric} of the test rows; the losses of further splits as `<split>_loss`."""
     metrics = {
-        LOSS if split == "test" else f"{split}_loss": loss_metric(losses)
-        for split, losses in sorted(found.losses.items())
+        _loss_name(split): loss_metric(losses) for split, losses in sorted(found.losses.items())
     }
     asked = [
         (question, answer)
