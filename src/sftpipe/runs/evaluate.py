@@ -95,7 +95,7 @@ def evaluate(run: Run, other: Run | None = None) -> dict[str, Any]:
         own = _own_metrics(run)
         sources = held_sources(run)
         held = hold(run, sources)
-        _check_verdict(cfg.verdict, (*map(_loss_name, held.splits), *DECIDING, *own))
+        _check_verdict(cfg.verdict, (*sorted(map(_loss_name, held.splits)), *DECIDING, *own))
         base_held = hold(other, sources) if other else held
         works: list[Unfinished] = []
         base, after = _measure_both(run, other, held, base_held, works)
