@@ -154,7 +154,8 @@ class Terminal:
 
 @pytest.fixture
 def terminal(copy_run: Copy) -> Iterator[Terminal]:
-    made = Terminal(command(copy_run(), "generate.max_new_tokens=400"))
+    long = ["generate.min_new_tokens=1500", "generate.max_new_tokens=1600"]
+    made = Terminal(command(copy_run(), *long))
     yield made
     if made.pid:
         os.kill(made.pid, signal.SIGKILL)
@@ -165,7 +166,7 @@ def terminal(copy_run: Copy) -> Iterator[Terminal]:
 def test_a_conversation_on_a_terminal(copy_run: Copy, terminal: Terminal) -> None:
     run = copy_run()
     at = terminal.wait_for("> ")
-    terminal.type("/params max_new_tokens=3\n")
+    terminal.type("/params min_new_tokens=3 max_new_tokens=3\n")
     at = terminal.wait_for("max_new_tokens=3", at)
     terminal.type("오늘은?\n")
     (expected,) = by_hand(run, chat(run.tokenizer, "오늘은?"), tokens=3)
