@@ -172,10 +172,6 @@ def test_a_conversation_on_a_terminal(copy_run: Copy, terminal: Terminal) -> Non
     (expected,) = by_hand(run, chat(run.tokenizer, "오늘은?"), tokens=3)
     at = terminal.wait_for(re.escape(printable(expected).split("\n")[0].strip()), at)
     at = terminal.wait_for("> ", at)
-    terminal.type("half a line")
-    at = terminal.wait_for("half a line", at)
-    terminal.type("\x03")  # Ctrl-C of a line that is being typed
-    at = terminal.wait_for("> ", at)
     terminal.type("/reset\n")
     at = terminal.wait_for("forgotten", at)
     terminal.type("/quit\n")
