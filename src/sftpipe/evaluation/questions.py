@@ -18,7 +18,7 @@ from sftpipe.data.row_chain import BATCH, SampleReader
 from sftpipe.data.rows import Rows
 from sftpipe.data.samples import Conversation, Prompt, Row
 from sftpipe.errors import DataError, Problem, RowError
-from sftpipe.model.architecture import check_room
+from sftpipe.model.architecture import check_room, max_positions
 
 SAMPLES = 5  # prompts taken from the data when a config names none
 
@@ -152,19 +152,18 @@ def _question(
     return Question(text, encoder.prompt_ids(prompt), reference, row or {}, where)
 
 
-def check_lengths(
-    questions: Sequence[Question], positions: int | None, max_new_tokens: int
-) -> None:
+def check_lengths(questions: Sequence[Question], model_config: Any, max_new_tokens: int) -> None:
     """Every prompt and its answer must fit the context of the model.
 
     Args:
         questions: what is asked.
-        positions: of the model; None where it has no limit.
+        model_config: of the model.
         max_new_tokens: of an answer.
 
     Raises:
         DataError: names the first three rows that are too long, and by how many tokens.
     """
+    positions = max_positions(model_config)
     if positions is None:
         return
     room = positions - max_new_tokens

@@ -61,6 +61,11 @@ def check_windows(cfg: TrainConfig, weights: Weights) -> None:
     check_room(model_config(cfg.model, weights), size + 1, "packing.block_size", size, "windows")
 
 
+def max_positions(config: PretrainedConfig) -> int | None:
+    """Tokens that a model has positions for; None where it has no limit."""
+    return getattr(config, "max_position_embeddings", None)
+
+
 def check_room(
     config: PretrainedConfig, tokens: int, key: str, value: int, what: str, otherwise: str = ""
 ) -> None:
@@ -77,7 +82,7 @@ def check_room(
     Raises:
         ModelError: names both numbers, and the largest value that fits.
     """
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = max_positions(config)
     if positions is None or tokens <= positions:
         return
     found = (

@@ -154,7 +154,7 @@ class Answering(ABC):
         from sftpipe.evaluation.questions import check_lengths
 
         sampling = self.sampling(cfg)
-        check_lengths(questions, self.positions(), sampling.max_new_tokens)
+        check_lengths(questions, self.model.config, sampling.max_new_tokens)
         prompts = [question.input_ids for question in questions]
         size = cfg.batch_size or self.evaluation.batch_size
         found = generate(self.model, self.tokenizer, prompts, sampling, batch_size=size)
@@ -171,26 +171,12 @@ class Answering(ABC):
         from sftpipe.evaluation.questions import check_lengths
 
         sampling = self.sampling(cfg)
-        check_lengths([question], self.positions(), sampling.max_new_tokens)
+        check_lengths([question], self.model.config, sampling.max_new_tokens)
         return stream_answer(self.model, self.tokenizer, question.input_ids, sampling)
-
-    def files_source(self, files: Any, split: str) -> Source:
-        """The rows of files in the run's format, as one split.
-
-        Raises:
-            DataError: a file is missing or cannot be read.
-        """
-        from sftpipe.evaluation.asked_rows import files_source
-
-        return files_source(files, self.config, split)
 
     @abstractmethod
     def identity(self) -> str:
         """Of the model: the same where it answers the same."""
-
-    def positions(self) -> int | None:
-        """Tokens that the model has positions for; None where it has no limit."""
-        return getattr(self.model.config, "max_position_embeddings", None)
 
     def _precision(self) -> Precision:
         from sftpipe.model.precision import choose_precision

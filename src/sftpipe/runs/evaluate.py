@@ -12,10 +12,11 @@ from sftpipe.config.schema import PACKING
 from sftpipe.data.packing import Collator
 from sftpipe.data.prepare import encode_sources, pack_splits, sample_readers
 from sftpipe.data.row_function import call_row_functions
-from sftpipe.data.source import Source, load_sources
+from sftpipe.data.source import Source
 from sftpipe.data.user_code import load_function
 from sftpipe.errors import ConfigError, DataError, Problem, RowError, nearest, one_line
 from sftpipe.evaluation.answers import Answer, Sampling
+from sftpipe.evaluation.asked_rows import files_source
 from sftpipe.evaluation.compare import DRAWS, LEVEL, Outcome, compare, judge_difference, order_rows
 from sftpipe.evaluation.metrics import (
     DECIDING,
@@ -143,13 +144,11 @@ def held_sources(run: Run) -> list[Source]:
     Raises:
         DataError: there is neither, or a file cannot be read.
     """
-    cfg = run.config
     if run.evaluation.data_files is not None:
-        return [run.files_source(run.evaluation.data_files, "test")]
-    sources = load_sources(cfg.dataset, cfg.format, cfg.allowed_targets)
+        return [files_source(run.evaluation.data_files, run.config, "test")]
     kept = [
         replace(one, splits={name: rows for name, rows in one.splits.items() if name != "train"})
-        for one in sources
+        for one in run.sources()
     ]
     if not any("test" in one.splits for one in kept):
         found = "the run's data set has no test split, and training has seen all other rows"
@@ -190,8 +189,7 @@ def measure(
 ) -> Measured:
     """Losses and answers of one model; what is kept of them is added to `works`."""
     sampling = Sampling(subject.evaluation.max_new_tokens)  # greedy: a draw would add its own noise
-    positions = getattr(model.config, "max_position_embeddings", None)
-    check_lengths(held.questions, positions, sampling.max_new_tokens)
+    check_lengths(held.questions, model.config, sampling.max_new_tokens)
     losses = {}
     for split, rows in held.splits.items():
         losses[split], work = _losses(subject, model, rows, files, f"{name}_{split}_losses")

@@ -76,7 +76,7 @@ def answer_rows(subject: Answering, cfg: GenerateConfig) -> tuple[Path, int]:
             subjects["base_response"] = _base_of(subject)
         for column, one in subjects.items():
             sampling = one.sampling(cfg)
-            check_lengths(questions, one.positions(), sampling.max_new_tokens)
+            check_lengths(questions, one.model.config, sampling.max_new_tokens)
             columns[column], work = answer_all(
                 one,
                 one.model,
