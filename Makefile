@@ -51,7 +51,10 @@ lint: $(STAMP)  ## ruff and strict mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-ci: lint test-all  ## what .ci/run runs: lint, all tests, two real trainings and what they are good for
+ci: lint  ## what .ci/run runs: lint, all tests, the lines that they miss, three real trainings
+	rm -f .coverage
+	$(MAKE) test-all ARGS="--cov=sftpipe --cov-append --cov-report="
+	$(BIN)/coverage report
 	$(eval RUN := outputs/ci/$(shell date +%Y-%m-%d_%H-%M-%S))
 	$(MAKE) train RECIPE=yoda ARGS=run=$(RUN)
 	$(MAKE) train RECIPE=yoda ARGS="run=$(RUN)-still sft.learning_rate=0 sft.max_steps=1"

@@ -393,7 +393,7 @@ def _read_arrow(splits: Mapping[str, Sequence[str]]) -> dict[str, Dataset]:
         except (FileNotFoundError, ValueError, OSError, KeyError) as error:
             problem = Problem(
                 "dataset.data_files",
-                f"{folder} is no saved data set ({one_line(error)[:120]})",
+                f"{folder} is no saved data set ({one_line(error)})",
                 allowed="a folder that Dataset.save_to_disk wrote",
             )
             raise DataError(problem) from None
