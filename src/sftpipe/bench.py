@@ -328,7 +328,7 @@ def _compared(ours: Dataset, theirs: Dataset, end: list[int]) -> tuple[int, int]
     return same, tokens
 
 
-def generation(tokens: int = 8) -> dict[str, Any]:
+def generation(tokens: int = 32) -> dict[str, Any]:
     """New tokens a second of answers to the 40 test rows of Yoda, by the base model in float32.
 
     Batched, one by one, and by transformers' own `generate` on the same batches; every answer has
