@@ -21,7 +21,7 @@ from sftpipe.data.answer_spans import AnswerSpans, JoinedRow
 from sftpipe.data.characters import KnownCharacters
 from sftpipe.data.chat_template import Answer, ChatTemplate, trained_turns
 from sftpipe.data.labels import IGNORED, Span, labels_from_spans, response_spans
-from sftpipe.data.samples import Conversation, Prompt, PromptCompletion, Sample
+from sftpipe.data.samples import Conversation, Prompt, PromptCompletion, Remark, Sample
 from sftpipe.errors import DataError, Problem, RowError
 from sftpipe.tokenizer.special_tokens import SpecialTokens
 
@@ -47,11 +47,13 @@ class Encoded:
 
     input_ids, labels: both (T,).
     cut: tokens of its prompt that were left out to fit `sft.max_length`.
+    remarks: what encoding has to say of the row.
     """
 
     input_ids: list[int]
     labels: list[int]
     cut: int = 0
+    remarks: tuple[Remark, ...] = ()
 
 
 @dataclass(frozen=True)

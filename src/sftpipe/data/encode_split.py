@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from sftpipe.data.formats import check_columns
 from sftpipe.data.row_chain import BATCH, RowEncoder
-from sftpipe.data.rows import Dropped, Part
+from sftpipe.data.rows import Dropped, Part, Remarked
+from sftpipe.data.samples import Remark
 from sftpipe.data.version import code_digest
 from sftpipe.storage import cached, digest
 
@@ -60,6 +61,7 @@ def encode_split(
                 [datasets.Dataset.from_file(str(file)) for file in files]
             ),
             dropped=_read_dropped(folder, rows),
+            remarks=_read_remarks(folder),
             samples=rows.samples,
             origin=raw.origin,
         )
@@ -88,21 +90,44 @@ def _build(rows: RowEncoder, key: str, num_proc: int | None, folder: Path) -> No
 def _encode_batch(
     batch: Mapping[str, list[Any]], indices: list[int], *, rows: RowEncoder, folder: Path
 ) -> dict[str, list[Any]]:
-    """Finished rows of a batch; the others go into a file of this process, with the reason."""
-    finished, dropped = rows.encode(batch, indices)
-    if dropped:
-        with (folder / f"dropped-{os.getpid()}.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(asdict(one)) + "\n" for one in dropped)
-    return {name: [row[name] for row in finished] for name in COLUMNS}
+    """Finished rows of a batch; the others, and remarks, go into files of this process."""
+    made = rows.encode(batch, indices)
+    _append(folder, "dropped", [asdict(one) for one in made.dropped])
+    remarks = [
+        {**asdict(remark), "rows": len(found), "first": min(found)}
+        for remark, found in made.remarks.items()
+    ]
+    _append(folder, "remarks", remarks)
+    return {name: [row[name] for row in made.finished] for name in COLUMNS}
+
+
+def _append(folder: Path, name: str, values: Sequence[Mapping[str, Any]]) -> None:
+    if values:
+        with (folder / f"{name}-{os.getpid()}.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(value) + "\n" for value in values)
+
+
+def _appended(folder: Path, name: str) -> list[dict[str, Any]]:
+    files = folder.glob(f"{name}-*.jsonl")
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in lines]
 
 
 def _read_dropped(folder: Path, rows: RowEncoder) -> list[Dropped]:
     """The dropped rows in their order, with the lines that they come from."""
-    files = folder.glob("dropped-*.jsonl")
-    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    found = [Dropped(**json.loads(line)) for line in lines]
+    found = [Dropped(**value) for value in _appended(folder, "dropped")]
     found.sort(key=lambda one: one.index)
     return [replace(one, origin=rows.reader.rows.origin(one.index)) for one in found]
+
+
+def _read_remarks(folder: Path) -> dict[Remark, Remarked]:
+    """What is to be said of rows, by what it is about."""
+    found: dict[Remark, Remarked] = {}
+    for value in _appended(folder, "remarks"):
+        remark = Remark(value["kind"], value["what"])
+        here = Remarked(value["rows"], value["first"])
+        found[remark] = found[remark].and_then(here) if remark in found else here
+    return dict(sorted(found.items(), key=lambda one: (one[0].kind, one[0].what)))
 
 
 def _features() -> Features:

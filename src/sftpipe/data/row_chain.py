@@ -7,7 +7,7 @@ raw row -> SampleReader -> Conversation | PromptCompletion | Text
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sftpipe.config.schema import FormatConfig
@@ -17,7 +17,7 @@ from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.formats import patterns_of, to_samples
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.rows import Dropped, Rows
-from sftpipe.data.samples import Conversation, PromptCompletion, Row, Sample
+from sftpipe.data.samples import Conversation, PromptCompletion, Remark, Row, Sample
 from sftpipe.data.truncation import truncate
 from sftpipe.errors import RowError
 
@@ -73,6 +73,20 @@ class SampleReader:
 
 
 @dataclass(frozen=True)
+class EncodedBatch:
+    """What became of a batch of raw rows.
+
+    finished: rows with the columns of an encoded table.
+    dropped: the rows of which nothing is trained.
+    remarks: {what is to be said of rows that are used: their numbers}.
+    """
+
+    finished: list[dict[str, Any]] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    remarks: dict[Remark, set[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RowEncoder:
     """Raw rows to finished ones: the one object that a worker process is given.
 
@@ -95,9 +109,7 @@ class RowEncoder:
         found = self._unroll(self.reader.sample(index))
         return [sample for sample in found if not isinstance(sample, RowError)]
 
-    def encode(
-        self, batch: Mapping[str, Sequence[Any]], indices: Sequence[int]
-    ) -> tuple[list[dict[str, Any]], list[Dropped]]:
+    def encode(self, batch: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> EncodedBatch:
         """The finished rows of a batch of the table, and those of which nothing is trained."""
         work = [
             (index, f"{self.reader.place}[{index}]", sample)
@@ -108,19 +120,20 @@ class RowEncoder:
         ]
         good = [(sample, where) for _, where, sample in work if not isinstance(sample, RowError)]
         encoded = iter(self.encoder.encode([one for one, _ in good], [where for _, where in good]))
-        finished: list[dict[str, Any]] = []
-        dropped: list[Dropped] = []
+        made = EncodedBatch()
         for index, where, sample in work:
             if isinstance(sample, RowError):
-                dropped.append(_dropped(index, sample, None))
+                made.dropped.append(_dropped(index, sample, None))
                 continue
             whole = next(encoded)
             row = self._truncate(sample, whole, where)
             if isinstance(row, RowError):
-                dropped.append(_dropped(index, row, whole))
-            else:
-                finished.append({**self._facts(sample, row, whole), "index": index})
-        return finished, dropped
+                made.dropped.append(_dropped(index, row, whole))
+                continue
+            made.finished.append({**self._facts(sample, row, whole), "index": index})
+            for remark in (*sample.remarks, *row.remarks):
+                made.remarks.setdefault(remark, set()).add(index)
+        return made
 
     def _unroll(self, sample: Sample | RowError) -> Sequence[Sample | RowError]:
         """The sample, or one for each of its trained turns (`loss.unroll`)."""

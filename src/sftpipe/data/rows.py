@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sftpipe.data.samples import Row, Sample
+from sftpipe.data.samples import Remark, Row, Sample
 from sftpipe.errors import Problem
 from sftpipe.storage import digest
 
@@ -50,6 +50,22 @@ class Dropped:
 
 
 @dataclass(frozen=True)
+class Remarked:
+    """The rows of a part that a `Remark` is about.
+
+    rows: how many.
+    first: number of the first of them in its source.
+    """
+
+    rows: int
+    first: int
+
+    def and_then(self, other: Remarked) -> Remarked:
+        """These and others."""
+        return Remarked(self.rows + other.rows, min(self.first, other.first))
+
+
+@dataclass(frozen=True)
 class Part:
     """The encoded rows of one split of one source.
 
@@ -62,6 +78,7 @@ class Part:
     samples: number of a row in the source -> what the format makes of that row, read again; several
         samples where `loss.unroll` makes several.
     origin: number of a row in the source -> file and line, "" where they are not known.
+    remarks: what is to be said of rows that are used.
     """
 
     split: str
@@ -71,6 +88,7 @@ class Part:
     dropped: Sequence[Dropped]
     samples: Callable[[int], Sequence[Sample]]
     origin: Callable[[int], str]
+    remarks: Mapping[Remark, Remarked] = field(default_factory=dict)
 
     @property
     def place(self) -> str:

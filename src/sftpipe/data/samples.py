@@ -14,6 +14,18 @@ Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Remark:
+    """What a person should know of a row that is used all the same; rows are counted by it.
+
+    kind: one of those that `data/preflight/remarks.py` has words for.
+    what: the column, the field or the text that it is about.
+    """
+
+    kind: str
+    what: str = ""
+
+
+@dataclass(frozen=True)
 class Conversation:
     """Turns for a chat template.
 
@@ -25,6 +37,7 @@ class Conversation:
         when no message says it.
     prompt_length: messages that belong to the prompt, of rows that come as prompt and completion;
         their answers are not trained.
+    remarks: what the format has to say of the row.
     """
 
     messages: tuple[Message, ...]
@@ -32,21 +45,24 @@ class Conversation:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     train: tuple[bool | None, ...] = ()
     prompt_length: int = 0
+    remarks: tuple[Remark, ...] = ()
 
 
 @dataclass(frozen=True)
 class PromptCompletion:
-    """Two strings that follow each other as they are."""
+    """Two strings that follow each other as they are, and `remarks` as of a conversation."""
 
     prompt: str
     completion: str
+    remarks: tuple[Remark, ...] = ()
 
 
 @dataclass(frozen=True)
 class Text:
-    """One finished string."""
+    """One finished string, and `remarks` as of a conversation."""
 
     text: str
+    remarks: tuple[Remark, ...] = ()
 
 
 Sample = Conversation | PromptCompletion | Text
