@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from sftpipe.config.schema import LossConfig
 from sftpipe.data.answer_spans import AnswerSpans, JoinedRow
 from sftpipe.data.characters import KnownCharacters
-from sftpipe.data.chat_template import Answer, ChatTemplate, trained_turns
+from sftpipe.data.chat_template import Answer, ChatTemplate, left_out, trained_turns
 from sftpipe.data.labels import IGNORED, Span, labels_from_spans, response_spans
 from sftpipe.data.samples import Conversation, Prompt, PromptCompletion, Remark, Sample
 from sftpipe.errors import DataError, Problem, RowError
@@ -63,11 +63,13 @@ class _Plan:
     segments: of the text; tokenisation starts anew at each.
     answers: trained stretches of the joined segments.
     chat: True if a template wrote the text; else BOS goes before it and EOS after it.
+    remarks: what is to be said of the row.
     """
 
     segments: list[str]
     answers: list[Answer]
     chat: bool
+    remarks: tuple[Remark, ...] = ()
 
 
 class Encoder:
@@ -195,7 +197,7 @@ class Encoder:
         if isinstance(prompt, str):
             ids = [token for segment in self._tokenize([prompt]) for token in segment.ids]
             return ids if self.added_bos_of(ids) else [*self.added_bos, *ids]
-        rendered = self.template.prompt(prompt, "prompt")
+        rendered = self.template.prompt(self.template.settle(prompt, "prompt"), "prompt")
         segments = self._tokenize(_split(rendered.text, rendered.cuts))
         return [token for segment in segments for token in segment.ids]
 
@@ -203,7 +205,7 @@ class Encoder:
         """What is tokenised of a prompt."""
         if isinstance(prompt, str):
             return prompt
-        return self.template.text(prompt, "prompt", prompt=True)
+        return self.template.text(self.template.settle(prompt, "prompt"), "prompt", prompt=True)
 
     def added_bos_of(self, ids: Sequence[int]) -> list[int]:
         """The tokenizer's own BOS if the ids begin with it, else []."""
@@ -239,27 +241,34 @@ class Encoder:
             found = f"the format makes {kind}, which has no turns to tell apart"
             raise DataError(Problem(f"loss={loss} ({where})", found, fix=ways_out))
         if not isinstance(sample, PromptCompletion):
-            return _Plan([sample.text], [Answer(0, len(sample.text), closed=True)], chat=False)
+            answer = Answer(0, len(sample.text), closed=True)
+            return _Plan([sample.text], [answer], chat=False, remarks=sample.remarks)
         text = sample.prompt + sample.completion
         start = len(sample.prompt) if loss == "completion_only" else 0
         joint = self.loss.boundary == "joint"
         segments = [text] if joint else [sample.prompt, sample.completion]
-        return _Plan(segments, [Answer(start, len(text), closed=True)], chat=False)
+        answer = Answer(start, len(text), closed=True)
+        return _Plan(segments, [answer], chat=False, remarks=sample.remarks)
 
     def _plan_chat(self, chat: Conversation, where: str) -> _Plan:
-        turns = trained_turns(chat, self.loss.type)
         full = self.loss.type == "full"
         if full and False in chat.train:
             found = "loss=full trains every token, and a turn is marked train: false"
             problem = Problem(where, found, fix="`loss=assistant_only`")
             raise RowError("train flag against loss=full", problem)
+        given, chat = chat, self.template.settle(chat, where)
+        turns = trained_turns(chat, self.loss.type)
         last = len(chat.messages) - 1
         rendered = self.template.render(chat, (last,) if full else turns, where)
         answers = list(rendered.answers)
+        shift = len(given.messages) - len(chat.messages)  # of an empty system turn
+        trained = given.messages if full else [given.messages[turn + shift] for turn in turns]
+        remarks = left_out(trained, rendered.text)
         if full:
             answers = [replace(answers[-1], start=0)]
         cuts = () if self.loss.boundary == "joint" else rendered.cuts
-        return _Plan(_split(rendered.text, cuts), answers, chat=True)
+        segments = _split(rendered.text, cuts)
+        return _Plan(segments, answers, chat=True, remarks=(*chat.remarks, *remarks))
 
     def _plan_response(self, sample: Sample, where: str) -> _Plan:
         """The whole text, split after each response template.
@@ -268,20 +277,21 @@ class Encoder:
         """
         response, chat = self.loss.response_template, isinstance(sample, Conversation)
         if isinstance(sample, Conversation):
+            sample = self.template.settle(sample, where)
             text = self.template.text(sample, where, prompt=False)
         elif isinstance(sample, PromptCompletion):
             text = sample.prompt + sample.completion
         else:
             text = sample.text
         if not isinstance(response, str):
-            return _Plan([text], [], chat)
+            return _Plan([text], [], chat, sample.remarks)
         spans = response_spans(text, response, self.loss.instruction_template)
         if not spans:
             raise self._no_response(text, where)
         spans = [(self._after_swallowed(text, start), stop) for start, stop in spans]
         cuts = () if self.loss.boundary == "joint" else tuple(start for start, _ in spans)
         answers = [Answer(start, stop, closed=True) for start, stop in spans]
-        return _Plan(_split(text, cuts), answers, chat)
+        return _Plan(_split(text, cuts), answers, chat, sample.remarks)
 
     def _after_swallowed(self, text: str, start: int) -> int:
         """The position after white space that belongs to a special token before it.
@@ -331,7 +341,7 @@ class Encoder:
         if labels.count(IGNORED) == len(labels):
             fix = "look at it with sftpipe preview loss=full"
             raise RowError("no trained token", Problem(where, "no token of it is trained", fix=fix))
-        return Encoded(row.ids, labels)
+        return Encoded(row.ids, labels, remarks=plan.remarks)
 
     def _join(self, plan: _Plan, tokens: Sequence[Tokens]) -> JoinedRow:
         """The tokens of all segments, strings with one BOS and one EOS (docs/rules.md, L3, L4)."""
