@@ -150,8 +150,10 @@ def _read_role(
     if role in ROLES:
         return said, role
     allowed = ", ".join(dict.fromkeys([*aliases, *ROLES]))
-    maps = override("format.roles", "{'" + said.replace("'", r"\'") + "': user}")
-    fix = f"{maps} (or another role) reads it, or {FIX_ROW}"
+    maps = f"write {said!r}: user into format.roles of a recipe"
+    if re.fullmatch(r"[\w-]+", said):
+        maps = override(f"format.roles.{said}", "user")
+    fix = f"{maps} (or another role), or {FIX_ROW}"
     problem = Problem(f"{here}.{key}", repr(said), allowed=allowed, fix=fix)
     raise RowError("unknown role", problem)
 
