@@ -133,6 +133,7 @@ class ChatTemplate:
         self._special_tokens = dict(tokenizer.special_tokens_map)
         self._default_systems: dict[bool, str] = {}  # by whether there are tools
         self._prints_turns: bool | None = None
+        self._ways: list[tuple[bool, bool]] | None = None
         self._known: dict[tuple[Shape, bool], _Known] = {}  # by shape, and whether as a prompt
         self._measured: dict[Hashable, int | None] = {}  # of `_near`
 
@@ -284,33 +285,64 @@ class ChatTemplate:
     ) -> tuple[str, list[tuple[int, int]]]:
         """The text, and the characters of its generation blocks if they are asked for.
 
-        The arguments of tool calls are mappings to most templates. One that fails on them, or that
-        prints them as Python does, is given them as JSON.
+        Templates disagree on tool calls: the arguments are a mapping to most, and JSON to others,
+        and some write calls only where the content is none. The first way that fails on nothing,
+        leaves no call out and prints no mapping as Python does is taken.
         """
-        arguments = [
-            call.get("function", call).get("arguments")
+        if not any(message.get("tool_calls") for message in chat.messages):
+            return self._render_once(chat, where, prompt=prompt, blocks=blocks)
+        calls = [
+            call.get("function", call)
             for message in chat.messages
             for call in message.get("tool_calls") or ()
         ]
-        if not any(isinstance(one, Arguments) for one in arguments):
-            return self._render_once(chat, where, prompt=prompt, blocks=blocks)
-        as_text = replace(chat, messages=tuple(map(_with_text_arguments, chat.messages)))
-        try:
-            found = self._render_once(chat, where, prompt=prompt, blocks=blocks)
-        except RowError as error:
-            with contextlib.suppress(RowError):
-                return self._render_once(as_text, where, prompt=prompt, blocks=blocks)
-            raise error
-        if any(one and repr(dict(one)) in found[0] for one in arguments if isinstance(one, dict)):
-            return self._render_once(as_text, where, prompt=prompt, blocks=blocks)
+        found, failed = None, None
+        for text, none in self._ways_to_call():
+            way = tuple(_called(message, text=text, none=none) for message in chat.messages)
+            try:
+                made = self._render_once(
+                    replace(chat, messages=way), where, prompt=prompt, blocks=blocks
+                )
+            except RowError as error:
+                failed = failed or error
+                continue
+            if all(_is_called(call, made[0]) for call in calls):
+                return made
+            found = found or made
+        if found is None:
+            assert failed is not None
+            raise failed
         return found
+
+    def _ways_to_call(self) -> list[tuple[bool, bool]]:
+        """What to try of `_called`, the first way in which the template writes a call first."""
+        if self._ways is None:
+            self._ways = [(False, False), (True, False), (False, True), (True, True)]
+            word = "zqxj"
+            function = {"name": word, "arguments": Arguments({"x": "y"}, '{"x": "y"}')}
+            call = {"type": "function", "id": "a1b2c3d4e", "function": function}
+            user = {"role": "user", "content": "a"}
+            called = {"role": "assistant", "content": "", "tool_calls": [call]}
+            for way in self._ways:
+                turn = _called(called, text=way[0], none=way[1])
+                chat = Conversation((user, turn))
+                with contextlib.suppress(RowError):
+                    text = self._render_once(chat, "a probe", prompt=False, blocks=False)[0]
+                    if word in text and _is_called(function, text):
+                        self._ways = [way, *(one for one in self._ways if one != way)]
+                        break
+        return self._ways
 
     def _render_once(
         self, chat: Conversation, where: str, *, prompt: bool, blocks: bool
     ) -> tuple[str, list[tuple[int, int]]]:
         source = self.source(chat.tools)
         messages = [
-            {name: value for name, value in message.items() if value is not None}
+            {
+                name: value
+                for name, value in message.items()
+                if value is not None or name == "content"
+            }
             for message in chat.messages
         ]
         plain = all(len(message) == 2 for message in messages)
@@ -671,19 +703,33 @@ def _words(source: str) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(names), frozenset(str(word) for word in words)
 
 
-def _with_text_arguments(message: Message) -> Message:
-    """A turn whose calls have their arguments as strings."""
+def _called(message: Message, *, text: bool, none: bool) -> Message:
+    """A turn with its calls as some templates read them.
+
+    Args:
+        message: the turn.
+        text: the arguments are JSON.
+        none: an empty content is None.
+    """
     if not message.get("tool_calls"):
         return message
     calls = []
-    for call in message["tool_calls"]:
+    for call in message["tool_calls"] if text else ():
         function = call.get("function", call)
         arguments = function.get("arguments")
         if isinstance(arguments, Mapping):
-            text = getattr(arguments, "text", None) or json.dumps(arguments, ensure_ascii=False)
-            function = {**function, "arguments": text}
+            written = getattr(arguments, "text", None) or json.dumps(arguments, ensure_ascii=False)
+            function = {**function, "arguments": written}
         calls.append({**call, "function": function} if "function" in call else function)
-    return {**message, "tool_calls": calls}
+    changed = {**message, "tool_calls": calls or message["tool_calls"]}
+    return {**changed, "content": None} if none and not message["content"].strip() else changed
+
+
+def _is_called(function: Mapping[str, Any], text: str) -> bool:
+    """True if a render holds a call, and not its arguments as Python prints them."""
+    arguments, name = function.get("arguments"), function.get("name")
+    printed = isinstance(arguments, Mapping) and arguments and repr(dict(arguments)) in text
+    return not printed and (not isinstance(name, str) or name in text)
 
 
 def _strings(value: Any) -> Iterator[str]:
