@@ -31,6 +31,7 @@ from sftpipe.errors import DataError, Problem, RowError
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARK = "\ue000{}\ue001"  # private-use characters: no text of people holds them
 _MARKS = re.compile("\ue000(\\d+)\ue001")
+_NONE = object()  # a content that the template is to see as none; other values of None are left out
 _ROLE_AND_TEXT = ("role", "content")
 _SEARCHES = (
     "split",
@@ -722,7 +723,8 @@ def _called(message: Message, *, text: bool, none: bool) -> Message:
             function = {**function, "arguments": written}
         calls.append({**call, "function": function} if "function" in call else function)
     changed = {**message, "tool_calls": calls or message["tool_calls"]}
-    return {**changed, "content": None} if none and not message["content"].strip() else changed
+    is_empty = not (message.get("content") or "").strip()
+    return {**changed, "content": _NONE} if none and is_empty else changed
 
 
 def _is_called(function: Mapping[str, Any], text: str) -> bool:
