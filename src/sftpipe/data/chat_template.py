@@ -340,9 +340,9 @@ class ChatTemplate:
         source = self.source(chat.tools)
         messages = [
             {
-                name: value
+                name: None if value is _NONE else value
                 for name, value in message.items()
-                if value is not None or name == "content"
+                if value is not None
             }
             for message in chat.messages
         ]
