@@ -44,7 +44,9 @@ _SEARCHES = (
     "replace",
 )
 _PROBE_TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
+_TAG_IN_FRONT = re.compile(r"\s*(<[a-z_]+>)")
 DEFAULT_SYSTEM, LEFT_OUT = "default system text", "left out by the chat template"
+DOUBLED = "a block of the template in front of one in the text"
 _KEPT = 10_000  # shapes that are remembered
 _WAYS_OUT = (
     "`loss=completion_only` trains the last turn only; `loss.unroll=true` makes a row of each turn"
@@ -134,7 +136,7 @@ class ChatTemplate:
         self._special_tokens = dict(tokenizer.special_tokens_map)
         self._default_systems: dict[bool, str] = {}  # by whether there are tools
         self._prints_turns: bool | None = None
-        self._ways: list[tuple[bool, bool]] | None = None
+        self._ways: dict[bool, list[tuple[bool, bool]]] = {}  # by whether there are tools
         self._known: dict[tuple[Shape, bool], _Known] = {}  # by shape, and whether as a prompt
         self._measured: dict[Hashable, int | None] = {}  # of `_near`
 
@@ -298,7 +300,7 @@ class ChatTemplate:
             for call in message.get("tool_calls") or ()
         ]
         found, failed = None, None
-        for text, none in self._ways_to_call():
+        for text, none in self._ways_to_call(bool(chat.tools)) or [(False, False)]:
             way = tuple(_called(message, text=text, none=none) for message in chat.messages)
             try:
                 made = self._render_once(
@@ -315,24 +317,28 @@ class ChatTemplate:
             raise failed
         return found
 
-    def _ways_to_call(self) -> list[tuple[bool, bool]]:
-        """What to try of `_called`, the first way in which the template writes a call first."""
-        if self._ways is None:
-            self._ways = [(False, False), (True, False), (False, True), (True, True)]
-            word = "zqxj"
-            function = {"name": word, "arguments": Arguments({"x": "y"}, '{"x": "y"}')}
+    def _ways_to_call(self, tools: bool) -> list[tuple[bool, bool]]:
+        """What to try of `_called`, the way in which the template writes a call first.
+
+        Empty for a template that writes no calls. There may be another one for rows with tools.
+        """
+        if tools not in self._ways:
+            self._ways[tools], word = [], "zqxj"
+            function = {"name": "lookup", "arguments": Arguments({"x": word}, f'{{"x": "{word}"}}')}
             call = {"type": "function", "id": "a1b2c3d4e", "function": function}
             user = {"role": "user", "content": "a"}
             called = {"role": "assistant", "content": "", "tool_calls": [call]}
-            for way in self._ways:
-                turn = _called(called, text=way[0], none=way[1])
-                chat = Conversation((user, turn))
+            ways = [(False, False), (True, False), (False, True), (True, True)]
+            for text, none in ways:
+                turns = (user, _called(called, text=text, none=none))
+                chat = Conversation(turns, (_PROBE_TOOL,) if tools else ())
                 with contextlib.suppress(RowError):
-                    text = self._render_once(chat, "a probe", prompt=False, blocks=False)[0]
-                    if word in text and _is_called(function, text):
-                        self._ways = [way, *(one for one in self._ways if one != way)]
+                    made = self._render_once(chat, "a probe", prompt=False, blocks=False)[0]
+                    if word in made and _is_called(function, made):
+                        way = (text, none)
+                        self._ways[tools] = [way, *(one for one in ways if one != way)]
                         break
-        return self._ways
+        return self._ways[tools]
 
     def _render_once(
         self, chat: Conversation, where: str, *, prompt: bool, blocks: bool
@@ -457,7 +463,7 @@ class ChatTemplate:
                     fix="another tokenizer.chat_template, or rows without such turns",
                 )
                 raise RowError("left out by the chat template", problem)
-        _check_tools(chat, text, where)
+        _check_tools(chat, text, where, writes_calls=bool(self._ways_to_call(bool(chat.tools))))
         return _Skeleton(text, found, tuple(pieces[::2])) if found == expected else None
 
     def _starts(
@@ -663,6 +669,20 @@ def left_out(trained: Sequence[Message], text: str) -> tuple[Remark, ...]:
     return tuple(Remark(LEFT_OUT, name) for name in sorted(names))
 
 
+def doubled(trained: Sequence[Message], answers: Sequence[Answer], text: str) -> tuple[Remark, ...]:
+    """A remark for each tag with which a trained text begins, and its template again in front."""
+    tags: dict[str, None] = {}
+    for message, answer in zip(trained, answers, strict=False):
+        found = _TAG_IN_FRONT.match(str(message.get("content") or ""))
+        if found:
+            tag = found[1]
+            # a prompt of generation may open the block
+            before = text[max(0, answer.start - len(tag) - 2) : answer.stop]
+            if before.count(tag) > str(message["content"]).count(tag):
+                tags[tag] = None
+    return tuple(Remark(DOUBLED, tag) for tag in tags)
+
+
 def rewritten(where: str, difference: str) -> RowError:
     """The error of a trained turn that a template writes in another way once turns follow it."""
     return RowError(
@@ -788,7 +808,7 @@ def unrolled(chat: Conversation, loss: str) -> list[Conversation]:
     return cut
 
 
-def _check_tools(chat: Conversation, text: str, where: str) -> None:
+def _check_tools(chat: Conversation, text: str, where: str, *, writes_calls: bool) -> None:
     """Refuse a template that knows no tools: it would drop calls and schemas without a word."""
     named = [(f"{where}.tools", "the tools", tool) for tool in chat.tools]
     named += [
@@ -799,7 +819,8 @@ def _check_tools(chat: Conversation, text: str, where: str) -> None:
     for place, what, tool in named:
         function = tool.get("function", tool)
         name = function.get("name") if isinstance(function, Mapping) else None
-        if isinstance(name, str) and name not in text:
+        is_call = tool not in chat.tools
+        if isinstance(name, str) and (name not in text or (is_call and not writes_calls)):
             problem = Problem(
                 place,
                 f"the chat template leaves out {what} ({name})",
