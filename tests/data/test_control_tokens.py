@@ -15,6 +15,7 @@ from sftpipe.data.control_tokens import ControlTokens, control_tokens
 from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.formats import to_samples
 from sftpipe.errors import RowError
+from support.tokenizers import tokenizer_at, write_kind
 
 Dress = Callable[..., Any]
 
@@ -44,12 +45,17 @@ THINKS = (
 ROLES = ["<|user|>", "<|assistant|>", "<|system|>", "<|tool|>", "<|stop|>"]
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return tokenizer_at(write_kind("chatml", tmp_path_factory.mktemp("chatml")))
+
+
 @pytest.fixture
-def dress(tokenizer: Any) -> Dress:
-    """The embedded tokenizer with a template, and new tokens, special ones or not."""
+def dress(small: Any) -> Dress:
+    """A small ChatML tokenizer with a template, and new tokens, special ones or not."""
 
     def make(template: str | None, tokens: Sequence[str], *, special: bool = False) -> Any:
-        changed = copy.deepcopy(tokenizer)
+        changed = copy.deepcopy(small)
         changed.add_tokens(list(tokens), special_tokens=special)
         changed.chat_template = template
         return changed

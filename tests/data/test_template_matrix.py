@@ -23,6 +23,7 @@ from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.samples import Row
 from sftpipe.errors import DataError, RowError, one_line
 from support.samples import to_samples
+from support.tokenizers import tokenizer_at, write_kind
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "templates"
 DAY = datetime.date(2026, 1, 2)
@@ -81,11 +82,12 @@ CASES: dict[str, Row] = {
 
 
 @pytest.fixture(scope="module")
-def dressed(smollm2: Any, tokenizer: Any) -> Callable[[str], Any]:
-    """name -> the embedded tokenizer with that template and its tokens."""
+def dressed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """name -> a small ChatML tokenizer with that template and its tokens."""
+    small = tokenizer_at(write_kind("chatml", tmp_path_factory.mktemp("chatml")))
 
     def dress(name: str) -> Any:
-        changed = copy.deepcopy(tokenizer)
+        changed = copy.deepcopy(small)
         source = SOURCES[name]
         changed.add_tokens(sorted(set(TURN_TOKENS.findall(source))), special_tokens=True)
         tags = sorted(set(re.findall(r"</?(?:think|tool_call|tool_response)>", source)))
