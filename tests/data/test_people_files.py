@@ -293,9 +293,10 @@ def test_null_in_the_arguments_of_json_is_data(prepared: Prepare, write: Write) 
 
 
 ADDS_TEXT = (  # as DeepSeek's: arguments are added to text
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.tool_calls %}{% for c in m.tool_calls %}{{ c.function.name + c.function.arguments }}{% endfor %}{% else %}{{ m.content }}{% endif %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.tool_calls %}"
+    "{% for c in m.tool_calls %}{{ c.function.name + c.function.arguments }}{% endfor %}"
+    "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 PRINTS = ADDS_TEXT.replace(
     "c.function.name + c.function.arguments", "c.function.name ~ c.function.arguments"
