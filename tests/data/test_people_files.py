@@ -259,6 +259,18 @@ def test_a_call_is_read_in_each_way_that_it_is_written(
     assert trained_of(data) == f"{CALLED}{END}"
 
 
+@pytest.mark.parametrize("blank", [None, "", " ", [], {}])
+def test_blank_fields_of_turns_are_none_to_the_template(
+    prepared: Prepare, write: Write, tmp_path: Path, blank: Any
+) -> None:
+    named = "{% if 'name' in messages[-1] or 'tool_calls' in messages[-1] %}NAMED{% endif %}"
+    (tmp_path / "mine.jinja").write_text(named + CHATML, encoding="utf-8")
+    rows = [{"messages": [{**HI, "name": blank}, {**YO, "name": blank, "tool_calls": blank}]}]
+    file = write("rows.jsonl", rows)
+    data = prepared(*CHAT, file, f"tokenizer.chat_template={tmp_path / 'mine.jinja'}")
+    assert text_of(data) == PLAIN
+
+
 def test_functions_and_calls_of_sharegpt_are_tools(prepared: Prepare, write: Write) -> None:
     turns = [
         {"from": "human", "value": "hi"},

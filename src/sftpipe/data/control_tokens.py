@@ -80,7 +80,7 @@ class _Probe:
         # an opening tag that every turn has is a tag all the same if its end is one
         paired = {one for one in outside if _is_tag(one) and _partner(one) in inside}
         outside -= paired
-        inside = (inside - outside) | paired
+        inside -= outside
         partners = {_partner(one) for one in inside} & set(self._special.added)
         inside |= partners - outside
         preamble = self._preamble(()) - inside - wrappers
