@@ -141,6 +141,8 @@ def test_a_template_that_is_not_the_first_of_several_counts_as_well(dress: Dress
             ],
             ["</tool_response>", "<tool_response>"],
         ),
+        # every prompt of generation and every answer opens the block
+        ("qwen3_8", ["<|im_end|>", "<|im_start|>"], ["</think>", "<think>"], []),
         ("llama3_1", ["<|end_header_id|>", "<|eot_id|>", "<|start_header_id|>"], [], []),
         (
             "gptoss",
