@@ -1,0 +1,200 @@
+"""Typed tables (Parquet, `save_to_disk`, `datasets`) to rows, a batch at a time.
+
+Arrow gives each struct of a column the same fields, and fills those that a row did not have with
+null. They are left out again, at every depth, and counted; nulls in lists and whole columns stay.
+
+A column of any type gives rows: what JSON cannot hold leaves its type. Bytes are never copied.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftpipe.data.stored import RowToStore, no_json, row_of
+from sftpipe.errors import DataError, Problem, one_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset, IterableDataset
+
+_TOGETHER = 1000  # rows that are in memory together
+_TOGETHER_WITH_BYTES = 20  # of a file whose structs hold bytes, such as images
+
+
+def parquet_rows(file: Path) -> Iterator[RowToStore]:
+    """The rows of a Parquet file, by its own schema.
+
+    Raises:
+        DataError: it is damaged, or of another kind.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(file) as opened:
+            schema = opened.schema_arrow
+            skipped = {field.name for field in schema if _is_bytes(field.type)}
+            kept = [name for name in schema.names if name not in skipped]
+            has_bytes = any(_holds_bytes(field.type) for field in schema if field.name in kept)
+            together = _TOGETHER_WITH_BYTES if has_bytes else _TOGETHER
+            for batch in opened.iter_batches(together, columns=kept):
+                for value, filled in _values(batch):
+                    value |= dict.fromkeys(sorted(skipped), no_json("bytes"))
+                    yield row_of(value, f"{file.name}, row {number}", filled)
+                    number += 1
+    except (pa.ArrowException, OSError) as error:
+        problem = Problem(
+            "dataset.data_files",
+            f"{file} cannot be read as parquet: {one_line(error)[:200]}",
+            fix="fix the file, or choose the right one of dataset=json|csv|parquet|text|arrow",
+        )
+        raise DataError(problem) from None
+
+
+def dataset_rows(rows: Dataset | IterableDataset, name: str, stop: int | None) -> Iterator[Any]:
+    """The rows of an object of `datasets`, at most `stop`; their origin is `name`."""
+    import datasets
+
+    together = _TOGETHER if stop is None else min(stop, _TOGETHER)
+    if isinstance(rows, datasets.Dataset):
+        if any(_holds_bytes(field.type) for field in rows.data.schema):
+            together = min(together, _TOGETHER_WITH_BYTES)
+        found = _of_tables(rows.with_format("arrow").iter(together))
+    elif rows._ex_iterable.iter_arrow:
+        found = _of_tables(rows.with_format("arrow").iter(together))
+    else:  # rows of a generator, or of a function that was mapped over others
+        found = ((_without_nulls(row), _nulls(row)) for row in rows)
+    for number, (value, filled) in enumerate(found):
+        if number == stop:
+            return
+        yield row_of(value, f"{name}, row {number}", filled)
+
+
+def _of_tables(tables: Iterable[pa.Table]) -> Iterator[tuple[dict[str, Any], int]]:
+    for table in tables:
+        for batch in table.to_batches():
+            yield from _values(batch)
+
+
+def _values(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], int]]:
+    """The rows of a batch, each with the number of nulls that were left out."""
+    columns = [list(_column(array)) for array in batch.columns]
+    for at in range(batch.num_rows):
+        yield (
+            {name: column[at][0] for name, column in zip(batch.schema.names, columns, strict=True)},
+            sum(column[at][1] for column in columns),
+        )
+
+
+def _column(array: pa.Array) -> Iterator[tuple[Any, int]]:
+    """(value, nulls that were left out of it) of each row of a column."""
+    if _is_bytes(array.type):
+        yield from ((no_json("bytes") if valid else None, 0) for valid in array.is_valid())
+        return
+    try:
+        values = array.to_pylist()
+    except Exception:  # a date of the year 20000, broken UTF-8: Arrow raises many things
+        values = [_value(scalar) for scalar in array]
+    for value in values:
+        filled = [0]
+        yield _as_json(value, array.type, filled), filled[0]
+
+
+class _NoJson:
+    """Stands for a value that Python cannot hold."""
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except Exception:  # see above
+        return _NoJson()
+
+
+def _as_json(value: Any, kind: pa.DataType, filled: list[int]) -> Any:
+    """A value of an Arrow type as JSON holds it; adds the nulls that are left out to `filled`."""
+    from pyarrow import types
+
+    if value is None:
+        return None
+    if isinstance(value, _NoJson):
+        return no_json(str(kind))
+    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+        return _as_json(value, kind.value_type, filled)
+    if isinstance(kind, _extension()):
+        if kind.extension_name == "arrow.json":  # `datasets` stores mixed types so
+            return _parsed(value)
+        return _as_json(value, kind.storage_type, filled)
+    if types.is_struct(kind) and isinstance(value, Mapping):
+        fields = {field.name: field.type for field in kind}
+        filled[0] += sum(one is None for one in value.values())
+        return {
+            name: _as_json(one, fields[name], filled)
+            for name, one in value.items()
+            if one is not None
+        }
+    if types.is_map(kind):
+        return {_key(key): _as_json(one, kind.item_type, filled) for key, one in value}
+    if isinstance(value, (list, tuple)) and kind.num_fields == 1:
+        inner = kind.field(0).type
+        return [_as_json(one, inner, filled) for one in value]
+    return value
+
+
+def _extension() -> Any:
+    from pyarrow import BaseExtensionType
+
+    return BaseExtensionType
+
+
+def _parsed(value: Any) -> Any:
+    try:
+        return json.loads(value)
+    except (TypeError, ValueError, RecursionError):
+        return value
+
+
+def _key(value: Any) -> str:
+    return value if isinstance(value, str) else str(value)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    from pyarrow import types
+
+    if isinstance(kind, _extension()):
+        return _is_bytes(kind.storage_type)
+    tests = (types.is_binary, types.is_large_binary, types.is_binary_view)
+    return types.is_fixed_size_binary(kind) or any(test(kind) for test in tests)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """True if bytes lie in the type, at any depth."""
+    inner = [kind.field(at).type for at in range(kind.num_fields)]
+    return _is_bytes(kind) or any(_holds_bytes(one) for one in inner)
+
+
+# --- Python values that `datasets` made -----------------------------------------------------------
+
+
+def _without_nulls(value: Any, top: bool = True) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            name: _without_nulls(one, False)
+            for name, one in value.items()
+            if top or one is not None
+        }
+    if isinstance(value, list):
+        return [_without_nulls(one, False) for one in value]
+    return value
+
+
+def _nulls(value: Any, top: bool = True) -> int:
+    """The null fields of mappings inside a row."""
+    if isinstance(value, Mapping):
+        own = 0 if top else sum(one is None for one in value.values())
+        return own + sum(_nulls(one, False) for one in value.values())
+    return sum(_nulls(one, False) for one in value) if isinstance(value, list) else 0
