@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,17 +61,15 @@ def dataset_rows(rows: Dataset | IterableDataset, name: str, stop: int | None) -
     import datasets
 
     together = _TOGETHER if stop is None else min(stop, _TOGETHER)
-    if isinstance(rows, datasets.Dataset):
+    if isinstance(rows, datasets.Dataset) and rows.format["type"] != "custom":
         if any(_holds_bytes(field.type) for field in rows.data.schema):
             together = min(together, _TOGETHER_WITH_BYTES)
         found = _of_tables(rows.with_format("arrow").iter(together))
-    elif rows._ex_iterable.iter_arrow:
+    elif isinstance(rows, datasets.IterableDataset) and rows._ex_iterable.iter_arrow:
         found = _of_tables(rows.with_format("arrow").iter(together))
-    else:  # rows of a generator, or of a function that was mapped over others
+    else:  # rows of a generator, or of a function that is called over others
         found = ((_without_nulls(row), _nulls(row)) for row in rows)
-    for number, (value, filled) in enumerate(found):
-        if number == stop:
-            return
+    for number, (value, filled) in enumerate(islice(found, stop)):
         yield row_of(value, f"{name}, row {number}", filled)
 
 

@@ -12,7 +12,7 @@ from sftpipe.config.validation_sets import split_files
 from sftpipe.data.arrow_rows import dataset_rows
 from sftpipe.data.stored import RowToStore, StoredRows, cached_splits, store_by_content
 from sftpipe.data.version import code_digest
-from sftpipe.errors import DataError, Problem, SftpipeError, one_line
+from sftpipe.errors import DataError, Problem, SftpipeError, one_line, override
 from sftpipe.hub import HubUnreachable, latest_commit, offline
 from sftpipe.storage import digest
 
@@ -74,7 +74,7 @@ def _told(cfg: DatasetConfig, unreachable: str) -> Iterator[None]:
         is_folder = Path(cfg.path).is_dir()
         cause = _cause(error)
         file = _file_of(error, cfg)
-        found = f"{cfg.path}: {cause}" + (f" (in {file})" if file else "")
+        found = f"{cfg.path}: datasets cannot read it: {cause}" + (f" (in {file})" if file else "")
         fix = "go online, or dataset=json dataset.data_files=... for local files"
         if is_folder:
             fix = _read_as_files(cfg) or "look at the files of the folder"
@@ -119,8 +119,6 @@ def _read_as_files(cfg: DatasetConfig) -> str:
     if kind is None:
         return ""
     named = {split: _pattern(files) for split, files in splits.items()}
-    from sftpipe.errors import override
-
     value = (
         named.get("train", "")
         if len(named) == 1

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from sftpipe.data.json_layouts import layout_of_object
+from sftpipe.data.json_layouts import is_by_columns, layout_of_object
 from sftpipe.data.stored import RowToStore, row_of, show
 from sftpipe.data.text_files import TextFile
 from sftpipe.errors import DataError, nearest, override
@@ -86,8 +86,9 @@ def _reject_layout(text: str, file: TextFile, required: Sequence[str]) -> None:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return
-    if isinstance(value, dict) and required and set(required) <= set(value):
-        return  # one ordinary row
+    is_row = isinstance(value, dict) and bool(required) and set(required) <= set(value)
+    if is_row and not is_by_columns(value, required):
+        return
     layout = layout_of_object(value, required) or layout_of_object(value)
     if layout is not None:
         raise file.problem(layout.name, layout.fix(file.path), _JSON_ROWS)

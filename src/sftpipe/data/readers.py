@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -186,33 +187,39 @@ def _saved_rows(
     splits: Mapping[str, Sequence[str]], stop: int | None
 ) -> dict[str, Iterator[RowToStore]]:
     """Rows of folders that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote."""
+    loaded: dict[str, Iterator[RowToStore]] = {}
+    for split, (name, *more) in splits.items():
+        folder = Path(name)
+        listed = folder / "dataset_dict.json"
+        if more or (listed.is_file() and len(splits) > 1):
+            allowed = "one folder of a DatasetDict, or {train: folder, ...} of single data sets"
+            raise DataError(Problem("dataset.data_files", f"{name} and others", allowed=allowed))
+        if listed.is_file():
+            names = json.loads(listed.read_text(encoding="utf-8"))["splits"]
+            loaded |= {one: _saved(folder / one, f"{folder.name}/{one}", stop) for one in names}
+        elif _is_empty(folder):
+            raise _no_rows(name)
+        else:
+            loaded[split] = _saved(folder, folder.name, stop)
+    return loaded
+
+
+def _saved(folder: Path, name: str, stop: int | None) -> Iterator[RowToStore]:
     import datasets
 
-    loaded: dict[str, Iterator[RowToStore]] = {}
-    for split, (folder, *more) in splits.items():
-        try:
-            found = datasets.load_from_disk(folder)
-        except Exception as error:  # of a damaged file Arrow raises many things
-            problem = Problem(
-                "dataset.data_files",
-                f"{folder} is no saved data set ({one_line(error)[:200]})",
-                allowed="a folder that Dataset.save_to_disk wrote",
-            )
-            raise DataError(problem) from None
-        is_dict = isinstance(found, datasets.DatasetDict)
-        if more or (is_dict and len(splits) > 1):
-            allowed = "one folder of a DatasetDict, or {train: folder, ...} of single data sets"
-            raise DataError(Problem("dataset.data_files", f"{folder} and others", allowed=allowed))
-        name = Path(folder).name
-        if is_dict:
-            loaded |= {
-                inner: dataset_rows(rows, f"{name}/{inner}", stop) for inner, rows in found.items()
-            }
-        elif len(found) == 0:
-            raise _no_rows(folder)
-        else:
-            loaded[split] = dataset_rows(found, name, stop)
-    return loaded
+    if _is_empty(folder):
+        return
+    try:
+        yield from dataset_rows(datasets.load_from_disk(str(folder)), name, stop)
+    except Exception as error:  # of a damaged file Arrow raises many things
+        found = f"{folder} is no saved data set ({one_line(error)[:200]})"
+        allowed = "a folder that Dataset.save_to_disk wrote"
+        raise DataError(Problem("dataset.data_files", found, allowed=allowed)) from None
+
+
+def _is_empty(folder: Path) -> bool:
+    """True for a saved data set without rows, which `datasets` cannot load."""
+    return (folder / "state.json").is_file() and not any(folder.glob("*.arrow"))
 
 
 # --- functions ------------------------------------------------------------------------------------
