@@ -262,6 +262,13 @@ def test_a_value_of_any_type_is_json_or_leaves_its_type(
     assert row == {"text": "a", "odd": expected}
 
 
+def test_bytes_that_are_null_stay_null_where_they_are_read(module: Callable[[str], str]) -> None:
+    code = (
+        "import datasets\ndef rows():\n    return datasets.Dataset.from_dict({'b': [b'x', None]})"
+    )
+    assert list(called(module(code))["train"]) == [{"b": BYTES}, {"b": None}]
+
+
 def test_text_that_is_no_utf8_is_a_fault_of_its_row(tmp_path: Path) -> None:
     broken = pa.array([b"fine", b"\xff"]).cast(pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": broken}), tmp_path / "rows.parquet")
@@ -529,6 +536,13 @@ def test_a_type_that_upstream_does_not_know_is_told_with_what_reads_it(tmp_path:
         assert list(typed(error)["train"]) == [
             {"text": "a", "tags": {"k": 1}, "raw": {"no value of JSON": "bytes"}}
         ]
+
+
+def test_a_folder_that_changes_is_read_anew(tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    for text in ("a", "b"):
+        write_rows(tmp_path / "hub" / "rows.jsonl", [{"text": text}])
+        assert list(read(str(tmp_path / "hub"))) == [{"text": text}]
 
 
 def test_told_is_what_can_be_typed(mixed: Path) -> None:

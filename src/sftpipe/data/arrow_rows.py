@@ -92,7 +92,9 @@ def _values(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], int]]:
 def _column(array: pa.Array) -> Iterator[tuple[Any, int]]:
     """(value, nulls that were left out of it) of each row of a column."""
     if _is_bytes(array.type):
-        yield from ((no_json("bytes") if valid else None, 0) for valid in array.is_valid())
+        yield from (
+            (no_json("bytes") if valid else None, 0) for valid in array.is_valid().to_pylist()
+        )
         return
     try:
         values = array.to_pylist()
