@@ -14,6 +14,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from io import BytesIO
@@ -39,6 +40,7 @@ Write = Callable[[str, Any], Path]
 
 INSTRUCTION = FormatConfig(type="instruction")
 ROWS = [{"instruction": f"question {at}", "output": f"answer {at}"} for at in range(3)]
+TABLE = pd.DataFrame(ROWS)
 KOREAN = [
     {"instruction": "서울은 어디에 있나요?", "output": "한국의 수도입니다."},
     {"instruction": "부산은?", "output": "남쪽 항구입니다."},
@@ -140,6 +142,38 @@ def test_frames_one_behind_another_are_read_to_the_end(write: Write) -> None:
     for way in ("gz", "bz2", "xz", "zst"):
         parts = [COMPRESSED[way](json_lines([row]).encode()) for row in ROWS]
         assert list(read("json", write(f"rows.{way}", b"".join(parts)))) == ROWS
+
+
+def tar(content: bytes) -> bytes:
+    held = BytesIO()
+    with tarfile.open(fileobj=held, mode="w:gz") as archive:
+        entry = tarfile.TarInfo("rows.jsonl")
+        entry.size = len(content)
+        archive.addfile(entry, BytesIO(content))
+    return held.getvalue()
+
+
+def excel(_: bytes) -> bytes:
+    held = BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        archive.writestr("xl/workbook.xml", "<workbook/>")
+        archive.writestr("[Content_Types].xml", "<Types/>")
+    return held.getvalue()
+
+
+def parquet(_: bytes) -> bytes:
+    held = BytesIO()
+    TABLE.to_parquet(held)
+    return held.getvalue()
+
+
+@pytest.mark.parametrize("made", [tar, excel, parquet], ids=lambda made: made.__name__)
+def test_a_file_of_another_kind_is_told_what_it_is(
+    write: Write, made: Callable[[bytes], bytes], golden_error: Pin
+) -> None:
+    error = error_of("csv", write("rows", made(CONTENT["csv"].encode())))
+    assert "UTF-8" not in error.problems[0].found
+    golden_error(error)
 
 
 # --- encodings ------------------------------------------------------------------------------------
@@ -413,9 +447,19 @@ def test_a_separator_that_is_none_is_refused(delimiter: str) -> None:
     assert places(config_error(*cfg)) == ["dataset.delimiter"]
 
 
-# --- JSON -----------------------------------------------------------------------------------------
+def test_a_number_is_no_name_of_a_column_and_its_text_is() -> None:
+    words = [
+        "dataset=json",
+        "dataset.data_files=a",
+        "dataset.columns={instruction: 0, output: '1'}",
+    ]
+    error = config_error(*words)
+    ((where, (command,)),) = told(error).items()
+    assert where == "dataset.columns.instruction"
+    assert compose([*words, *shlex.split(command)]).dataset.columns["instruction"] == "0"
 
-TABLE = pd.DataFrame(ROWS)
+
+# --- JSON -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("indent", [None, 2])

@@ -258,7 +258,8 @@ def _check_text(dataset: DatasetConfig, key: str) -> list[Problem]:
         if not isinstance(theirs, str | None):
             allowed = "the name of a column of the data set, or null, which hides the column"
             where = f"{key}.columns.{ours}"
-            problems.append(Problem(where, show_value(theirs), allowed=allowed))
+            fix = override(where, f"'{theirs}'") if isinstance(theirs, int) else ""
+            problems.append(Problem(where, show_value(theirs), allowed=allowed, fix=fix))
     return problems
 
 

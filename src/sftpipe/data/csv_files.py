@@ -50,16 +50,17 @@ def find_delimiter(file: TextFile, chosen: str | None, required: Collection[str]
     if chosen is not None:
         return Delimiter({"tab": "\t", "\\t": "\t"}.get(chosen, chosen))
     usual = "\t" if ".tsv" in [one.lower() for one in file.path.suffixes] else ","
-    if required:
-        headers = {mark: _header_names(file, mark) for mark in (usual, *_DELIMITERS)}
-        complete = [
-            mark
-            for mark, names in headers.items()
-            if all({name, name.split(".")[0]} & names for name in required)
-        ]
-        if complete and usual not in complete:
-            return Delimiter(complete[0], found=True)
+    others = [mark for mark in _DELIMITERS if mark != usual]
+    if required and not _gives_all(required, file, usual):
+        found = next((mark for mark in others if _gives_all(required, file, mark)), None)
+        return Delimiter(found or usual, found=found is not None)
     return Delimiter(usual)
+
+
+def _gives_all(required: Collection[str], file: TextFile, mark: str) -> bool:
+    """True if the header has the columns, or those that hold them."""
+    names = _header_names(file, mark)
+    return all({name, name.split(".")[0]} & names for name in required)
 
 
 def _header_names(file: TextFile, mark: str) -> set[str]:

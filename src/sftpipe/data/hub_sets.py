@@ -38,8 +38,10 @@ def read_hub(cfg: DatasetConfig) -> dict[str, StoredRows]:
             latest_commit("dataset", cfg.path, cfg.revision)
         except HubUnreachable as error:
             reached, reason = offline(), f" and the hub cannot be reached ({error})"
-    with reached, _told(cfg, reason):
-        return {split: _stored(rows, split, cfg) for split, rows in _load(cfg).items()}
+    with reached:
+        with _told(cfg, reason):
+            loaded = _load(cfg)
+        return {split: _stored(rows, split, cfg, reason) for split, rows in loaded.items()}
 
 
 def _load(cfg: DatasetConfig) -> Mapping[str, Dataset | IterableDataset]:
@@ -52,15 +54,19 @@ def _load(cfg: DatasetConfig) -> Mapping[str, Dataset | IterableDataset]:
     return loaded
 
 
-def _stored(rows: Dataset | IterableDataset, split: str, cfg: DatasetConfig) -> StoredRows:
+def _stored(
+    rows: Dataset | IterableDataset, split: str, cfg: DatasetConfig, unreachable: str
+) -> StoredRows:
     name = f"{cfg.path} {split}"
+
+    def each(stop: int | None) -> Iterator[RowToStore]:
+        with _told(cfg, unreachable):
+            yield from dataset_rows(rows, name, stop)
+
     if cfg.streaming:
-        return store_by_content(dataset_rows(rows, name, cfg.limit), name)
-
-    def read() -> dict[str, Iterator[RowToStore]]:
-        return {split: dataset_rows(rows, name, None)}
-
-    return cached_splits(digest(code_digest(), "hub", name, rows._fingerprint), read)[split]
+        return store_by_content(each(cfg.limit), name)
+    key = digest(code_digest(), "hub", name, rows._fingerprint)
+    return cached_splits(key, lambda: {split: each(None)})[split]
 
 
 @contextlib.contextmanager
@@ -71,17 +77,19 @@ def _told(cfg: DatasetConfig, unreachable: str) -> Iterator[None]:
     except SftpipeError:
         raise
     except Exception as error:  # upstream's errors have no common base
-        is_folder = Path(cfg.path).is_dir()
-        cause = _cause(error)
         file = _file_of(error, cfg)
-        found = f"{cfg.path}: datasets cannot read it: {cause}" + (f" (in {file})" if file else "")
-        fix = "go online, or dataset=json dataset.data_files=... for local files"
-        if is_folder:
+        found = f"datasets cannot read it: {_cause(error)}" + (f" (in {file})" if file else "")
+        if Path(cfg.path).is_dir():
             fix = _read_as_files(cfg) or "look at the files of the folder"
         elif unreachable and isinstance(error, (ConnectionError, FileNotFoundError, ValueError)):
-            found = f"{cfg.path}: is not in the local cache{unreachable}"
+            found = f"is not in the local cache{unreachable}"
+            fix = "go online, or dataset=json dataset.data_files=... for local files"
         else:
-            fix = "fetch its files, then dataset=json dataset.data_files=... reads row by row"
+            fix = (
+                "look at dataset.name, revision and data_files; or fetch the files, then "
+                "dataset=json dataset.data_files=... reads them row by row"
+            )
+        found = f"{cfg.path}: {found}"
         raise DataError(Problem("dataset.path", found, fix=fix)) from None
 
 

@@ -23,6 +23,7 @@ from sftpipe.data.stored import RowToStore, row_of
 from sftpipe.errors import DataError, Problem, override
 
 _CHUNK_BYTES = 2**16
+_TAR = slice(257, 262)  # where a tar archive says that it is one
 _UTF8 = ("utf-8", "utf-8-sig")
 
 
@@ -45,6 +46,7 @@ class TextFile:
         """
         try:
             with _open(self.path) as opened:
+                self._check_kind(opened.peek(_TAR.stop))
                 yield self._decoded(opened)
         except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, OSError) as error:
             found = f"the compressed file is damaged or cut off ({error})"
@@ -61,6 +63,12 @@ class TextFile:
         where = f"dataset.data_files: {self.path}" + (f", line {line}" if line else "")
         where += "" if row is None else f", row {row}"
         return DataError(Problem(where, found, allowed=allowed, fix=fix))
+
+    def _check_kind(self, begin: bytes) -> None:
+        if begin.startswith(b"PAR1"):
+            raise self.problem("a Parquet file", "`dataset=parquet`")
+        if begin[_TAR] == b"ustar":
+            raise self.problem("a tar archive", "unpack it, and name the files", "one file")
 
     def _decoded(self, opened: IO[bytes]) -> Iterator[str]:
         name = codecs.lookup(self.encoding).name
@@ -84,27 +92,28 @@ class TextFile:
     def _of_other(self, opened: IO[bytes]) -> Iterator[str]:
         """Lines of an encoding in which the byte of a line feed may be half a character."""
         decoder = codecs.getincrementaldecoder(self.encoding)()
-        held, number, at_end = "", 0, False
+        pieces: list[str] = []  # of the line that is not yet whole
+        number, at_end = 0, False
         while not at_end:
             chunk = opened.read(_CHUNK_BYTES)
             at_end = not chunk
             state = decoder.getstate()
             try:
-                held += decoder.decode(chunk, final=at_end)
+                text = decoder.decode(chunk, final=at_end)
             except UnicodeDecodeError as error:
                 decoder.setstate(state)
-                held += _up_to_the_fault(decoder, chunk)
-                wrong = error.object[error.start]
-                found = f"byte {wrong:#04x} is no {self.encoding}"
+                line = number + _up_to_the_fault(decoder, chunk).count("\n") + 1
+                found = f"byte {error.object[error.start]:#04x} is no {self.encoding}"
                 fix = "name the encoding of the file: dataset.encoding=..."
-                line = number + held.count("\n") + 1
                 raise self.problem(found, fix, line=line) from None
-            *whole, held = held.split("\n")
-            for line_text in whole:
+            *ends, begin = text.split("\n")
+            for end in ends:
                 number += 1
-                yield line_text + "\n"
-        if held:
-            yield held
+                yield "".join(pieces) + end + "\n"
+                pieces = []
+            pieces.append(begin)
+        if last := "".join(pieces):
+            yield last
 
     def _wrong_encoding(self, found: str, number: int, line: bytes) -> DataError:
         """The error of bytes that are no UTF-8: what the file may be instead, never used."""
@@ -170,6 +179,8 @@ def _open_zstd(file: Path) -> Any:
 def _open_zip(file: Path) -> IO[bytes]:
     archive = zipfile.ZipFile(file)
     held = [entry for entry in archive.infolist() if not entry.is_dir()]
+    if any(entry.filename == "xl/workbook.xml" for entry in held):
+        raise TextFile(file).problem("an Excel workbook", "save its sheet as CSV (UTF-8)")
     if len(held) != 1:
         names = ", ".join(entry.filename for entry in held[:5])
         raise TextFile(file).problem(
@@ -192,7 +203,7 @@ _MAGIC: dict[bytes, Callable[[Path], Any]] = {
 }
 
 
-def _open(file: Path) -> contextlib.AbstractContextManager[IO[bytes]]:
+def _open(file: Path) -> contextlib.AbstractContextManager[Any]:
     with file.open("rb") as raw:
         begins = raw.read(6)
     opened = next((way for magic, way in _MAGIC.items() if begins.startswith(magic)), None)
