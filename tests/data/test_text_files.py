@@ -412,6 +412,9 @@ def test_the_comma_stays_where_it_gives_the_columns_or_no_other_does(
     file = write("rows.csv", "instruction,output,a;b\n1;2,3;4,5;6\n")
     assert console_of(monkeypatch, lambda: read("csv", file)) == []
     assert read("csv", file)[:1] == [{"instruction": "1;2", "output": "3;4", "a;b": "5;6"}]
+    both = write("both.csv", "a,b;a\n1,2;3\n")
+    form = FormatConfig(type="text", text_field="a")
+    assert list(read("csv", both, form)) == [{"a": "1", "b;a": "2;3"}]
     lacking = write("lacking.csv", "question,answer;output\na,b\n")
     assert read("csv", lacking)[:1] == [{"question": "a", "answer;output": "b"}]
 

@@ -9,7 +9,8 @@ A column of any type gives rows: what JSON cannot hold leaves its type. Bytes ar
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,81 +93,87 @@ def _values(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], int]]:
 def _column(array: pa.Array) -> Iterator[tuple[Any, int]]:
     """(value, nulls that were left out of it) of each row of a column."""
     if _is_bytes(array.type):
-        yield from (
-            (no_json("bytes") if valid else None, 0) for valid in array.is_valid().to_pylist()
-        )
+        yield from ((no_json("bytes") if one else None, 0) for one in array.is_valid().to_pylist())
         return
     try:
         values = array.to_pylist()
     except Exception:  # a date of the year 20000, broken UTF-8: Arrow raises many things
         values = [_value(scalar) for scalar in array]
+    as_json = _converter(array.type)
     for value in values:
         filled = [0]
-        yield _as_json(value, array.type, filled), filled[0]
+        if as_json and value is not None and not isinstance(value, _NoJson):
+            value = as_json(value, filled)
+        yield value, filled[0]
 
 
-class _NoJson:
-    """Stands for a value that Python cannot hold."""
+class _NoJson(dict[str, str]):
+    """What stands for a value that Python cannot hold."""
 
 
 def _value(scalar: Any) -> Any:
     try:
         return scalar.as_py()
     except Exception:  # see above
-        return _NoJson()
+        return _NoJson(no_json(str(scalar.type)))
 
 
-def _as_json(value: Any, kind: pa.DataType, filled: list[int]) -> Any:
-    """A value of an Arrow type as JSON holds it; adds the nulls that are left out to `filled`."""
-    from pyarrow import types
+# makes JSON of a value that is not null, and adds the nulls that it leaves out to the number
+_Convert = Callable[[Any, list[int]], Any]
 
-    if value is None:
-        return None
-    if isinstance(value, _NoJson):
-        return no_json(str(kind))
+
+def _converter(kind: pa.DataType) -> _Convert | None:
+    """What makes JSON of the values of an Arrow type; None for those that are left as they are."""
+    from pyarrow import BaseExtensionType, types
+
+    if isinstance(kind, BaseExtensionType):
+        # `datasets` stores values of mixed types as JSON
+        is_json = kind.extension_name == "arrow.json"
+        return _parsed if is_json else _converter(kind.storage_type)
     if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
-        return _as_json(value, kind.value_type, filled)
-    if isinstance(kind, _extension()):
-        if kind.extension_name == "arrow.json":  # `datasets` stores mixed types so
-            return _parsed(value)
-        return _as_json(value, kind.storage_type, filled)
-    if types.is_struct(kind) and isinstance(value, Mapping):
-        fields = {field.name: field.type for field in kind}
-        filled[0] += sum(one is None for one in value.values())
-        return {
-            name: _as_json(one, fields[name], filled)
-            for name, one in value.items()
-            if one is not None
-        }
+        return _converter(kind.value_type)
+    if types.is_struct(kind):
+        return partial(_struct, {field.name: _converter(field.type) for field in kind})
     if types.is_map(kind):
-        return {_key(key): _as_json(one, kind.item_type, filled) for key, one in value}
-    if isinstance(value, (list, tuple)) and kind.num_fields == 1:
-        inner = kind.field(0).type
-        return [_as_json(one, inner, filled) for one in value]
-    return value
+        return partial(_map, _converter(kind.item_type))
+    if kind.num_fields == 1:  # a list of any kind
+        inner = _converter(kind.field(0).type)
+        return partial(_list, inner) if inner else None
+    return None
 
 
-def _extension() -> Any:
-    from pyarrow import BaseExtensionType
+def _struct(
+    inner: Mapping[str, _Convert | None], value: Mapping[str, Any], filled: list[int]
+) -> dict[str, Any]:
+    kept = {name: one for name, one in value.items() if one is not None}
+    filled[0] += len(value) - len(kept)
+    return {
+        name: convert(one, filled) if (convert := inner[name]) else one
+        for name, one in kept.items()
+    }
 
-    return BaseExtensionType
+
+def _map(inner: _Convert | None, value: Any, filled: list[int]) -> dict[str, Any]:
+    return {
+        str(key): inner(one, filled) if inner and one is not None else one for key, one in value
+    }
 
 
-def _parsed(value: Any) -> Any:
+def _list(inner: _Convert, value: Sequence[Any], filled: list[int]) -> list[Any]:
+    return [None if one is None else inner(one, filled) for one in value]
+
+
+def _parsed(value: Any, _: list[int]) -> Any:
     try:
         return json.loads(value)
     except (TypeError, ValueError, RecursionError):
         return value
 
 
-def _key(value: Any) -> str:
-    return value if isinstance(value, str) else str(value)
-
-
 def _is_bytes(kind: pa.DataType) -> bool:
-    from pyarrow import types
+    from pyarrow import BaseExtensionType, types
 
-    if isinstance(kind, _extension()):
+    if isinstance(kind, BaseExtensionType):
         return _is_bytes(kind.storage_type)
     tests = (types.is_binary, types.is_large_binary, types.is_binary_view)
     return types.is_fixed_size_binary(kind) or any(test(kind) for test in tests)
