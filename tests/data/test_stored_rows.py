@@ -210,6 +210,19 @@ def test_rows_of_a_function_of_datasets_are_those_that_its_own_loop_gives(
         assert list(called(module(head + code))["train"]) == [row]
 
 
+def test_a_stream_of_tables_of_several_schemas_is_read(module: Callable[[str], str]) -> None:
+    name = module(
+        "import datasets\nimport pyarrow as pa\nfrom datasets.iterable_dataset import "
+        "ArrowExamplesIterable, IterableDataset\n"
+        "def tables():\n    yield 0, pa.table({'a': [{'x': 1, 'y': None}]})\n"
+        "    yield 1, pa.table({'a': ['text'], 'b': [2]})\n"
+        "def rows():\n    return IterableDataset(ArrowExamplesIterable(tables, {}))\n"
+    )
+    found = called(name)["train"]
+    assert list(found) == [{"a": {"x": 1}}, {"a": "text", "b": 2}]
+    assert filled(found) == [1, 0]
+
+
 def test_a_stream_is_read_to_its_limit_and_no_further(module: Callable[[str], str]) -> None:
     name = module(
         "import datasets\n"

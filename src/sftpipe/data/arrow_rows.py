@@ -66,12 +66,17 @@ def dataset_rows(rows: Dataset | IterableDataset, name: str, stop: int | None) -
         if any(_holds_bytes(field.type) for field in rows.data.schema):
             together = min(together, _TOGETHER_WITH_BYTES)
         found = _of_tables(rows.with_format("arrow").iter(together))
-    elif isinstance(rows, datasets.IterableDataset) and rows._ex_iterable.iter_arrow:
+    elif isinstance(rows, datasets.IterableDataset) and _is_typed(rows):
         found = _of_tables(rows.with_format("arrow").iter(together))
     else:  # rows of a generator, or of a function that is called over others
         found = ((_without_nulls(row), _nulls(row)) for row in rows)
     for number, (value, filled) in enumerate(islice(found, stop)):
         yield row_of(value, f"{name}, row {number}", filled)
+
+
+def _is_typed(rows: IterableDataset) -> bool:
+    """True for a stream of tables of one schema."""
+    return rows.features is not None and bool(rows._ex_iterable.iter_arrow)
 
 
 def _of_tables(tables: Iterable[pa.Table]) -> Iterator[tuple[dict[str, Any], int]]:
