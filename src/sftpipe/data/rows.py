@@ -20,7 +20,7 @@ _BATCH = 4096  # rows that are in memory together
 
 # columns of a table of rows as they were read: the row, its file and line, and the null fields that
 # Arrow had filled it with and that were left out
-JSON, ORIGIN, FILLED = "json", "origin", "filled"
+JSON, ORIGIN, NULLS = "json", "origin", "filled"
 _TOGETHER = 1000  # rows that are read together
 
 
@@ -123,7 +123,7 @@ def list_lengths(column: Any) -> np.ndarray:
 class Rows:
     """The rows of one split, read from disk as they are needed.
 
-    table: `JSON`, `ORIGIN` and `FILLED`. A JSON text was parsed once when its file was read, to
+    table: `JSON`, `ORIGIN` and `NULLS`. A JSON text was parsed once when its file was read, to
         find a bad line, and is parsed again here: that is cheaper than forcing one schema on all
         rows.
     digest: hash of the rows and their order.
@@ -161,7 +161,7 @@ class Rows:
 
     def filled(self, batch: Mapping[str, Sequence[Any]]) -> list[int]:
         """For each row of a batch of `table` the null fields that Arrow had put there."""
-        return list(batch[FILLED])
+        return list(batch[NULLS])
 
     def origin(self, index: int) -> str:
         """File and line of a row, where they are known, else ""."""

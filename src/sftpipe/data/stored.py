@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sftpipe.data.rows import FILLED, JSON, ORIGIN, Rows
+from sftpipe.data.rows import JSON, NULLS, ORIGIN, Rows
 from sftpipe.storage import cache_dir, cached, digest
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def rows_in_memory(values: Sequence[Mapping[str, Any]]) -> Rows:
     columns = {
         JSON: [row.text for row in rows],
         ORIGIN: [row.origin for row in rows],
-        FILLED: [row.filled for row in rows],
+        NULLS: [row.filled for row in rows],
     }
     return Rows(Dataset.from_dict(columns), digest(columns[JSON]), {}, _seen(rows))
 
@@ -171,7 +171,7 @@ def _write(rows: Iterable[RowToStore], file: Path) -> dict[str, Any]:
     import pyarrow as pa
 
     kinds = (pa.large_string(), pa.large_string(), pa.int32())
-    schema = pa.schema(list(zip((JSON, ORIGIN, FILLED), kinds, strict=True)))
+    schema = pa.schema(list(zip((JSON, ORIGIN, NULLS), kinds, strict=True)))
     content, seen = hashlib.sha256(), Counter[str]()
     left = iter(rows)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
