@@ -186,7 +186,7 @@ def test_a_completion_needs_no_chat_template(templated: Templated) -> None:
             PromptCompletion("Hi:", "- yes"),
             "split",
             "\u2581Hi :",
-            "\u2581 - \u2581yes <|endoftext|>",
+            "- \u2581yes <|endoftext|>",
             "",
         ),
         (
@@ -513,7 +513,9 @@ def trained_parts(tokenizer: Any, sample: Sample, loss: LossConfig) -> list[str]
 
 def test_assistant_only_trains_every_answer_with_its_end(each: Any) -> None:
     end = {"<unk>": "<|end|>", "<pad>": "</s>"}.get(each.pad_token, "<|im_end|>")
-    assert trained_parts(each, talk("a", "b", "c", "d"), ASSISTANT) == [f"b{end}", f"d{end}"]
+    space = " " if end == "<|end|>" else ""  # which Phi-3 writes behind <|assistant|>
+    found = trained_parts(each, talk("a", "b", "c", "d"), ASSISTANT)
+    assert found == [f"{space}b{end}", f"{space}d{end}"]
 
 
 @pytest.mark.parametrize(
@@ -705,10 +707,41 @@ def test_text_that_the_tokenizer_would_lose_is_refused(
     golden_error(error)
 
 
-@pytest.mark.parametrize("completion", ["b", " b"])
-def test_l2_sentencepiece_adds_no_second_space_to_a_completion(phi3: Any, completion: str) -> None:
-    row = encode(phi3, PromptCompletion("a", completion))
-    assert phi3.convert_ids_to_tokens(row.input_ids) == ["\u2581a", "\u2581b", "<|endoftext|>"]
+@pytest.mark.parametrize(
+    ("prompt", "completion", "tokens"),
+    [
+        ("one:", "yes", "\u2581one : yes"),
+        ("one:", " yes", "\u2581one : \u2581yes"),
+        ("one:", "  yes", "\u2581one : \u2581 \u2581yes"),
+        ("one\n", "yes", "\u2581one <0x0A> yes"),
+        ("one\n", " yes", "\u2581one <0x0A> \u2581yes"),
+        ("one", "\nyes", "\u2581one <0x0A> yes"),
+        ("one", "\n\tyes", "\u2581one <0x0A> <0x09> yes"),
+        # at the start of a text as the tokenizer writes it
+        (" one:", "yes", "\u2581 \u2581one : yes"),
+        ("", "yes", "\u2581yes"),
+        # behind an added token, as in the joint text of a template
+        ("one<|endoftext|>", "yes", "\u2581one <|endoftext|> \u2581yes"),
+        ("one<|assistant|>\n", "yes", "\u2581one <|assistant|> \u2581yes"),
+        # which must not swallow white space of the answer
+        ("one<|assistant|>\n", " yes", "\u2581one <|assistant|> \u2581yes"),
+        ("one<|assistant|>", "\nyes", "\u2581one <|assistant|> <0x0A> yes"),
+    ],
+)
+def test_l2_an_answer_begins_with_a_space_only_where_its_text_does(
+    phi3: Any, prompt: str, completion: str, tokens: str
+) -> None:
+    row = encode(phi3, PromptCompletion(prompt, completion))
+    assert row.input_ids == phi3.convert_tokens_to_ids([*tokens.split(), "<|endoftext|>"])
+    assert row.input_ids[: start_of(row)] == phi3(prompt).input_ids
+
+
+def test_where_an_answer_ends_is_found_behind_an_anchor(phi3: Any) -> None:
+    text = "### Q: one\n### A: yes two\n### Q: six\n### A:yes"
+    row = encode(phi3, Text(text), response("### A:", "### Q:"))
+    trained = [" yes two\n", "yes<|endoftext|>"]
+    assert trained_parts(phi3, Text(text), response("### A:", "### Q:")) == trained
+    assert phi3.decode(row.input_ids) == text + "<|endoftext|>"
 
 
 # --- boundary -------------------------------------------------------------------------------------

@@ -360,17 +360,6 @@ def test_l4_a_text_that_brings_its_bos_gets_no_second_one(
         ] * 2
 
 
-@given(pair=PAIRS)
-def test_sentencepiece_adds_no_second_space_in_front_of_a_completion(
-    phi3: Any, pair: PromptCompletion
-) -> None:
-    assume(not pair.completion.startswith(" "))
-    moved = replace(pair, completion=f" {pair.completion}")
-    assert encode(phi3, moved) == encode(phi3, pair)
-    ((_, ids),) = segments(encode(phi3, moved))
-    assert decoded(phi3, ids[:-1]) == moved.completion
-
-
 @pytest.mark.parametrize("sample", [Text("a"), PromptCompletion("a", "b")], ids=["text", "pair"])
 def test_a_loss_of_turns_on_what_has_none_is_an_error(plain: Any, sample: Sample) -> None:
     with pytest.raises(DataError, match="no turns to tell apart"):

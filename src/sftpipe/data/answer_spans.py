@@ -40,6 +40,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sftpipe.data.chat_template import Answer, rewritten
 from sftpipe.data.labels import Span
+from sftpipe.data.segments import Tokens
 from sftpipe.errors import DataError, Problem
 from sftpipe.tokenizer.special_tokens import SpecialTokens, how_to_add, unknown_tokens
 
@@ -52,20 +53,20 @@ class Offsets(Sequence[Span]):
 
     def __init__(self) -> None:
         self._stops: list[int] = []  # the token after each segment
-        # first token, first character, encoding (None: a token that no text gave)
-        self._segments: list[tuple[int, int, Any]] = []
+        # first token, first character, tokens (None: a token that no text gave)
+        self._segments: list[tuple[int, int, Tokens | None]] = []
 
-    def add(self, stop: int, character: int, encoding: Any) -> None:
-        """A segment that ends before token `stop`."""
-        self._segments.append((len(self), character, encoding))
+    def add(self, stop: int, character: int, tokens: Tokens | None) -> None:
+        """A segment that begins at `character` and ends before token `stop`."""
+        self._segments.append((len(self), character, tokens))
         self._stops.append(stop)
 
     def token_at(self, character: int) -> int | None:
         """The first token that a character of the text is in; None where it is in none."""
-        for first, start, encoding in reversed(self._segments):
-            if encoding is not None and start <= character:
-                token = encoding.char_to_token(character - start)
-                return None if token is None else first + token
+        for first, start, tokens in reversed(self._segments):
+            if tokens is not None and start <= character:
+                token = tokens.encoding.char_to_token(character - start + tokens.ahead)
+                return None if token is None else first + token - tokens.first
         return None
 
     def __len__(self) -> int:
@@ -74,11 +75,11 @@ class Offsets(Sequence[Span]):
     def __getitem__(self, token: Any) -> Any:
         if not 0 <= token < len(self):
             raise IndexError(token)
-        first, character, encoding = self._segments[bisect_right(self._stops, token)]
-        if encoding is None:
+        first, character, tokens = self._segments[bisect_right(self._stops, token)]
+        if tokens is None:
             return character, character
-        start, end = encoding.token_to_chars(token - first)
-        return start + character, end + character
+        start, end = tokens.encoding.token_to_chars(token - first + tokens.first)
+        return start + character - tokens.ahead, end + character - tokens.ahead
 
 
 @dataclass

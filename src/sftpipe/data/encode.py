@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
@@ -22,23 +21,11 @@ from sftpipe.data.characters import KnownCharacters
 from sftpipe.data.chat_template import Answer, ChatTemplate, trained_turns
 from sftpipe.data.labels import IGNORED, Span, labels_from_spans, response_spans
 from sftpipe.data.samples import Conversation, Prompt, PromptCompletion, Remark, Sample
+from sftpipe.data.segments import SegmentTokenizer, Tokens
 from sftpipe.errors import DataError, Problem, RowError
 from sftpipe.tokenizer.special_tokens import SpecialTokens
 
 _TOGETHER = 128  # samples that are tokenised by one call
-
-
-class Tokens(NamedTuple):
-    """A tokenised segment.
-
-    ids: its tokens.
-    encoding: its `tokenizers.Encoding`, for offsets.
-    moved: characters that were left off its front.
-    """
-
-    ids: list[int]
-    encoding: Any
-    moved: int
 
 
 @dataclass(frozen=True)
@@ -95,14 +82,9 @@ class Encoder:
         self.template = ChatTemplate(tokenizer, day)
         self.special = SpecialTokens.of(tokenizer)
         self.characters = KnownCharacters(tokenizer, self.special, reads_unknown=reads_unknown)
+        self.segments = SegmentTokenizer(tokenizer)
         self.added_bos = self._find_added_bos()
         self._spans = AnswerSpans(tokenizer, self.special, self._plain_ends)
-        letter = tokenizer("a", add_special_tokens=False).input_ids
-        self._adds_space = tokenizer.convert_ids_to_tokens(letter)[:1] == ["\u2581a"]
-        # special tokens that take in the white space after them
-        self._swallowing = tuple(
-            str(token) for token in tokenizer.added_tokens_decoder.values() if token.rstrip
-        )
         self._known_ends: set[int] | None = None
 
     def _find_added_bos(self) -> list[int]:
@@ -130,13 +112,12 @@ class Encoder:
         rows: list[Encoded | RowError] = []
         # the Rust tokenizer holds no interpreter lock: the next texts are rendered meanwhile
         with ThreadPoolExecutor(1) as beside:
-            before: tuple[list[_Plan | RowError], Future[list[Tokens]]] | None = None
+            before: tuple[list[_Plan | RowError], Future[list[list[Tokens]]]] | None = None
             for start in range(0, len(samples), _TOGETHER):
                 stop = start + _TOGETHER
                 plans = self._plans(samples[start:stop], locations[start:stop])
-                good = [plan for plan in plans if isinstance(plan, _Plan)]
-                segments = [segment for plan in good for segment in plan.segments]
-                tokens = beside.submit(self._tokenize, segments)
+                texts = [plan.segments for plan in plans if isinstance(plan, _Plan)]
+                tokens = beside.submit(self.segments.tokenize, texts)
                 if before:
                     rows += self._rows(*before, locations[len(rows) :])
                 before = plans, tokens
@@ -164,19 +145,18 @@ class Encoder:
     def _rows(
         self,
         plans: Sequence[_Plan | RowError],
-        tokens: Future[list[Tokens]],
+        tokens: Future[list[list[Tokens]]],
         locations: Sequence[str],
     ) -> list[Encoded | RowError]:
         """The finished rows of plans, once their segments are tokenised."""
-        segments = iter(tokens.result())
+        tokenized = iter(tokens.result())
         rows: list[Encoded | RowError] = []
         for plan, where in zip(plans, locations, strict=False):
             if isinstance(plan, RowError):
                 rows.append(plan)
                 continue
-            mine = [next(segments) for _ in plan.segments]
             try:
-                rows.append(self._finish(plan, mine, where))
+                rows.append(self._finish(plan, next(tokenized), where))
             except RowError as error:
                 rows.append(error)
         return rows
@@ -193,11 +173,14 @@ class Encoder:
         Of a string with the tokenizer's own BOS, of turns through the chat template.
         """
         if isinstance(prompt, str):
-            ids = [token for segment in self._tokenize([prompt]) for token in segment.ids]
+            ids = self._ids([prompt])
             return ids if self.added_bos_of(ids) else [*self.added_bos, *ids]
         rendered = self.template.prompt(prompt, "prompt")
-        segments = self._tokenize(_split(rendered.text, rendered.cuts))
-        return [token for segment in segments for token in segment.ids]
+        return self._ids(_split(rendered.text, rendered.cuts))
+
+    def _ids(self, segments: Sequence[str]) -> list[int]:
+        (tokens,) = self.segments.tokenize([segments])
+        return [token for segment in tokens for token in segment.ids]
 
     def prompt_text(self, prompt: Prompt) -> str:
         """What is tokenised of a prompt."""
@@ -216,11 +199,6 @@ class Encoder:
         It does not with boundary=joint or a response template of ids.
         """
         return self.loss.boundary == "split" and not isinstance(self.loss.response_template, list)
-
-    @property
-    def keeps_space(self) -> bool:
-        """True if white space is read back as it was written."""
-        return not self._adds_space and not self._swallowing
 
     # --- text -------------------------------------------------------------------------------------
 
@@ -288,7 +266,7 @@ class Encoder:
 
         Phi-3 reads <|assistant|> and a line break as one token.
         """
-        if not text.endswith(self._swallowing, 0, start):
+        if not text.endswith(self.segments.swallowing, 0, start):
             return start
         return len(text) - len(text[start:].lstrip())
 
@@ -302,26 +280,6 @@ class Encoder:
         return RowError("response template not found", problem)
 
     # --- ids --------------------------------------------------------------------------------------
-
-    def _tokenize(self, segments: Sequence[str]) -> list[Tokens]:
-        """The tokens of each segment, from one call of the Rust tokenizer.
-
-        Its results are asked for no more than is needed. SentencePiece puts a space before whatever
-        it is given; a segment that brings its own must not get two.
-        """
-        moved = [
-            segment[1:] if self._adds_space and len(segment) > 1 and segment[0] == " " else segment
-            for segment in segments
-        ]
-        backend = self.tokenizer.backend_tokenizer
-        if backend.padding is not None or backend.truncation is not None:  # of an earlier call
-            backend.no_padding()
-            backend.no_truncation()
-        encoded = backend.encode_batch(moved, add_special_tokens=False) if segments else ()
-        return [
-            Tokens(encoding.ids, encoding, len(segment) - len(rest))
-            for segment, rest, encoding in zip(segments, moved, encoded, strict=True)
-        ]
 
     def _finish(self, plan: _Plan, tokens: Sequence[Tokens], where: str) -> Encoded:
         """Join the segments, and label the trained tokens."""
@@ -342,7 +300,7 @@ class Encoder:
         for segment, one in zip(plan.segments, tokens, strict=True):
             row.firsts[row.length] = len(row.ids) if row.length or plan.chat else 0
             row.ids += one.ids
-            row.offsets.add(len(row.ids), row.length + one.moved, one.encoding)
+            row.offsets.add(len(row.ids), row.length, one)
             row.length += len(segment)
         if not plan.chat and row.ids[-1] != self.tokenizer.eos_token_id:
             row.ids.append(int(self.tokenizer.eos_token_id))
@@ -393,7 +351,7 @@ class Encoder:
         if self._known_ends is None:
             turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
             rendered = self.template.render(Conversation(turns), (1,), where)
-            ((ids, encoding, _),) = self._tokenize([rendered.text])
+            (((ids, encoding, *_),),) = self.segments.tokenize([[rendered.text]])
             answer = rendered.answers[-1]
             stop = answer.stop if not answer.closed else rendered.text.rindex("b") + 1
             after = [
