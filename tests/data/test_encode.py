@@ -24,7 +24,14 @@ from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.preflight.preview import spans
 from sftpipe.data.prompts import split_answer
-from sftpipe.data.samples import Conversation, PromptCompletion, Sample, Text, without_answer
+from sftpipe.data.samples import (
+    Conversation,
+    PromptCompletion,
+    Remark,
+    Sample,
+    Text,
+    without_answer,
+)
 from sftpipe.data.truncation import truncate
 from sftpipe.errors import DataError, RowError
 from support.byte_model import CHATML
@@ -676,6 +683,37 @@ def test_a_text_ends_in_eos_once(tokenizer: Any, text: str) -> None:
     assert row.labels == row.input_ids
 
 
+@pytest.mark.parametrize("behind", ["", "\n", " \n\n"])
+@pytest.mark.parametrize("loss", [FULL, LossConfig("response_template", response_template="a")])
+def test_l3_a_text_that_ends_in_an_end_token_and_white_space_gets_no_second_one(
+    tokenizer: Any, loss: LossConfig, behind: str
+) -> None:
+    row = encode(tokenizer, Text(f"a b<|im_end|>{behind}"), loss)
+    assert tokenizer.decode(row.input_ids) == f"a b<|im_end|>{behind}"
+    assert trained_ids(row)[-1] == tokenizer.eos_token_id
+    assert set(row.labels[row.input_ids.index(tokenizer.eos_token_id) + 1 :]) <= {IGNORED}
+
+
+def test_l3_the_end_of_a_turn_of_the_template_ends_a_string_too(phi3: Any) -> None:
+    pair = PromptCompletion("<|user|>\none<|end|>\n<|assistant|>\n", "yes<|end|>\n")
+    for sample, loss in ((pair, COMPLETION), (Text(pair.prompt + pair.completion), FULL)):
+        row = encode(phi3, sample, loss)
+        assert phi3.convert_ids_to_tokens(row.input_ids)[-2:] == ["\u2581yes", "<|end|>"]
+        assert row.labels[-1] == row.input_ids[-1]
+
+
+def test_l3_the_end_of_the_prompt_is_no_end_of_an_empty_completion(tokenizer: Any) -> None:
+    for boundary in ("split", "joint"):
+        loss = LossConfig("completion_only", boundary=boundary)
+        row = encode(tokenizer, PromptCompletion("a<|im_end|>\n", "\n"), loss)
+        assert trained_ids(row)[-1] == row.input_ids[-1] == tokenizer.eos_token_id
+
+
+def test_l3_a_tokenizer_without_a_template_knows_eos_alone(templated: Templated) -> None:
+    row = encode(templated(None), Text("a<|endoftext|>"), FULL)
+    assert templated(None).decode(row.input_ids) == "a<|endoftext|><|im_end|>"
+
+
 @pytest.mark.parametrize("text", ["a b", "</s>a b"])
 def test_l4_a_text_begins_with_one_bos(opt: Any, text: str) -> None:
     assert opt.decode(encode(opt, Text(text), FULL).input_ids) == "</s>a b</s>"
@@ -838,6 +876,37 @@ def test_the_answer_of_a_text_stands_behind_its_last_response_template(tokenizer
         "### Q: a\n### A:",
         " b",
     )
+
+
+QUESTION, ANSWER = "<|im_start|>user\n", "<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("sample", "templates", "found"),
+    [
+        (QUESTIONS, ("### A:", "### Q:"), ""),
+        (QUESTIONS, ("### A:",), "too many response templates"),
+        (Text("### Q: why ### A: ?### A: a"), ("### A:", "### Q:"), "too many response templates"),
+        (PromptCompletion("### Q: a\n### A:", " b"), ("### A:", "### Q:"), ""),
+        (
+            PromptCompletion("### Q: a\n### A:", " b\n### Q: c\n### A: d"),
+            ("### A:", "### Q:"),
+            "a template in the completion",
+        ),
+        (talk("a", "b", "c", "d"), (ANSWER, QUESTION), ""),
+        (talk("a", "b", "c", "d"), (ANSWER,), ""),
+        (talk("a", f"so: {ANSWER}b"), (ANSWER,), "too many response templates"),
+        (talk("a", f"so: {QUESTION}b"), (ANSWER, QUESTION), "too many instruction templates"),
+    ],
+)
+def test_l7_a_row_whose_templates_do_not_alternate_is_remarked(
+    tokenizer: Any, sample: Sample, templates: tuple[str, ...], found: str
+) -> None:
+    remarks = (Remark("templates out of turn", found),) if found else ()
+    assert encode(tokenizer, sample, response(*templates)).remarks == remarks
+    if isinstance(sample, Conversation):
+        ids = [tokenizer(template).input_ids for template in templates]
+        assert encode(tokenizer, sample, response(*ids)).remarks == remarks
 
 
 # --- L6: rows that are cut to fit -----------------------------------------------------------------

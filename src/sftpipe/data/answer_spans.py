@@ -90,12 +90,15 @@ class JoinedRow:
     offsets: the characters of each token.
     firsts: {character at which a segment begins: its first token}.
     length: characters of the text.
+    end: where training ends at the latest; white space behind the token that ends the row is not
+        learnt.
     """
 
     ids: list[int] = field(default_factory=list)
     offsets: Offsets = field(default_factory=Offsets)
     firsts: dict[int, int] = field(default_factory=dict)
     length: int = 0
+    end: int = 0
 
     def first(self, holds: Callable[[Span], bool], start: int = 0) -> int:
         """The first token from `start` on whose characters fulfil a condition; else T."""

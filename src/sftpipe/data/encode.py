@@ -11,6 +11,7 @@ import datetime
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 from transformers import PreTrainedTokenizerFast
@@ -19,7 +20,14 @@ from sftpipe.config.schema import LossConfig
 from sftpipe.data.answer_spans import AnswerSpans, JoinedRow
 from sftpipe.data.characters import KnownCharacters
 from sftpipe.data.chat_template import Answer, ChatTemplate, trained_turns
-from sftpipe.data.labels import IGNORED, Span, labels_from_spans, response_spans
+from sftpipe.data.labels import (
+    IGNORED,
+    Span,
+    labels_from_spans,
+    out_of_turn,
+    response_spans,
+    turns_of,
+)
 from sftpipe.data.samples import Conversation, Prompt, PromptCompletion, Remark, Sample
 from sftpipe.data.segments import SegmentTokenizer, Tokens
 from sftpipe.errors import DataError, Problem, RowError
@@ -50,11 +58,15 @@ class _Plan:
     segments: of the text; tokenisation starts anew at each.
     answers: trained stretches of the joined segments.
     chat: True if a template wrote the text; else BOS goes before it and EOS after it.
+    turns: of a conversation, as `out_of_turn` takes them.
+    remarks: what is to be said of the row.
     """
 
     segments: list[str]
     answers: list[Answer]
     chat: bool
+    turns: str | None = None
+    remarks: tuple[Remark, ...] = ()
 
 
 class Encoder:
@@ -244,22 +256,26 @@ class Encoder:
 
         A template of ids is looked for once there are ids.
         """
-        response, chat = self.loss.response_template, isinstance(sample, Conversation)
+        response, instruction = self.loss.response_template, self.loss.instruction_template
+        turns = prompt = None
         if isinstance(sample, Conversation):
             text = self.template.text(sample, where, prompt=False)
+            turns = turns_of(str(message["role"]) for message in sample.messages)
         elif isinstance(sample, PromptCompletion):
-            text = sample.prompt + sample.completion
+            text, prompt = sample.prompt + sample.completion, len(sample.prompt)
         else:
             text = sample.text
+        chat = isinstance(sample, Conversation)
         if not isinstance(response, str):
-            return _Plan([text], [], chat)
-        spans = response_spans(text, response, self.loss.instruction_template)
+            return _Plan([text], [], chat, turns)
+        spans = response_spans(text, response, instruction)
         if not spans:
             raise self._no_response(text, where)
         spans = [(self._after_swallowed(text, start), stop) for start, stop in spans]
         cuts = () if self.loss.boundary == "joint" else tuple(start for start, _ in spans)
         answers = [Answer(start, stop, closed=True) for start, stop in spans]
-        return _Plan(_split(text, cuts), answers, chat)
+        found = out_of_turn(text, response, instruction, turns=turns, prompt=prompt)
+        return _Plan(_split(text, cuts), answers, chat, turns, _remarks(found))
 
     def _after_swallowed(self, text: str, start: int) -> int:
         """The position after white space that belongs to a special token before it.
@@ -285,11 +301,16 @@ class Encoder:
         """Join the segments, and label the trained tokens."""
         row = self._join(plan, tokens)
         spans = self._trained_spans(plan, row, where)
+        spans = [(start, min(stop, row.end)) for start, stop in spans]
         labels = labels_from_spans(row.ids, spans)
         if labels.count(IGNORED) == len(labels):
             fix = "look at it with sftpipe preview loss=full"
             raise RowError("no trained token", Problem(where, "no token of it is trained", fix=fix))
-        return Encoded(row.ids, labels)
+        remarks = plan.remarks
+        if isinstance(self.loss.response_template, list):
+            ids = (self.loss.response_template, self.loss.instruction_template)
+            remarks = _remarks(out_of_turn(row.ids, *ids, turns=plan.turns))
+        return Encoded(row.ids, labels, remarks=remarks)
 
     def _join(self, plan: _Plan, tokens: Sequence[Tokens]) -> JoinedRow:
         """The tokens of all segments, strings with one BOS and one EOS (docs/rules.md, L3, L4)."""
@@ -302,10 +323,30 @@ class Encoder:
             row.ids += one.ids
             row.offsets.add(len(row.ids), row.length, one)
             row.length += len(segment)
-        if not plan.chat and row.ids[-1] != self.tokenizer.eos_token_id:
-            row.ids.append(int(self.tokenizer.eos_token_id))
-            row.offsets.add(len(row.ids), row.length, None)
+        row.end = len(row.ids) if plan.chat else self._end_string(plan, row)
         return row
+
+    def _end_string(self, plan: _Plan, row: JoinedRow) -> int:
+        """Give a string its EOS unless it brings an end; the token after the end of the row."""
+        last = plan.segments[-1]
+        behind = len(last) - len(last.rstrip())  # characters of white space
+        at = len(row.ids) - 1
+        while behind and at > 0 and row.ids[at] not in self.special:
+            if row.offsets[at][0] < row.length - behind:
+                break
+            at -= 1
+        answer = plan.answers[-1].start if plan.answers else 0
+        if row.ids[at] in self._string_ends and row.offsets[at][1] > answer:
+            return at + 1
+        row.ids.append(int(self.tokenizer.eos_token_id))
+        row.offsets.add(len(row.ids), row.length, None)
+        return len(row.ids)
+
+    @cached_property
+    def _string_ends(self) -> set[int]:
+        """The tokens that end a string: EOS, and what ends an answer of the chat template."""
+        ends = self.turn_ends() if self.tokenizer.chat_template is not None else set()
+        return {self.tokenizer.eos_token_id, *ends}
 
     def _trained_spans(self, plan: _Plan, row: JoinedRow, where: str) -> list[Span]:
         loss = self.loss
@@ -363,6 +404,10 @@ class Encoder:
         if not self._known_ends:
             raise self._spans.no_end(where)
         return self._known_ends
+
+
+def _remarks(out_of_turn: str) -> tuple[Remark, ...]:
+    return (Remark("templates out of turn", out_of_turn),) if out_of_turn else ()
 
 
 def _split(text: str, cuts: Sequence[int]) -> list[str]:
