@@ -131,7 +131,8 @@ class SegmentTokenizer:
     def without_loose_space(self, text: str) -> str:
         """The text without the white space that cannot be read back from its ids.
 
-        It is what added tokens take in, and the space that SentencePiece puts behind them.
+        It is what added tokens take in, and the space that SentencePiece puts at the start of a
+        text and behind them.
         """
         for pattern in self._loose:
             text = pattern.sub(r"\1", text)
@@ -145,7 +146,7 @@ class SegmentTokenizer:
         if before:
             patterns.append(rf"\s+({any_of(before).pattern})")
         if self.adds_space:
-            patterns.append(rf"(\A|{any_of(self._added).pattern}) ")
+            patterns.append(rf"(\A|{any_of(self._added).pattern}) +")
         return [re.compile(pattern) for pattern in patterns]
 
 
