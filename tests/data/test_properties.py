@@ -5,6 +5,7 @@ other kinds and every chat template that we ship; and in one test on the publish
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ import datasets
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from sftpipe.config.options import conf_dir
@@ -28,6 +30,7 @@ from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import Collator
 from sftpipe.data.preflight.parity import _reads_back
 from sftpipe.data.samples import Conversation, PromptCompletion, Sample, Text
+from sftpipe.data.segments import SegmentTokenizer
 from sftpipe.data.source import SPLITS
 from sftpipe.errors import DataError, RowError
 from sftpipe.tokenizer.special_tokens import SpecialTokens
@@ -447,6 +450,34 @@ def test_l1_l2_prompt_and_answer_read_as_their_text_to_the_byte(
     assert ids[-1] == any_kind.eos_token_id
     assert reads_as(any_kind, row.input_ids[:-1], encoder.text(sample))
     assert _reads_back(row.input_ids, sample, encoder)
+
+
+def test_a_segment_that_merges_with_an_anchor_gets_another(opt: Any) -> None:
+    # "\n\n" is no word of the small tokenizers; here it is one, as in most published ones
+    of_bytes = json.loads(with_prefix_space(opt).backend_tokenizer.to_str())
+    of_bytes["model"]["vocab"]["\u010a\u010a"] = 999
+    of_bytes["model"]["merges"].append(["\u010a", "\u010a"])
+    merging = copy.copy(opt)
+    merging._tokenizer = Tokenizer.from_str(json.dumps(of_bytes))
+    assert merging.tokenize("\n\n") == ["\u0120", "\u010a\u010a"]
+    segments = SegmentTokenizer(merging)
+    for text, tokens in (
+        ("\nyes", ["\u010a", "yes"]),
+        ("\n\nyes", ["\u010a", "\u010a", "yes"]),
+        ("\n\n\nyes", ["\u010a\u010a", "\u010a", "yes"]),
+    ):
+        ((_, found),) = segments.tokenize([["one", text]])
+        assert merging.convert_ids_to_tokens(found.ids) == tokens
+
+
+def test_an_empty_segment_is_not_the_start_of_a_text(phi3: Any) -> None:
+    segments = SegmentTokenizer(phi3)
+    for texts, tokens in (
+        (["one:", "", "yes"], [["\u2581one", ":"], [], ["yes"]]),
+        (["", "yes", "two"], [[], ["\u2581yes"], ["two"]]),
+    ):
+        (found,) = segments.tokenize([texts])
+        assert [phi3.convert_ids_to_tokens(one.ids) for one in found] == tokens
 
 
 def test_ids_of_a_tokenizer_that_adds_no_space_are_those_of_its_segments_alone(

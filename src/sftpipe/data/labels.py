@@ -83,10 +83,7 @@ def out_of_turn(
         prompt: length of the prompt of a prompt and its completion, which holds no template but
             one that the prompt lacks.
     """
-    answers = _occurrences(text, response)
-    questions = _occurrences(text, instruction) if instruction is not None else []
-    # an instruction template may be the beginning of the response template
-    questions = [at for at in questions if not any(a <= at < a + len(response) for a in answers)]
+    questions, answers = _places(text, response, instruction)
     order = "".join("QA"[at in answers] for at in sorted((*questions, *answers)))
     if instruction is None:
         turns = "A" if turns is None else turns.replace("Q", "")
@@ -105,6 +102,17 @@ def out_of_turn(
         if max((*questions, *answers)) >= first:
             return "a template in the completion"
     return ""
+
+
+def _places(
+    text: Sequence[object], response: Sequence[object], instruction: Sequence[object] | None
+) -> tuple[list[int], list[int]]:
+    """Where the instruction template and the response template begin."""
+    answers = _occurrences(text, response)
+    found = _occurrences(text, instruction) if instruction is not None else []
+    # an instruction template may be the beginning of the response template
+    inside = {at for start in answers for at in range(start, start + len(response))}
+    return [at for at in found if at not in inside], answers
 
 
 def _occurrences(text: Sequence[object], part: Sequence[object]) -> list[int]:

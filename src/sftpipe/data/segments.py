@@ -147,6 +147,9 @@ class SegmentTokenizer:
             patterns.append(rf"\s+({any_of(before).pattern})")
         if self.adds_space:
             patterns.append(rf"(\A|{any_of(self._added).pattern}) +")
+            twice = self._tokenizer.decode(self._encode(["a  a"])[0].ids)
+            if str(twice).strip() != "a  a":  # a normalizer makes one space of several, as T5's
+                patterns.append(r"()\s+")
         return [re.compile(pattern) for pattern in patterns]
 
 
