@@ -109,7 +109,9 @@ def _places(
 ) -> tuple[list[int], list[int]]:
     """Where the instruction template and the response template begin."""
     answers = _occurrences(text, response)
-    found = _occurrences(text, instruction) if instruction is not None else []
+    if instruction is None:
+        return [], answers
+    found = _occurrences(text, instruction)
     # an instruction template may be the beginning of the response template
     inside = {at for start in answers for at in range(start, start + len(response))}
     return [at for at in found if at not in inside], answers

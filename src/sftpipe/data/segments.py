@@ -101,7 +101,9 @@ class SegmentTokenizer:
         if text.endswith(self._added):
             return next(token for token in self._added if text.endswith(token))
         stripped = text.rstrip()
-        return next((token for token in self.swallowing if stripped.endswith(token)), "")
+        if len(stripped) == len(text) or not stripped.endswith(self.swallowing):
+            return ""
+        return next(token for token in self.swallowing if stripped.endswith(token))
 
     def _behind(self, anchor: str, segment: str) -> Tokens | None:
         """The tokens of a segment behind an anchor; None where the two merge."""
