@@ -118,7 +118,8 @@ def roles(*names: str) -> Row:
 
 
 NULL, TYPE, EMPTY, SHUFFLED = "null or missing", "wrong type", "empty text", "roles out of order"
-FORGED_TURN = "forged turn"
+CONTRADICTION = "flags that contradict each other"
+FORGED_TURN, PART = "forged turn", "a part that is no text"
 WRONG: list[tuple[Any, str]] = [
     (7, "int '7'"),
     (1.5, "float '1.5'"),
@@ -164,10 +165,11 @@ BAD_MESSAGES: list[tuple[str, Row, str, str]] = [
     *(
         (f"content {shown}", answered(value), ".messages[1].content", TYPE)
         for value, shown in WRONG
+        if not isinstance(value, list)
     ),
+    ("a part of an image", answered([{"type": "image"}]), ".messages[1].content[0]", PART),
     *((f"blank user {text!r}", chat(text, "yo"), ".messages[0].content", EMPTY) for text in BLANK),
     *((f"blank answer {text!r}", answered(text), ".messages[1].content", EMPTY) for text in BLANK),
-    ("blank system", chat("hi", "yo", system="\u3000"), ".messages[0].content", EMPTY),
     ("high surrogate", answered("a\ud800b"), ".messages[1].content", "broken text"),
     ("low surrogate", chat("\udc00", "yo"), ".messages[0].content", "broken text"),
     ("unknown role", roles("human", "assistant"), ".messages[0].role", "unknown role"),
@@ -187,8 +189,13 @@ BAD_MESSAGES: list[tuple[str, Row, str, str]] = [
             ("system", "assistant"),
         )
     ),
-    ("weight", answered("a", weight=0), ".messages[1].weight", "a field of another tool"),
-    ("training", answered("a", training=False), ".messages[1].training", "a field of another tool"),
+    ("weight float '0.5'", answered("a", weight=0.5), ".messages[1].weight", TYPE),
+    (
+        "two flags",
+        answered("a", weight=0, train=True),
+        ".messages[1]",
+        "flags that contradict each other",
+    ),
     *(
         (f"train {shown}", answered("a", train=value), ".messages[1].train", TYPE)
         for value, shown in [
@@ -199,11 +206,15 @@ BAD_MESSAGES: list[tuple[str, Row, str, str]] = [
         ]
     ),
     (
-        "train on a user",
-        {"messages": [{**USER, "train": True}, ANSWER]},
-        ".messages[0].train",
-        "train flag on another role",
+        "two system turns",
+        {**chat("hi", "yo", system="a"), "system": "b"},
+        ".system",
+        "two system turns",
     ),
+    ("a system column int '7'", {**GOOD, "system": 7}, ".system", TYPE),
+    ("history str 'a'", {**GOOD, "history": "a"}, ".history", TYPE),
+    ("a pair of one list \"['a']\"", {**GOOD, "history": [["a"]]}, ".history[0]", TYPE),
+    ("a developer", roles("developer", "user", "assistant"), ".messages[0].role", "unknown role"),
     ("nothing trained", answered("a", train=False), "", "nothing to train"),
     ("tools int '7'", {**GOOD, "tools": 7}, ".tools", TYPE),
     ("tools str '{x'", {**GOOD, "tools": "{x"}, ".tools", TYPE),

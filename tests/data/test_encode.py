@@ -21,13 +21,12 @@ from tokenizers.processors import TemplateProcessing
 from sftpipe.config.schema import LossConfig
 from sftpipe.data.chat_template import ChatTemplate, trained_turns, unrolled
 from sftpipe.data.encode import Encoded, Encoder
-from sftpipe.data.labels import IGNORED
+from sftpipe.data.labels import IGNORED, OUT_OF_TURN
 from sftpipe.data.preflight.preview import spans
 from sftpipe.data.prompts import split_answer
 from sftpipe.data.samples import (
     Conversation,
     PromptCompletion,
-    Remark,
     Sample,
     Text,
     without_answer,
@@ -902,11 +901,13 @@ QUESTION, ANSWER = "<|im_start|>user\n", "<|im_start|>assistant\n"
 def test_l7_a_row_whose_templates_do_not_alternate_is_remarked(
     tokenizer: Any, sample: Sample, templates: tuple[str, ...], found: str
 ) -> None:
-    remarks = (Remark("templates out of turn", found),) if found else ()
-    assert encode(tokenizer, sample, response(*templates)).remarks == remarks
+    losses = [response(*templates)]
     if isinstance(sample, Conversation):
-        ids = [tokenizer(template).input_ids for template in templates]
-        assert encode(tokenizer, sample, response(*ids)).remarks == remarks
+        losses.append(response(*(tokenizer(template).input_ids for template in templates)))
+    for loss in losses:
+        remarks = encode(tokenizer, sample, loss).remarks
+        said = [remark.what for remark in remarks if remark.kind == OUT_OF_TURN]
+        assert said == ([found] if found else [])
 
 
 # --- L6: rows that are cut to fit -----------------------------------------------------------------

@@ -11,10 +11,12 @@ import pytest
 from sftpipe.config.patterns import pattern_fields
 from sftpipe.config.schema import FormatConfig
 from sftpipe.data.formats import check_columns, required_columns, to_prompt
+from sftpipe.data.messages import STRAY_FLAG
 from sftpipe.data.samples import (
     Conversation,
     Prompt,
     PromptCompletion,
+    Remark,
     Sample,
     Text,
     split_prompt,
@@ -137,7 +139,9 @@ def test_train_flags_are_taken_from_the_turns() -> None:
     ]
     sample = to_sample({"messages": messages}, MESSAGES, "train[0]")
     assert sample == Conversation(
-        tuple(talk("uauaua")), train=(None, False, None, True, False, None)
+        tuple(talk("uauaua")),
+        train=(None, False, None, True, None, None),  # the user's own flag says nothing
+        remarks=(Remark(STRAY_FLAG, "train"),),
     )
 
 
@@ -159,21 +163,67 @@ def test_a_flag_that_is_no_boolean_is_refused(flag: Any) -> None:
     assert error.problem.allowed == "true, false or nothing"
 
 
-def test_a_flag_that_would_train_another_role_is_refused() -> None:
-    error = error_of(
-        {"messages": [{**turn("user", "a"), "train": True}, turn("assistant", "b")]}, MESSAGES
+FLAGS = [
+    ["train", True, True],
+    ["training", False, False],
+    ["loss", False, False],
+    ["loss", True, True],
+    ["weight", 0, False],
+    ["weight", 1, True],
+    ["weight", 0.0, False],
+    ["weight", 1.0, True],
+    ["weight", None, None],
+    ["loss", None, None],
+    ["weight", float("nan"), None],
+]
+
+
+@pytest.mark.parametrize("sharegpt", [False, True])
+@pytest.mark.parametrize(("name", "value", "flag"), FLAGS)
+def test_a_flag_is_read_by_the_name_that_other_tools_give_it(
+    name: str, value: Any, flag: bool | None, sharegpt: bool
+) -> None:
+    messages = [turn("user", "a"), {**turn("assistant", "b"), name: value}]
+    row = {"messages": messages}
+    cfg = MESSAGES
+    if sharegpt:
+        turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", name: value}]
+        row, cfg = {"conversations": turns}, FormatConfig(type="sharegpt")
+    sample = to_sample(row, cfg, "train[0]")
+    assert sample == Conversation(
+        (turn("user", "a"), turn("assistant", "b")), train=() if flag is None else (None, flag)
     )
-    assert error.problem.where == "train[0].messages[0].train"
-    assert error.reason == "train flag on another role"
 
 
-@pytest.mark.parametrize("name", ["weight", "training", "loss"])
-def test_the_name_of_another_tool_for_the_flag_is_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("weight", 0.5), ("weight", 2), ("weight", "0"), ("loss", 0), ("training", "no")],
+)
+def test_a_value_that_is_no_flag_is_refused(name: str, value: Any) -> None:
     error = error_of(
-        {"messages": [turn("user", "a"), {**turn("assistant", "b"), name: 0}]}, MESSAGES
+        {"messages": [turn("user", "a"), {**turn("assistant", "b"), name: value}]}, MESSAGES
     )
     assert error.problem.where == f"train[0].messages[1].{name}"
-    assert error.reason == "a field of another tool"
+    assert error.reason == TYPE
+
+
+def test_flags_that_contradict_each_other_are_refused_and_equal_ones_are_one() -> None:
+    answer = turn("assistant", "b")
+    error = error_of(
+        {"messages": [turn("user", "a"), {**answer, "weight": 1, "loss": False}]}, MESSAGES
+    )
+    assert error.problem.where == "train[0].messages[1]"
+    assert error.problem.found == "weight: true, loss: false"
+    both = {"messages": [turn("user", "a"), {**answer, "weight": 0, "loss": False}]}
+    assert to_sample(both, MESSAGES, "train[0]").train == (None, False)
+
+
+def test_a_flag_of_another_name_is_mapped() -> None:
+    cfg = FormatConfig(type="messages", fields={"train": "learn"})
+    row = {"messages": [turn("user", "a"), {**turn("assistant", "b"), "learn": False}]}
+    sample = to_sample(row, cfg, "train[0]")
+    assert sample.train == (None, False)
+    assert sample.messages[1] == turn("assistant", "b")
 
 
 # --- sharegpt -------------------------------------------------------------------------------------
@@ -701,7 +751,12 @@ HI = turn("user", "hi")
             ["no role", [{"content": "hi"}], "[0].role", NULL],
             ["content null", [HI, turn("assistant", None)], "[1].content", NULL],
             ["content blank", [HI, turn("assistant", " ")], "[1].content", EMPTY],
-            ["content in parts", [turn("user", [{"type": "text"}])], "[0].content", TYPE],
+            [
+                "content in parts",
+                [turn("user", [{"type": "image_url"}])],
+                "[0].content[0]",
+                "a part that is no text",
+            ],
             ["unknown role", [turn("bot", "hi")], "[0].role", "unknown role"],
             ["a number of a tool", [HI, turn("tool", 3)], "[1].content", TYPE],
         ]
@@ -726,7 +781,7 @@ def test_bad_messages_name_the_turn(messages: Any, where: str, reason: str) -> N
         ("ssua", "system, system, user, assistant"),
         ("usa", "user, system, assistant"),
         ("utua", "user, tool, user, assistant"),
-        ("uata", "user, assistant, tool, assistant"),
+        ("uaat", "user, assistant, assistant, tool"),
         ("ta", "tool, assistant"),
         (
             "ua" * 10 + "u",

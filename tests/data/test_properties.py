@@ -25,6 +25,7 @@ from sftpipe.config.schema import DatasetConfig, LossConfig, PreflightConfig
 from sftpipe.data import source
 from sftpipe.data.chat_template import trained_turns, unrolled
 from sftpipe.data.cleaning import Cleaner
+from sftpipe.data.control_tokens import control_tokens
 from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import Collator
@@ -33,7 +34,6 @@ from sftpipe.data.samples import Conversation, PromptCompletion, Sample, Text
 from sftpipe.data.segments import SegmentTokenizer
 from sftpipe.data.source import SPLITS
 from sftpipe.errors import DataError, RowError
-from sftpipe.tokenizer.special_tokens import SpecialTokens
 from support.sources import load_splits
 from support.tokenizers import PUBLISHED, metaspace, tokenizer_at, with_prefix_space
 
@@ -735,7 +735,7 @@ def clean(tokenizer: Any, chat: Conversation, forged: str = "escape") -> Convers
 def test_an_escaped_text_holds_no_special_token_and_looks_the_same(
     kind: Kind, data: st.DataObject
 ) -> None:
-    tokens = SpecialTokens.of(kind.tokenizer).control
+    tokens = control_tokens(kind.tokenizer).control
     pieces = st.one_of(
         st.sampled_from(tokens),
         st.sampled_from(tokens).map(lambda token: token[:-1]),

@@ -21,10 +21,11 @@ from trl import SFTTrainer
 
 from sftpipe.config.schema import FormatConfig, LossConfig
 from sftpipe.data import chat_template
-from sftpipe.data.chat_template import ChatTemplate, trained_turns, unrolled
+from sftpipe.data.chat_template import LEFT_OUT, ChatTemplate, trained_turns, unrolled
 from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.labels import IGNORED
-from sftpipe.data.samples import Conversation, Sample
+from sftpipe.data.messages import UNREAD_FIELD
+from sftpipe.data.samples import Conversation, Remark, Sample
 from sftpipe.errors import DataError, RowError
 from support.errors import refused
 from support.samples import to_sample
@@ -359,13 +360,18 @@ def test_reasoning_that_a_template_drops_from_history_is_not_lost_in_silence(dre
         {**m, "reasoning_content": f"Thought {at}."} if m["role"] == "assistant" else m
         for at, m in enumerate(chat.messages)
     )
-    for name in ("qwen3", "gptoss_training"):
-        with pytest.raises(
-            RowError,
-            match=r"messages\[1\]: the chat template writes this "
-            r"answer otherwise once turns follow it",
-        ):
-            encode(dressed(name), replace(chat, messages=thinking), "assistant_only")
+    with pytest.raises(
+        RowError,
+        match=r"messages\[1\]: the chat template writes this "
+        r"answer otherwise once turns follow it",
+    ):
+        encode(dressed("qwen3"), replace(chat, messages=thinking), "assistant_only")
+    # a template that knows no such field is said not to
+    row = encode(dressed("gptoss_training"), replace(chat, messages=thinking), "assistant_only")
+    assert row.remarks == (
+        Remark(UNREAD_FIELD, "reasoning_content"),
+        Remark(LEFT_OUT, "reasoning_content"),
+    )
     texts = [
         text
         for turn in unrolled(replace(chat, messages=thinking), "assistant_only")

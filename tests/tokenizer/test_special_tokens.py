@@ -338,28 +338,10 @@ def test_special_tokens_are_told_from_added_ones_and_both_have_ids(load: Load) -
     special = SpecialTokens.of(tokenizer)
     assert {"<|turn|>", "##[YODA]##>"} <= set(special.added)
     assert "<|turn|>" in special.special
-    assert "<|turn|>" in special.control
     assert "##[YODA]##>" not in special.special
-    assert "##[YODA]##>" not in special.control
     assert tokenizer.convert_tokens_to_ids("##[YODA]##>") in special
     assert tokenizer.convert_tokens_to_ids("the") not in special
     assert special.pattern.findall("a ##[YODA]##><|turn|>b") == ["##[YODA]##>", "<|turn|>"]
-
-
-def test_an_added_token_that_the_template_writes_is_a_control_token(
-    load: Load, tmp_path: Path
-) -> None:
-    (tmp_path / "mine.jinja").write_text("##[YODA]##>{{ messages[0].content }}", encoding="utf-8")
-    tokenizer = load(tokens=["##[YODA]##>"], chat_template=str(tmp_path / "mine.jinja"))
-    special = SpecialTokens.of(tokenizer)
-    assert "##[YODA]##>" in special.control
-    assert "##[YODA]##>" not in special.special
-    # also where it is not the first of several templates that writes it
-    tokenizer.chat_template = {
-        "default": "{{ messages[0].content }}",
-        "tool_use": tokenizer.chat_template,
-    }
-    assert "##[YODA]##>" in SpecialTokens.of(tokenizer).control
 
 
 def test_the_longest_word_is_found_first_and_no_words_match_nothing() -> None:

@@ -19,6 +19,8 @@ from sftpipe.config.schema import (
     HUB_DATASET,
     LOSSES,
     PACKING,
+    ROLES,
+    TURN_FIELDS,
     DatasetConfig,
     EvaluationConfig,
     FormatConfig,
@@ -30,7 +32,7 @@ from sftpipe.config.schema import (
     TokenizerConfig,
     TrainConfig,
 )
-from sftpipe.errors import Problem, override, show_value, wrong_choice
+from sftpipe.errors import Problem, nearest, override, show_value, wrong_choice
 
 
 def find_conflicts(cfg: TrainConfig) -> list[Problem]:
@@ -359,6 +361,16 @@ def _check_format(form: FormatConfig, key: str) -> list[Problem]:
         pattern = getattr(form, name)
         if name in FORMATS[form.type].reads and pattern is not None:
             problems += _check_pattern(pattern, f"{key}.{name}")
+    for name, theirs in form.fields.items():
+        if name not in TURN_FIELDS:
+            match = nearest(name, TURN_FIELDS)
+            fix = override(f"{key}.fields", f"{{{match}: {theirs}}}") if match else "leave it out"
+            allowed = ", ".join(TURN_FIELDS)
+            problems.append(Problem(f"{key}.fields", repr(name), allowed=allowed, fix=fix))
+    for name, role in form.roles.items():
+        if role not in ROLES:
+            where = f"{key}.roles.{name}"
+            problems.append(wrong_choice(where, role, ROLES, where))
     return problems
 
 

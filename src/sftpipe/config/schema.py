@@ -35,23 +35,35 @@ class FormatFacts:
 
     makes: kind of sample: `conversation`, `prompt_completion` or `text`; `any` where rows decide.
     columns: columns that a row must have; of text and template those that the config names.
+    optional: further columns that it reads where a row has them.
     reads: keys of the `format` group that it reads, beside `type`.
     needs: those of them that it cannot do without.
     """
 
     makes: str
     columns: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
 
 
+# columns of conversations: a system turn, earlier turns, and what a chat template is given beside
+_CHAT = ("system", "history", "tools", "functions", "chat_template_kwargs")
+_TURNS = ("system", "fields", "roles")
 FORMATS = {
     "instruction": FormatFacts(
-        "conversation", columns=("instruction", "output"), reads=("system",)
+        "conversation",
+        columns=("instruction", "output"),
+        optional=("input", *_CHAT),
+        reads=_TURNS,  # of the turns of `history`
     ),
-    "messages": FormatFacts("conversation", columns=("messages",), reads=("system",)),
-    "sharegpt": FormatFacts("conversation", columns=("conversations",), reads=("system",)),
-    "prompt_completion": FormatFacts("any", columns=("prompt", "completion"), reads=("system",)),
+    "messages": FormatFacts("conversation", columns=("messages",), optional=_CHAT, reads=_TURNS),
+    "sharegpt": FormatFacts(
+        "conversation", columns=("conversations",), optional=_CHAT, reads=_TURNS
+    ),
+    "prompt_completion": FormatFacts(
+        "any", columns=("prompt", "completion"), optional=_CHAT, reads=_TURNS
+    ),
     "text": FormatFacts("text", reads=("text_field",)),
     "template": FormatFacts(
         "prompt_completion",
@@ -59,9 +71,21 @@ FORMATS = {
         needs=("prompt", "completion"),
     ),
     "function": FormatFacts(
-        "any", reads=("system", "text_field", "function", "batched"), needs=("function",)
+        "any", reads=(*_TURNS, "text_field", "function", "batched"), needs=("function",)
     ),
 }
+
+# keys of a turn that have a meaning of their own; a chat template may read any other as well
+ROLES = ("system", "developer", "user", "assistant", "tool")
+TURN_FIELDS = (
+    "role",
+    "content",
+    "train",
+    "name",
+    "tool_calls",
+    "tool_call_id",
+    "reasoning_content",
+)
 
 
 @dataclass(frozen=True)
@@ -240,6 +264,10 @@ class FormatConfig:
     type: str = _choice(*FORMATS)
     # the system turn at the start of each conversation that has none
     system: Optional[str] = None
+    # {one of TURN_FIELDS: the data set's name for it}
+    fields: dict[str, str] = field(default_factory=dict)
+    # {the data set's name of a role: system, user, assistant, tool or developer}
+    roles: dict[str, str] = field(default_factory=dict)
     # of format=text: the column that holds the text
     text_field: str = "text"
     # of format=template: text with {column} fields
@@ -305,6 +333,10 @@ class PreflightConfig:
     duplicates: str = _choice("error", "warn")
     # texts that hold special tokens of the chat template
     forged_turns: str = _choice("error", "escape")
+    # columns and fields that nothing reads, and that other tools act on
+    unread: str = _choice("warn", "error")
+    # a system text that the chat template adds to rows without one
+    default_system: str = _choice("warn", "allow")
     # rows that `check` and `preview` print
     show_rows: int = _at_least(0, default=3)
 

@@ -9,25 +9,42 @@ blocks says it itself.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+from jinja2 import nodes
 from jinja2.exceptions import TemplateSyntaxError
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
-from sftpipe.data.samples import Conversation, Message
+from sftpipe.data.messages import UNREAD_FIELD
+from sftpipe.data.samples import Arguments, Conversation, Message, Remark
 from sftpipe.errors import DataError, Problem, RowError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARK = "\ue000{}\ue001"  # private-use characters: no text of people holds them
 _MARKS = re.compile("\ue000(\\d+)\ue001")
+_NONE = object()  # a content that the template is to see as none; other values of None are left out
+_ROLE_AND_TEXT = ("role", "content")
+_SEARCHES = (
+    "split",
+    "rsplit",
+    "partition",
+    "rpartition",
+    "startswith",
+    "endswith",
+    "find",
+    "replace",
+)
+_PROBE_TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
+DEFAULT_SYSTEM, LEFT_OUT = "default system text", "left out by the chat template"
 _KEPT = 10_000  # shapes that are remembered
 _WAYS_OUT = (
     "`loss=completion_only` trains the last turn only; `loss.unroll=true` makes a row of each turn"
@@ -115,6 +132,9 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self.day = day or datetime.date.today()
         self._special_tokens = dict(tokenizer.special_tokens_map)
+        self._default_systems: dict[bool, str] = {}  # by whether there are tools
+        self._prints_turns: bool | None = None
+        self._ways: list[tuple[bool, bool]] | None = None
         self._known: dict[tuple[Shape, bool], _Known] = {}  # by shape, and whether as a prompt
         self._measured: dict[Hashable, int | None] = {}  # of `_near`
 
@@ -139,6 +159,116 @@ class ChatTemplate:
         """True if the template may write the date into its text."""
         return "strftime_now" in str(self._tokenizer.chat_template)
 
+    # --- what a template makes of parts of a conversation -----------------------------------------
+
+    @property
+    def parsed_words(self) -> frozenset[str]:
+        """The strings that the template looks for in texts, such as `</think>`."""
+        return frozenset().union(*(_words(one)[1] for one in self._sources()))
+
+    def reads(self, field: str) -> bool:
+        """True if the template may write a field of a turn."""
+        sources = self._sources()
+        return any(field in _words(one)[0] for one in sources) or self._writes_all_fields()
+
+    def _sources(self) -> list[str]:
+        template = self._tokenizer.chat_template
+        found = template.values() if isinstance(template, dict) else [template]
+        return [str(one) for one in found if one is not None]
+
+    def _writes_all_fields(self) -> bool:
+        """True of a template that prints whole turns, seen by a field that no one knows."""
+        if self._prints_turns is None:
+            mark = _MARK.format(0)
+            user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+            chat = Conversation(({**user, "x_" * 8: mark}, {**answer, "x_" * 8: mark}))
+            try:
+                self._prints_turns = mark in self.text(chat, "a probe", prompt=False)
+            except RowError:
+                self._prints_turns = False
+        return self._prints_turns
+
+    def settle(self, chat: Conversation, where: str) -> Conversation:
+        """The conversation as it is rendered.
+
+        Without fields that the template does not know, each of which a remark names, and without an
+        empty system turn that makes no difference.
+
+        Raises:
+            RowError: a role that the template does not know.
+        """
+        remarks = list(chat.remarks)
+        if any(len(message) > 2 for message in chat.messages):
+            names = dict.fromkeys(name for message in chat.messages for name in message)
+            # tool calls that it does not know are an error of the row
+            known = (*_ROLE_AND_TEXT, "tool_calls")
+            unread = {name for name in names if name not in known and not self.reads(name)}
+            if unread:
+                remarks += [Remark(UNREAD_FIELD, name) for name in names if name in unread]
+                messages = tuple(
+                    {name: value for name, value in message.items() if name not in unread}
+                    for message in chat.messages
+                )
+                chat = replace(chat, messages=messages)
+        head = chat.messages[0]
+        self._check_developer(chat, where)
+        if head["role"] == "system" and not head["content"].strip():
+            if self._is_as_without(chat, where):
+                length = chat.prompt_length - 1 if chat.prompt_length else 0
+                chat = replace(
+                    chat, messages=chat.messages[1:], train=chat.train[1:], prompt_length=length
+                )
+        elif head["role"] not in ("system", "developer"):
+            default = self._default_system(bool(chat.tools))
+            remarks += [Remark(DEFAULT_SYSTEM, default)] if default else []
+        return replace(chat, remarks=tuple(remarks)) if len(remarks) > len(chat.remarks) else chat
+
+    def _check_developer(self, chat: Conversation, where: str) -> None:
+        for index, message in enumerate(chat.messages[:2]):
+            if message["role"] == "developer" and not self.reads("developer"):
+                problem = Problem(
+                    f"{where}.messages[{index}].role",
+                    "'developer', a role that the chat template does not know",
+                    allowed="roles that the template writes",
+                    fix="`format.roles.developer=system` reads such turns as the system's",
+                )
+                raise RowError("unknown role", problem)
+
+    def _is_as_without(self, chat: Conversation, where: str) -> bool:
+        """True if an empty system turn changes nothing, or is refused by the template."""
+        without = replace(chat, messages=chat.messages[1:], train=())
+        try:
+            with_it = self.text(chat, where, prompt=False)
+        except RowError:
+            return True
+        return with_it == self.text(without, where, prompt=False)
+
+    def _default_system(self, tools: bool) -> str:
+        """The system text that the template adds to a conversation without a system turn."""
+        if tools not in self._default_systems:
+            self._default_systems[tools] = self._find_default_system(tools)
+        return self._default_systems[tools]
+
+    def _find_default_system(self, tools: bool) -> str:
+        system, user, answer = (
+            {"role": role, "content": _MARK.format(at)}
+            for at, role in enumerate(("system", "user", "assistant"))
+        )
+        listed = (_PROBE_TOOL,) if tools else ()
+        try:
+            with_it, without = (
+                self.text(Conversation(messages, listed), "a probe", prompt=False)
+                for messages in ((system, user, answer), (user, answer))
+            )
+        except RowError:
+            return ""
+        before, found, after = with_it.partition(_MARK.format(0))
+        between = _MARKS.split(after)[0]
+        start, _, _ = without.partition(_MARK.format(1))
+        if not found or not start.startswith(before) or not start.endswith(between):
+            return ""
+        return start[len(before) : len(start) - len(between)].strip()
+
     # --- rendering --------------------------------------------------------------------------------
 
     def text(self, chat: Conversation, where: str, *, prompt: bool) -> str:
@@ -154,10 +284,66 @@ class ChatTemplate:
     def _render(
         self, chat: Conversation, where: str, *, prompt: bool, blocks: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and the characters of its generation blocks if they are asked for."""
+        """The text, and the characters of its generation blocks if they are asked for.
+
+        Templates disagree on tool calls: the arguments are a mapping to most, and JSON to others,
+        and some write calls only where the content is none. The first way that fails on nothing,
+        leaves no call out and prints no mapping as Python does is taken.
+        """
+        if not any(message.get("tool_calls") for message in chat.messages):
+            return self._render_once(chat, where, prompt=prompt, blocks=blocks)
+        calls = [
+            call.get("function", call)
+            for message in chat.messages
+            for call in message.get("tool_calls") or ()
+        ]
+        found, failed = None, None
+        for text, none in self._ways_to_call():
+            way = tuple(_called(message, text=text, none=none) for message in chat.messages)
+            try:
+                made = self._render_once(
+                    replace(chat, messages=way), where, prompt=prompt, blocks=blocks
+                )
+            except RowError as error:
+                failed = failed or error
+                continue
+            if all(_is_called(call, made[0]) for call in calls):
+                return made
+            found = found or made
+        if found is None:
+            assert failed is not None
+            raise failed
+        return found
+
+    def _ways_to_call(self) -> list[tuple[bool, bool]]:
+        """What to try of `_called`, the first way in which the template writes a call first."""
+        if self._ways is None:
+            self._ways = [(False, False), (True, False), (False, True), (True, True)]
+            word = "zqxj"
+            function = {"name": word, "arguments": Arguments({"x": "y"}, '{"x": "y"}')}
+            call = {"type": "function", "id": "a1b2c3d4e", "function": function}
+            user = {"role": "user", "content": "a"}
+            called = {"role": "assistant", "content": "", "tool_calls": [call]}
+            for way in self._ways:
+                turn = _called(called, text=way[0], none=way[1])
+                chat = Conversation((user, turn))
+                with contextlib.suppress(RowError):
+                    text = self._render_once(chat, "a probe", prompt=False, blocks=False)[0]
+                    if word in text and _is_called(function, text):
+                        self._ways = [way, *(one for one in self._ways if one != way)]
+                        break
+        return self._ways
+
+    def _render_once(
+        self, chat: Conversation, where: str, *, prompt: bool, blocks: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
         source = self.source(chat.tools)
         messages = [
-            {name: value for name, value in message.items() if value is not None}
+            {
+                name: None if value is _NONE else value
+                for name, value in message.items()
+                if value is not None
+            }
             for message in chat.messages
         ]
         plain = all(len(message) == 2 for message in messages)
@@ -464,6 +650,19 @@ class _ByPrompts:
         raise RowError("left out by the chat template", problem)
 
 
+def left_out(trained: Sequence[Message], text: str) -> tuple[Remark, ...]:
+    """A remark for each field of trained turns whose text is not in the render."""
+    names = {
+        name
+        for message in trained
+        if len(message) > 2 and message["role"] == "assistant"
+        for name, value in message.items()
+        if name not in (*_ROLE_AND_TEXT, "tool_calls")
+        and any(not _is_written(one, text) for one in _strings(value))
+    }
+    return tuple(Remark(LEFT_OUT, name) for name in sorted(names))
+
+
 def rewritten(where: str, difference: str) -> RowError:
     """The error of a trained turn that a template writes in another way once turns follow it."""
     return RowError(
@@ -481,6 +680,73 @@ def _compiled(source: str) -> tuple[Any, dict[str, Any]]:
     """A template, and the global names that it may use."""
     template = _compile_jinja_template(source)
     return template, dict(template.globals)
+
+
+@cache
+def _words(source: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The names and strings in a template's code, and the strings that it looks for in texts."""
+    try:
+        code = _compile_jinja_template(source).environment.parse(source)
+    except TemplateSyntaxError:  # rendering says so
+        return frozenset(), frozenset()
+    names = {one.attr for one in code.find_all(nodes.Getattr)}
+    names |= {one.value for one in code.find_all(nodes.Const) if isinstance(one.value, str)}
+    sought: list[nodes.Node] = []
+    for compared in code.find_all(nodes.Compare):
+        if any(one.op in ("in", "notin") for one in compared.ops):
+            sought.append(compared.expr)
+    for call in code.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Getattr) and call.node.attr in _SEARCHES:
+            sought += call.args[:1]
+    for changed in code.find_all(nodes.Filter):
+        sought += changed.args[:1] if changed.name == "replace" else []
+    words = {one.value for one in sought if isinstance(one, nodes.Const)}
+    return frozenset(names), frozenset(str(word) for word in words)
+
+
+def _called(message: Message, *, text: bool, none: bool) -> Message:
+    """A turn with its calls as some templates read them.
+
+    Args:
+        message: the turn.
+        text: the arguments are JSON.
+        none: an empty content is None.
+    """
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"] if text else ():
+        function = call.get("function", call)
+        arguments = function.get("arguments")
+        if isinstance(arguments, Mapping):
+            written = getattr(arguments, "text", None) or json.dumps(arguments, ensure_ascii=False)
+            function = {**function, "arguments": written}
+        calls.append({**call, "function": function} if "function" in call else function)
+    changed = {**message, "tool_calls": calls or message["tool_calls"]}
+    is_empty = not (message.get("content") or "").strip()
+    return {**changed, "content": _NONE} if none and is_empty else changed
+
+
+def _is_called(function: Mapping[str, Any], text: str) -> bool:
+    """True if a render holds a call, and not its arguments as Python prints them."""
+    arguments, name = function.get("arguments"), function.get("name")
+    printed = isinstance(arguments, Mapping) and arguments and repr(dict(arguments)) in text
+    return not printed and (not isinstance(name, str) or name in text)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in a nested value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, Sequence)):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(one)
+
+
+def _is_written(value: str, text: str) -> bool:
+    """True if a text holds a value, as it is or as JSON writes it."""
+    bare = value.strip()
+    return bare in text or json.dumps(bare, ensure_ascii=False)[1:-1] in text
 
 
 @cache

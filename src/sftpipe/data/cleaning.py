@@ -2,27 +2,32 @@
 
 A tokenizer reads `<|im_end|>` as the end of a turn wherever it is written, so an answer or a
 question that quotes it would end or open a turn. Formats pass each text through `Cleaner.clean`
-before a template or a pattern takes it in. Finished texts (format=text, and the strings that a
-user's own format makes) may hold special tokens: that is how those are written.
+before a template or a pattern takes it in. Tags such as `<think>` are data where the model writes
+them or is told of them (assistant and system turns), and no one else's to write. Finished texts
+(format=text, and the strings that a user's own format makes) may hold special tokens: that is how
+those are written.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from sftpipe.config.schema import DatasetConfig, PreflightConfig
+from sftpipe.data.control_tokens import control_tokens
 from sftpipe.data.messages import FIX_ROW
 from sftpipe.data.samples import PromptCompletion, Row, Sample
 from sftpipe.errors import Problem, RowError
-from sftpipe.tokenizer.special_tokens import SpecialTokens, any_of
+from sftpipe.tokenizer.special_tokens import any_of
 
 FORGED = "forged turn"  # the reason of rows that are dropped for it
 _ALLOWED = "text that neither opens nor ends a turn"
 # zero width space: inside a special token it makes plain text of it that looks the same
 _BREAK = "\u200b"
+_WRITES_TAGS = ("assistant", "system", "developer")
 
 
 class Cleaner:
@@ -34,35 +39,42 @@ class Cleaner:
         dataset: DatasetConfig,
         preflight: PreflightConfig,
     ) -> None:
-        control = SpecialTokens.of(tokenizer).control
+        tokens = control_tokens(tokenizer)
         self._escapes = preflight.forged_turns == "escape"
-        self._control = any_of(control)
-        self._escaped = any_of(_escape(token) for token in control if len(token) > 1)
+        self._control = any_of(tokens.control)
+        self._with_tags = any_of((*tokens.control, *tokens.tags))
+        self._wrapped = [_wrapped_in(tag) for tag in tokens.wrappers]
+        every = (*tokens.control, *tokens.tags)
+        self._escaped = any_of(_escape(token) for token in every if len(token) > 1)
         self._dataset = dataset
 
     def strip(self, row: Row) -> Row:
         """The row without its markers, as a format is given it; see `strip_markers`."""
         return strip_markers(row, self._dataset)
 
-    def clean(self, value: Any, where: str) -> Any:
-        """A text, or a nested value with texts, without special tokens.
+    def clean(self, value: Any, where: str, role: str = "user") -> Any:
+        """A text, or a nested value, without the special tokens that its role may not write.
 
         Raises:
             RowError: a text holds one (`preflight.forged_turns=error`); names its location.
         """
+        refused = self._control if role in _WRITES_TAGS else self._with_tags
         if isinstance(value, str):
-            return self._clean_text(value, where)
-        if not any(self._control.search(text) for text in _texts(value)):
+            return self._clean_text(value, where, refused)
+        if not any(refused.search(text) for text in _texts(value)):
             return value
-        return _map(value, self._clean_text, where)
+        return _map(value, lambda text, place: self._clean_text(text, place, refused), where)
 
-    def _clean_text(self, text: str, where: str) -> str:
-        found = self._control.search(text)
+    def _clean_text(self, text: str, where: str, refused: re.Pattern[str]) -> str:
+        found = refused.search(text)
         if found is None:
             return text
+        if refused is not self._control and any(one.fullmatch(text) for one in self._wrapped):
+            return self._clean_text(text, where, self._control)  # data sets wrap results themselves
         if self._escapes and len(found[0]) > 1:
             # again: an escaped token may have hidden another that overlaps it
-            return self._clean_text(self._control.sub(lambda hit: _escape(hit[0]), text), where)
+            escaped = refused.sub(lambda hit: _escape(hit[0]), text)
+            return self._clean_text(escaped, where, refused)
         around = text[max(0, found.start() - 20) : found.end() + 20]
         escape = "`preflight.forged_turns=escape` to have such tokens read as plain text"
         found_text = f"the special token {found[0]!r} in {around!r}"
@@ -104,6 +116,12 @@ def strip_markers(row: Row, cfg: DatasetConfig) -> Row:
         return row
     markers = any_of(cfg.marker_tokens)
     return dict(_map(row, lambda text, _: markers.sub("", text), "", names=False))
+
+
+def _wrapped_in(tag: str) -> re.Pattern[str]:
+    """A text that is one or more results between a tag and its end, and nothing else."""
+    start, end = map(re.escape, (tag, f"</{tag[1:]}"))
+    return re.compile(rf"(?:\s*{start}(?:(?!{start}|{end}).)*{end}\s*)+", re.DOTALL)
 
 
 def _escape(token: str) -> str:

@@ -19,9 +19,10 @@ from transformers import PreTrainedTokenizerFast
 from sftpipe.config.schema import LossConfig
 from sftpipe.data.answer_spans import AnswerSpans, JoinedRow
 from sftpipe.data.characters import KnownCharacters
-from sftpipe.data.chat_template import Answer, ChatTemplate, trained_turns
+from sftpipe.data.chat_template import Answer, ChatTemplate, left_out, trained_turns
 from sftpipe.data.labels import (
     IGNORED,
+    OUT_OF_TURN,
     Span,
     labels_from_spans,
     out_of_turn,
@@ -187,7 +188,7 @@ class Encoder:
         if isinstance(prompt, str):
             ids = self._ids([prompt])
             return ids if self.added_bos_of(ids) else [*self.added_bos, *ids]
-        rendered = self.template.prompt(prompt, "prompt")
+        rendered = self.template.prompt(self.template.settle(prompt, "prompt"), "prompt")
         return self._ids(_split(rendered.text, rendered.cuts))
 
     def _ids(self, segments: Sequence[str]) -> list[int]:
@@ -198,7 +199,7 @@ class Encoder:
         """What is tokenised of a prompt."""
         if isinstance(prompt, str):
             return prompt
-        return self.template.text(prompt, "prompt", prompt=True)
+        return self.template.text(self.template.settle(prompt, "prompt"), "prompt", prompt=True)
 
     def added_bos_of(self, ids: Sequence[int]) -> list[int]:
         """The tokenizer's own BOS if the ids begin with it, else []."""
@@ -229,27 +230,34 @@ class Encoder:
             found = f"the format makes {kind}, which has no turns to tell apart"
             raise DataError(Problem(f"loss={loss} ({where})", found, fix=ways_out))
         if not isinstance(sample, PromptCompletion):
-            return _Plan([sample.text], [Answer(0, len(sample.text), closed=True)], chat=False)
+            answer = Answer(0, len(sample.text), closed=True)
+            return _Plan([sample.text], [answer], chat=False, remarks=sample.remarks)
         text = sample.prompt + sample.completion
         start = len(sample.prompt) if loss == "completion_only" else 0
         joint = self.loss.boundary == "joint"
         segments = [text] if joint else [sample.prompt, sample.completion]
-        return _Plan(segments, [Answer(start, len(text), closed=True)], chat=False)
+        answer = Answer(start, len(text), closed=True)
+        return _Plan(segments, [answer], chat=False, remarks=sample.remarks)
 
     def _plan_chat(self, chat: Conversation, where: str) -> _Plan:
-        turns = trained_turns(chat, self.loss.type)
         full = self.loss.type == "full"
         if full and False in chat.train:
             found = "loss=full trains every token, and a turn is marked train: false"
             problem = Problem(where, found, fix="`loss=assistant_only`")
             raise RowError("train flag against loss=full", problem)
+        given, chat = chat, self.template.settle(chat, where)
+        turns = trained_turns(chat, self.loss.type)
         last = len(chat.messages) - 1
         rendered = self.template.render(chat, (last,) if full else turns, where)
         answers = list(rendered.answers)
+        shift = len(given.messages) - len(chat.messages)  # of an empty system turn
+        trained = given.messages if full else [given.messages[turn + shift] for turn in turns]
+        remarks = left_out(trained, rendered.text)
         if full:
             answers = [replace(answers[-1], start=0)]
         cuts = () if self.loss.boundary == "joint" else rendered.cuts
-        return _Plan(_split(rendered.text, cuts), answers, chat=True)
+        segments = _split(rendered.text, cuts)
+        return _Plan(segments, answers, chat=True, remarks=(*chat.remarks, *remarks))
 
     def _plan_response(self, sample: Sample, where: str) -> _Plan:
         """The whole text, split after each response template.
@@ -259,6 +267,7 @@ class Encoder:
         response, instruction = self.loss.response_template, self.loss.instruction_template
         turns = prompt = None
         if isinstance(sample, Conversation):
+            sample = self.template.settle(sample, where)
             text = self.template.text(sample, where, prompt=False)
             turns = turns_of(str(message["role"]) for message in sample.messages)
         elif isinstance(sample, PromptCompletion):
@@ -267,7 +276,7 @@ class Encoder:
             text = sample.text
         chat = isinstance(sample, Conversation)
         if not isinstance(response, str):
-            return _Plan([text], [], chat, turns)
+            return _Plan([text], [], chat, turns, sample.remarks)
         spans = response_spans(text, response, instruction)
         if not spans:
             raise self._no_response(text, where)
@@ -275,7 +284,8 @@ class Encoder:
         cuts = () if self.loss.boundary == "joint" else tuple(start for start, _ in spans)
         answers = [Answer(start, stop, closed=True) for start, stop in spans]
         found = out_of_turn(text, response, instruction, turns=turns, prompt=prompt)
-        return _Plan(_split(text, cuts), answers, chat, turns, _remarks(found))
+        remarks = (*sample.remarks, *_remarks(found))
+        return _Plan(_split(text, cuts), answers, chat, turns, remarks)
 
     def _after_swallowed(self, text: str, start: int) -> int:
         """The position after white space that belongs to a special token before it.
@@ -309,7 +319,7 @@ class Encoder:
         remarks = plan.remarks
         if isinstance(self.loss.response_template, list):
             ids = (self.loss.response_template, self.loss.instruction_template)
-            remarks = _remarks(out_of_turn(row.ids, *ids, turns=plan.turns))
+            remarks += _remarks(out_of_turn(row.ids, *ids, turns=plan.turns))
         return Encoded(row.ids, labels, remarks=remarks)
 
     def _join(self, plan: _Plan, tokens: Sequence[Tokens]) -> JoinedRow:
@@ -406,8 +416,8 @@ class Encoder:
         return self._known_ends
 
 
-def _remarks(out_of_turn: str) -> tuple[Remark, ...]:
-    return (Remark("templates out of turn", out_of_turn),) if out_of_turn else ()
+def _remarks(found: str) -> tuple[Remark, ...]:
+    return (Remark(OUT_OF_TURN, found),) if found else ()
 
 
 def _split(text: str, cuts: Sequence[int]) -> list[str]:

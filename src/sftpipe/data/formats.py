@@ -6,25 +6,27 @@ row of facts in `config/schema.py` (`FORMATS`). Each text that it takes from a r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
 from sftpipe.config.patterns import pattern_fields
 from sftpipe.config.schema import FORMATS, FormatConfig
 from sftpipe.data.messages import (
+    UNREAD_COLUMN,
     Clean,
+    Turn,
     as_it_is,
-    bad_role,
+    chat_columns,
     conversation,
-    read_flag,
-    read_list,
+    is_nothing,
+    parsed,
     read_optional_text,
     read_text,
     read_turns,
     wrong_type,
 )
-from sftpipe.data.samples import Conversation, Prompt, PromptCompletion, Row, Sample, Text
+from sftpipe.data.samples import Conversation, Prompt, PromptCompletion, Remark, Row, Sample, Text
 from sftpipe.errors import DataError, Problem, RowError, nearest
 
 RETURNED, ERROR = "returned", "error"  # a row of format=function: the value, or its error
@@ -95,6 +97,20 @@ def required_columns(cfg: FormatConfig) -> tuple[str, ...]:
     return FORMATS[cfg.type].columns
 
 
+def read_columns(cfg: FormatConfig) -> frozenset[str] | None:
+    """Every column that a format may read; None of a function, which is given them all."""
+    if cfg.type == "function":
+        return None
+    without_input = ("input",) if cfg.prompt_no_input is not None else ()
+    optional = without_input if cfg.type == "template" else FORMATS[cfg.type].optional
+    return frozenset((*required_columns(cfg), *optional))
+
+
+def unread_columns(row: Row, read: Set[str]) -> list[str]:
+    """The columns of a row that say something and are not among those that are read."""
+    return [name for name, value in row.items() if name not in read and not is_nothing(value)]
+
+
 def check_columns(columns: Sequence[str], cfg: FormatConfig, split: str) -> None:
     """Check that a split has the columns that the format needs.
 
@@ -130,44 +146,24 @@ def _instruction(row: Row, cfg: FormatConfig, where: str, clean: Clean) -> Conve
     """The input, if there is one, follows the instruction (figure 7.4 of "LLMs from scratch")."""
     question = read_text(row, "instruction", where, clean)
     extra = read_optional_text(row, "input", where, clean)
-    if extra:
+    if extra and extra.strip():
         question = f"{question}\n{extra}"
-    answer = read_text(row, "output", where, clean)
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    answer = read_text(row, "output", where, clean, "assistant")
+    turns = [
+        Turn({"role": "user", "content": question}),
+        Turn({"role": "assistant", "content": answer}),
+    ]
     return conversation(turns, row, cfg, where, clean)
 
 
 def _messages(row: Row, cfg: FormatConfig, where: str, clean: Clean) -> Conversation:
-    turns = read_turns(row.get("messages"), f"{where}.messages", clean)
+    turns = read_turns(row.get("messages"), f"{where}.messages", clean, cfg)
     return conversation(turns, row, cfg, where, clean)
-
-
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-}
 
 
 def _sharegpt(row: Row, cfg: FormatConfig, where: str, clean: Clean) -> Conversation:
     """`{from, value}` turns, as ShareGPT exports name them."""
-    column = f"{where}.conversations"
-    turns = []
-    rows = read_list(row.get("conversations"), column, "a list of {from, value}")
-    for index, turn in enumerate(rows):
-        here = f"{column}[{index}]"
-        if not isinstance(turn, Mapping):
-            raise wrong_type(here, turn, "{from, value}")
-        role = read_text(turn, "from", here)
-        if role not in _SHAREGPT_ROLES:
-            raise bad_role(f"{here}.from", role, list(_SHAREGPT_ROLES))
-        content = read_text(turn, "value", here, clean)
-        flag = read_flag(turn, here)
-        turns.append({"role": _SHAREGPT_ROLES[role], "content": content, "train": flag})
+    turns = read_turns(row.get("conversations"), f"{where}.conversations", clean, cfg)
     return conversation(turns, row, cfg, where, clean, "conversations")
 
 
@@ -177,15 +173,32 @@ def _prompt_completion(row: Row, cfg: FormatConfig, where: str, clean: Clean) ->
     Of messages the assistant turns of the completion are trained; that is TRL's conversational
     prompt-completion form.
     """
-    prompt, completion = row.get("prompt"), row.get("completion")
+    prompt, completion = _turns_of(row.get("prompt")), _turns_of(row.get("completion"))
+    # a text may happen to be the JSON of turns; two of them are no accident
+    if not isinstance(prompt, list) or not isinstance(completion, list):
+        prompt, completion = row.get("prompt"), row.get("completion")
     if not isinstance(prompt, list) and not isinstance(completion, list):
         return PromptCompletion(
-            read_text(row, "prompt", where), read_text(row, "completion", where)
+            read_text(row, "prompt", where),
+            read_text(row, "completion", where),
+            remarks=chat_columns(row),
         )
-    before = read_turns(prompt, f"{where}.prompt", clean)
-    after = read_turns(completion, f"{where}.completion", clean)
+    before = read_turns(prompt, f"{where}.prompt", clean, cfg)
+    after = read_turns(completion, f"{where}.completion", clean, cfg)
     chat = conversation([*before, *after], row, cfg, where, clean)
     return replace(chat, prompt_length=len(chat.messages) - len(after))
+
+
+def _turns_of(value: Any) -> Any:
+    """The turns of which a string is the JSON; any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        turns = parsed(value, "")
+    except RowError:
+        return value
+    are_turns = turns and all(isinstance(turn, Mapping) and "role" in turn for turn in turns)
+    return turns if are_turns else value
 
 
 def _text_only(row: Row, cfg: FormatConfig, where: str, clean: Clean) -> Text:
@@ -209,8 +222,11 @@ def _template(row: Row, cfg: FormatConfig, where: str, clean: Clean) -> PromptCo
     `prompt_no_input` serves rows whose `input` is empty, as the two prompts of Stanford Alpaca do.
     """
     prompt, completion = patterns_of(row, cfg, where)
-    fields = pattern_fields(prompt + completion)
-    values = {name: read_text(row, name, where, clean) for name in fields}
+    asked = pattern_fields(prompt)
+    values = {
+        name: read_text(row, name, where, clean, "user" if name in asked else "assistant")
+        for name in pattern_fields(prompt + completion)
+    }
     return PromptCompletion(prompt.format_map(values), completion.format_map(values))
 
 
@@ -226,13 +242,16 @@ def _returned(row: Row, cfg: FormatConfig, where: str, clean: Clean) -> Sample:
     if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
         return _messages({"messages": value}, cfg, here, clean)
     kinds = (
-        ({"messages"}, _messages),
-        ({"prompt", "completion"}, _prompt_completion),
-        ({cfg.text_field}, _text_only),
+        ({"messages"}, _messages, FORMATS["messages"].optional),
+        ({"prompt", "completion"}, _prompt_completion, FORMATS["prompt_completion"].optional),
+        ({cfg.text_field}, _text_only, ()),
     )
-    for names, convert in kinds if isinstance(value, Mapping) else ():
+    for names, convert, optional in kinds if isinstance(value, Mapping) else ():
         if names <= value.keys():
-            return convert(value, cfg, here, clean)
+            sample = convert(value, cfg, here, clean)
+            unread = unread_columns(value, {*names, *optional})
+            remarks = tuple(Remark(UNREAD_COLUMN, name) for name in unread)
+            return replace(sample, remarks=(*sample.remarks, *remarks)) if remarks else sample
     raise no_sample(value, cfg, where)
 
 

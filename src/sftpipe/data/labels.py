@@ -8,6 +8,8 @@ IGNORED = (
     -100
 )  # the label that cross entropy leaves out (torch.nn.CrossEntropyLoss, transformers, TRL)
 
+OUT_OF_TURN = "templates out of turn"  # remark on a row
+
 Span = tuple[int, int]  # [start, stop)
 
 

@@ -14,8 +14,9 @@ from sftpipe.config.schema import FormatConfig
 from sftpipe.data.chat_template import unrolled
 from sftpipe.data.cleaning import Cleaner
 from sftpipe.data.encode import Encoded, Encoder
-from sftpipe.data.formats import patterns_of, to_samples
+from sftpipe.data.formats import patterns_of, read_columns, to_samples, unread_columns
 from sftpipe.data.labels import IGNORED
+from sftpipe.data.messages import UNREAD_COLUMN
 from sftpipe.data.rows import Dropped, Rows
 from sftpipe.data.samples import Conversation, PromptCompletion, Remark, Row, Sample
 from sftpipe.data.truncation import truncate
@@ -111,16 +112,15 @@ class RowEncoder:
 
     def encode(self, batch: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> EncodedBatch:
         """The finished rows of a batch of the table, and those of which nothing is trained."""
+        raw = self.reader.rows.decode(batch)
         work = [
             (index, f"{self.reader.place}[{index}]", sample)
-            for index, read in zip(
-                indices, self.reader.read(self.reader.rows.decode(batch), indices), strict=True
-            )
+            for index, read in zip(indices, self.reader.read(raw, indices), strict=True)
             for sample in self._unroll(read)
         ]
         good = [(sample, where) for _, where, sample in work if not isinstance(sample, RowError)]
         encoded = iter(self.encoder.encode([one for one, _ in good], [where for _, where in good]))
-        made = EncodedBatch()
+        made = EncodedBatch(remarks=self._unread(raw, indices))
         for index, where, sample in work:
             if isinstance(sample, RowError):
                 made.dropped.append(_dropped(index, sample, None))
@@ -131,9 +131,20 @@ class RowEncoder:
                 made.dropped.append(_dropped(index, row, whole))
                 continue
             made.finished.append({**self._facts(sample, row, whole), "index": index})
-            for remark in (*sample.remarks, *row.remarks):
+            for remark in row.remarks:
                 made.remarks.setdefault(remark, set()).add(index)
         return made
+
+    def _unread(self, raw: Sequence[Row], indices: Sequence[int]) -> dict[Remark, set[int]]:
+        """The columns that nothing reads, with the rows that have something in them."""
+        read = read_columns(self.reader.format)
+        found: dict[Remark, set[int]] = {}
+        if read is None:  # of a function, which is given the whole row
+            return found
+        for index, row in zip(indices, raw, strict=True):
+            for name in unread_columns(row, read) if not row.keys() <= read else ():
+                found.setdefault(Remark(UNREAD_COLUMN, name), set()).add(index)
+        return found
 
     def _unroll(self, sample: Sample | RowError) -> Sequence[Sample | RowError]:
         """The sample, or one for each of its trained turns (`loss.unroll`)."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
+FILLED = "filled by Arrow"  # remark: null fields of structs that the file did not have
 TOO_LONG = "longer than sft.max_length"  # the reason of rows that are dropped for their length
 _BATCH = 4096  # rows that are in memory together
 
@@ -97,7 +98,10 @@ class Part:
 
     def where(self, position: int) -> str:
         """The row of the data set that became a finished row, as `split[index] (file, line)`."""
-        index = self.rows[position]["index"]
+        return self.at(self.rows[position]["index"])
+
+    def at(self, index: int) -> str:
+        """A row of the data set, as `split[index] (file, line)`."""
         origin = self.origin(index)
         return f"{self.place}[{index}] ({origin})" if origin else f"{self.place}[{index}]"
 

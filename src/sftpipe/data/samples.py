@@ -25,6 +25,20 @@ class Remark:
     what: str = ""
 
 
+class Arguments(dict[str, Any]):
+    """The arguments of a tool call: a mapping, and its `text` as the row or JSON writes it.
+
+    Most templates take the mapping; some can only put a string into their text.
+    """
+
+    def __init__(self, values: Mapping[str, Any], text: str) -> None:
+        super().__init__(values)
+        self.text = text
+
+    def __reduce__(self) -> tuple[type[Arguments], tuple[dict[str, Any], str]]:
+        return Arguments, (dict(self), self.text)
+
+
 @dataclass(frozen=True)
 class Conversation:
     """Turns for a chat template.

@@ -50,7 +50,8 @@ def _without_oldest(chat: Conversation, limit: int, encoder: Encoder, where: str
 
 def _from_turn(chat: Conversation, start: int) -> Conversation:
     """The conversation from a turn on, with its system turn."""
-    system = chat.messages[:1] if chat.messages[0]["role"] == "system" else ()
+    head = [at for at, one in enumerate(chat.messages) if one["role"] in ("system", "developer")]
+    system = chat.messages[: len(head)]
     return replace(
         chat,
         messages=(*system, *chat.messages[start:]),
@@ -64,6 +65,8 @@ def _without_first(row: Encoded, limit: int, bos: int) -> Encoded | None:
     start = len(row.input_ids) - limit + bos
     if any(label != IGNORED for label in row.labels[: start + 1]):
         return None
-    return Encoded(
-        row.input_ids[:bos] + row.input_ids[start:], row.labels[:bos] + row.labels[start:]
+    return replace(
+        row,
+        input_ids=row.input_ids[:bos] + row.input_ids[start:],
+        labels=row.labels[:bos] + row.labels[start:],
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from sftpipe.config.schema import TrainConfig
+from sftpipe.config.schema import FormatConfig, TrainConfig
 from sftpipe.data.cleaning import Cleaner
 from sftpipe.data.encode import Encoder
 from sftpipe.data.formats import to_prompt
@@ -104,12 +104,12 @@ def conversation_question(turns: Sequence[Any], cfg: TrainConfig, encoder: Encod
         DataError: they are no turns, or the last is not one to answer.
     """
     cleaner = Cleaner(encoder.tokenizer, cfg.dataset, cfg.preflight)
-    read = read_turns(list(turns), "messages", cleaner.clean)
-    if read[-1]["role"] not in ("user", "tool"):
-        found = f"the last turn is the {read[-1]['role']}'s"
+    # as people write them, whatever the data set calls its fields
+    read = read_turns(list(turns), "messages", cleaner.clean, FormatConfig("messages"))
+    if read[-1].role not in ("user", "tool"):
+        found = f"the last turn is the {read[-1].role}'s"
         raise DataError(Problem("messages", found, allowed="user or tool: a turn to answer"))
-    messages = tuple({k: v for k, v in turn.items() if k != "train"} for turn in read)
-    return _question(Conversation(messages), encoder)
+    return _question(Conversation(tuple(turn.message for turn in read)), encoder)
 
 
 def row_questions(

@@ -31,28 +31,22 @@ class SpecialTokens:
     ids: of every special token and of every token added to the vocabulary.
     added: every added token, special or not, as it is written.
     special: the special ones of `added`; decoding with `skip_special_tokens` leaves them out.
-    control: those that a text must not hold, because they could end or open a turn in it: the
-        special tokens, and the added tokens that the chat template writes.
     """
 
     ids: frozenset[int]
     added: tuple[str, ...]
     special: tuple[str, ...]
-    control: tuple[str, ...]
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> SpecialTokens:
         """Those of a tokenizer after `set_special_tokens`."""
-        source = _template_source(tokenizer)
         added = tokenizer.added_tokens_decoder
         special = {str(token) for token in added.values() if token.special}
-        written = {str(token) for token in added.values() if str(token) in source}
         named = set(tokenizer.all_special_tokens)
         return cls(
             ids=frozenset({*tokenizer.all_special_ids, *added}),
             added=tuple(str(token) for token in added.values()),
             special=tuple(sorted(special | named)),
-            control=tuple(sorted(special | named | written)),
         )
 
     @cached_property

@@ -7,6 +7,7 @@ Each module, with what goes in and what comes out:
     facts.py       Part                              -> RowFacts: numbers about each row
     parity.py      Part, Encoder                     -> Comparison with the prompts of generation
     duplicates.py  Parts, RowFacts                   -> Duplicates
+    remarks.py     Part                              -> words for what is to be said of used rows
     preview.py     rows                              -> a coloured text, preview.html
 
 The digest of cached rows leaves this folder out: a reworded report keeps them valid.

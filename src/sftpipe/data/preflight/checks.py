@@ -20,6 +20,11 @@ from sftpipe.data.preflight.duplicates import Duplicates
 from sftpipe.data.preflight.facts import RowFacts
 from sftpipe.data.preflight.parity import Comparison, first_difference
 from sftpipe.data.preflight.preview import excerpt
+from sftpipe.data.preflight.remarks import (
+    default_system_texts,
+    templates_out_of_turn,
+    unread_values,
+)
 from sftpipe.data.rows import TOO_LONG, Dropped, Part
 from sftpipe.data.samples import Conversation
 from sftpipe.errors import Problem, override
@@ -256,6 +261,16 @@ def unlike_generation_by_choice(find: PartFindings) -> list[Problem]:
     return [] if find.encoder.splits_at_answers else _unlike_generation(find)
 
 
+def unread_values_are_errors(find: PartFindings) -> list[Problem]:
+    """As `unread_values`, with `preflight.unread=error`."""
+    return unread_values(find) if find.cfg.preflight.unread == "error" else []
+
+
+def unread_values_are_warnings(find: PartFindings) -> list[Problem]:
+    """As `unread_values`, with `preflight.unread=warn`."""
+    return unread_values(find) if find.cfg.preflight.unread == "warn" else []
+
+
 def rows_in_two_splits_by_choice(find: Findings) -> list[Problem]:
     """As `rows_in_two_splits`, with `preflight.duplicates=warn`."""
     return [] if find.cfg.preflight.duplicates == "error" else _rows_in_two_splits(find)
@@ -441,6 +456,7 @@ PART_ERRORS: tuple[PartCheck, ...] = (
     two_bos,
     unlike_generation,
     not_read_back,
+    unread_values_are_errors,
 )
 RUN_ERRORS: tuple[RunCheck, ...] = (
     rows_in_two_splits,
@@ -454,6 +470,9 @@ PART_WARNINGS: tuple[PartCheck, ...] = (
     rows_with_unk,
     rows_with_pad,
     unlike_generation_by_choice,
+    unread_values_are_warnings,
+    default_system_texts,
+    templates_out_of_turn,
 )
 RUN_WARNINGS: tuple[RunCheck, ...] = (
     rows_in_two_splits_by_choice,

@@ -26,6 +26,7 @@ from sftpipe.data.preflight.checks import (
 from sftpipe.data.preflight.duplicates import Duplicates, find_duplicates
 from sftpipe.data.preflight.facts import padding_of, read_facts
 from sftpipe.data.preflight.parity import compare
+from sftpipe.data.preflight.remarks import Said, said_of
 from sftpipe.data.rows import TOO_LONG, Dropped, Part
 from sftpipe.errors import DataError, Problem
 
@@ -94,6 +95,7 @@ class Preflight:
 
     splits: one for each split of each source.
     dropped: the rows that are not trained on, each with its place and its problem.
+    remarks: what is to be said of rows that are, such as columns that nothing reads.
     warnings: problems that deserve a look, and stop nothing.
     end_tokens: {special token that ends a trained part: rows}; generation must stop at each.
     special_tokens: {its name in the tokenizer: [token, id]}.
@@ -104,6 +106,7 @@ class Preflight:
 
     splits: list[SplitReport]
     dropped: list[Dropped]
+    remarks: list[Said]
     warnings: list[Problem]
     end_tokens: dict[str, int]
     special_tokens: dict[str, list[Any]]
@@ -144,6 +147,7 @@ def check_data(
     return Preflight(
         splits=[_split_report(one, number, duplicates) for number, one in enumerate(found)],
         dropped=[dropped for one in found for dropped in one.part.dropped],
+        remarks=[said for one in found for said in said_of(one.part)],
         warnings=[
             *(problem for one in found for check in PART_WARNINGS for problem in check(one)),
             *(problem for check in RUN_WARNINGS for problem in check(run)),
