@@ -15,7 +15,7 @@ space there, too. Tokenizers that add no space get each segment alone: that give
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -66,12 +66,13 @@ class SegmentTokenizer:
         segments = list(chain.from_iterable(texts))
         if not self.adds_space:
             encoded = self._encode(segments) if segments else ()
-            tokens = (Tokens(encoding.ids, encoding) for encoding in encoded)
+            tokens = iter([Tokens(encoding.ids, encoding) for encoding in encoded])
         else:
-            tokens = self._tokenize_behind(segments, [*chain.from_iterable(map(_befores, texts))])
+            befores = list(chain.from_iterable(map(_befores, texts)))
+            tokens = self._tokenize_behind(segments, befores)
         return [[next(tokens) for _ in text] for text in texts]
 
-    def _tokenize_behind(self, segments: Sequence[str], befores: Sequence[str]) -> Any:
+    def _tokenize_behind(self, segments: Sequence[str], befores: Sequence[str]) -> Iterator[Tokens]:
         """The tokens of each segment behind the text before it ("" at the start of a text)."""
         anchors = [
             self._anchors(before, segment) if before else ("",)
@@ -82,11 +83,10 @@ class SegmentTokenizer:
         for segment, tried, encoding in zip(segments, anchors, encoded, strict=True):
             yield self._without(tried[0], encoding) or self._one_by_one(tried[1:], segment)
 
-    def _one_by_one(self, anchors: Iterable[str], segment: str) -> Tokens:
-        """The tokens of a segment behind the first anchor that it does not merge with."""
-        found = (self._behind(anchor, segment) for anchor in anchors)
-        (alone,) = self._encode([segment])
-        return next((one for one in found if one), Tokens(alone.ids, alone))
+    def _one_by_one(self, anchors: Sequence[str], segment: str) -> Tokens:
+        """The tokens of a segment behind the first anchor that it does not merge with, or alone."""
+        found = (self._behind(anchor, segment) for anchor in (*anchors, ""))
+        return next(one for one in found if one)
 
     def _anchors(self, before: str, segment: str) -> tuple[str, ...]:
         """What a segment is tokenised behind, the best first."""
