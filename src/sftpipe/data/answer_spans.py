@@ -53,20 +53,25 @@ class Offsets(Sequence[Span]):
 
     def __init__(self) -> None:
         self._stops: list[int] = []  # the token after each segment
-        # first token, first character, tokens (None: a token that no text gave)
-        self._segments: list[tuple[int, int, Tokens | None]] = []
+        # first character, and the encoding (None: tokens that no text gave) with what leads from its
+        # own tokens and characters to those of the row
+        self._segments: list[tuple[int, Any, int, int]] = []
 
     def add(self, stop: int, character: int, tokens: Tokens | None) -> None:
         """A segment that begins at `character` and ends before token `stop`."""
-        self._segments.append((len(self), character, tokens))
+        if tokens is None:
+            self._segments.append((character, None, 0, character))
+        else:
+            to_token, to_character = len(self) - tokens.first, character - tokens.ahead
+            self._segments.append((character, tokens.encoding, to_token, to_character))
         self._stops.append(stop)
 
     def token_at(self, character: int) -> int | None:
         """The first token that a character of the text is in; None where it is in none."""
-        for first, start, tokens in reversed(self._segments):
-            if tokens is not None and start <= character:
-                token = tokens.encoding.char_to_token(character - start + tokens.ahead)
-                return None if token is None else first + token - tokens.first
+        for start, encoding, to_token, to_character in reversed(self._segments):
+            if encoding is not None and start <= character:
+                token = encoding.char_to_token(character - to_character)
+                return None if token is None else token + to_token
         return None
 
     def __len__(self) -> int:
@@ -75,11 +80,11 @@ class Offsets(Sequence[Span]):
     def __getitem__(self, token: Any) -> Any:
         if not 0 <= token < len(self):
             raise IndexError(token)
-        first, character, tokens = self._segments[bisect_right(self._stops, token)]
-        if tokens is None:
-            return character, character
-        start, end = tokens.encoding.token_to_chars(token - first + tokens.first)
-        return start + character - tokens.ahead, end + character - tokens.ahead
+        start, encoding, to_token, to_character = self._segments[bisect_right(self._stops, token)]
+        if encoding is None:
+            return start, start
+        start, end = encoding.token_to_chars(token - to_token)
+        return start + to_character, end + to_character
 
 
 @dataclass

@@ -311,7 +311,8 @@ class Encoder:
         """Join the segments, and label the trained tokens."""
         row = self._join(plan, tokens)
         spans = self._trained_spans(plan, row, where)
-        spans = [(start, min(stop, row.end)) for start, stop in spans]
+        if row.end < len(row.ids):
+            spans = [(start, min(stop, row.end)) for start, stop in spans]
         labels = labels_from_spans(row.ids, spans)
         if labels.count(IGNORED) == len(labels):
             fix = "look at it with sftpipe preview loss=full"
