@@ -53,8 +53,8 @@ class Offsets(Sequence[Span]):
 
     def __init__(self) -> None:
         self._stops: list[int] = []  # the token after each segment
-        # first character, and the encoding (None: tokens that no text gave) with what leads from its
-        # own tokens and characters to those of the row
+        # first character, encoding (None: tokens that no text gave), and what leads from its own
+        # tokens and characters to those of the row
         self._segments: list[tuple[int, Any, int, int]] = []
 
     def add(self, stop: int, character: int, tokens: Tokens | None) -> None:
