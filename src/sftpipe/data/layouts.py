@@ -81,19 +81,6 @@ def recognise(rows: Sequence[Row]) -> Layout | None:
     return next((found for one in _RECOGNISERS if (found := one(head))), None)
 
 
-def retyped(overrides: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
-    """The words of a command line that stay where settings of a layout are typed behind them."""
-    groups = [key for key in settings if "." not in key]
-    parts = [f"{key}." for key in groups if key != "dataset"]
-    parts += ["dataset.columns"] + ["dataset.data_files"] * ("dataset" in groups)
-    return [
-        word
-        for word in overrides
-        if (key := word.lstrip("+~").partition("=")[0]) not in settings
-        and not key.startswith(tuple(parts))
-    ]
-
-
 @dataclass(frozen=True)
 class Head:
     """The first rows of a file.
