@@ -60,11 +60,13 @@ class Layout:
         """
         if not self.settings:
             return f"it looks like {self.name}: {self.note}"
-        typed = f"`{self.typed}`" if alone else f"this, of a data set alone: {self.typed}"
-        if not self.code:
-            return f"it looks like {self.name}: {typed}"
-        told = f"it looks like {self.name}, which no format reads; write {MODULE}.py:"
-        return f"{told}\n\n{self.code}\n\n    and type {typed}"
+        typed = f"`{self.typed}`" if alone else f"(of a data set alone) {self.typed}"
+        if self.code:
+            told = f"it looks like {self.name}, which no format reads; write {MODULE}.py:"
+            return f"{told}\n\n{self.code}\n\n    and type {typed}"
+        if "\n" in typed:  # of a template, and no indent may come into it
+            return f"it looks like {self.name}; type\n\n{typed}"
+        return f"it looks like {self.name}: {typed}"
 
     def is_in_use(self, cfg: TrainConfig) -> bool:
         """True if a config has these settings already."""
@@ -125,8 +127,9 @@ class Head:
         """The Python that takes a value from `row`."""
         name, _, key = path.partition(".") if path not in self.columns else (path, "", "")
         is_json = _most([row.get(name) for row in self.raw], _is_text)
-        value = f"json.loads(row[{name!r}])" if is_json else f"row[{name!r}]"
-        return f"{value}[{key!r}]" if key else value
+        value = f"row[{_python(name)}]"
+        value = f"json.loads({value})" if is_json else value
+        return f"{value}[{_python(key)}]" if key else value
 
 
 # --- trees, pairs of answers ----------------------------------------------------------------------
@@ -180,7 +183,7 @@ def _preference(head: Head) -> Layout | None:
         return Layout(name, {"format": "prompt_completion", "dataset.columns.completion": "chosen"})
     if before is None and question is None:
         return None
-    asked = f"{{{keys[0]!r}: 'user', {keys[1]!r}: row[{question!r}]}}"
+    asked = _python({keys[0]: "user", keys[1]: ""}).replace('""', f"row[{_python(question)}]")
     first = f"*{head.read(before)}" if before else asked
     last = f"{'' if is_one_turn else '*'}{head.read('chosen')}"
     said = _said([*(_turns_in(head, before) if before else ()), *answers], keys[0])
@@ -215,14 +218,17 @@ def _turns(head: Head) -> Layout | None:
     said = list(_said(turns, keys[0]))
     name = "ShareGPT turns" if keys == ("from", "value") else f"turns of {keys[0]} and {keys[1]}"
     settings = {**_fields(keys), **_roles(said, "messages")}
-    parts = {"turns": head.read(path), "role": repr(keys[0])}
+    parts = {"turns": head.read(path), "role": _python(keys[0])}
     free = [_has_free_tools(one, keys[0]) for one in head.values(path)]
     if 2 * sum(free) >= len(free):
-        parts |= {"content": repr(keys[1]), "users": repr([one for one in said if _asks(one)])}
-        name += ", with results of tools that no turn calls"
+        parts |= {
+            "content": _python(keys[1]),
+            "users": _python([one for one in said if _asks(one)]),
+        }
+        name += " with results of tools that no turn calls"
         return _by_function(head, name, _FREE_TOOLS, settings, **parts)
     if any(_role_of(one, said) and not _plain_key(one) for one in said):  # no override names it
-        parts["roles"] = repr({one: role for one in said if (role := _role_of(one, said))})
+        parts["roles"] = _python({one: role for one in said if (role := _role_of(one, said))})
         return _by_function(head, name, _OTHER_ROLES, _fields(keys), **parts)
     return Layout(name, _turn_settings(head, path))
 
@@ -239,7 +245,11 @@ def _lists(head: Head) -> Layout | None:
         items = [item for one in values if isinstance(one, list) for item in one]
         pair = next((one for one in _PAIRS if _most(items, _has, one)), None)
         if pair is not None:
-            parts = {"turns": head.read(path), "question": repr(pair[0]), "answer": repr(pair[1])}
+            parts = {
+                "turns": head.read(path),
+                "question": _python(pair[0]),
+                "answer": _python(pair[1]),
+            }
             name = "lists of questions with their answers"
             return _by_function(head, name, _LIST_OF_PAIRS, {}, **parts)
     return None
@@ -257,10 +267,10 @@ def _squad(head: Head) -> Layout | None:
         return None
     answer = head.read("answers" if in_lists else "answers.text") + "[0]"
     context = head.of_names(_INPUTS)
-    asked = f"row[{question!r}]"
+    asked = f"row[{_python(question)}]"
     context = head.of_names([name for name in _INPUTS if name != question.casefold()])
     if context is not None:
-        asked = f'row[{context!r}] + "\\n\\n" + {asked}'
+        asked = f'row[{_python(context)}] + "\\n\\n" + {asked}'
     name = "questions with lists of answers (SQuAD)"
     return _by_function(head, name, _SQUAD, {}, question=asked, answer=answer)
 
@@ -336,7 +346,7 @@ def _rows_under_a_key(head: Head) -> Layout | None:
     if len(head.rows) != 1:
         return None
     keys = (name for name in head.columns if _is_list_of(head.rows[0][name], Mapping))
-    key = next((name for name in keys if not _is_chat(head, name)), None)
+    key = next((name for name in keys if name not in _CHATS and not _is_chat(head, name)), None)
     if key is None:
         return None
     name = f"one object with a list of rows under {key!r}"
@@ -509,7 +519,7 @@ def _by_function(
     """
     columns = [f'"{name}": row.get("{name}")' for name in ("tools",) if name in head.columns]
     system = head.of_names(_SYSTEMS)
-    columns += [f'"system": row.get({system!r})'] if system else []
+    columns += [f'"system": row.get({_python(system)})'] if system else []
     returned = "{" + ", ".join(['"messages": turns', *columns]) + "}"
     code = Template(code).substitute(parts, returned=returned)
     if "json.loads" in code:
@@ -644,6 +654,11 @@ def _nested(value: Any) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         return value
+
+
+def _python(value: Any) -> str:
+    """A text, a number, or a list or mapping of them, as Python with double quotes."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _in_hydra(value: Any) -> str:
