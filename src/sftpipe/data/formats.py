@@ -12,7 +12,7 @@ from typing import Any
 
 from sftpipe.config.patterns import pattern_fields
 from sftpipe.config.schema import FORMATS, FormatConfig
-from sftpipe.data.layouts import recognise
+from sftpipe.data.layouts import Layout, recognise
 from sftpipe.data.messages import (
     UNREAD_COLUMN,
     Clean,
@@ -135,7 +135,7 @@ def check_columns(
     """
     needed = required_columns(cfg)
     missing = [name for name in needed if name not in columns]
-    layout = recognise(first_rows()) if missing else None
+    layout = layout_for(cfg, first_rows()) if missing else None
     if layout is not None:
         named = f"{'column' if len(missing) == 1 else 'columns'} {', '.join(map(repr, missing))}"
         problem = Problem(
@@ -149,6 +149,19 @@ def check_columns(
         raise error
     if missing:
         raise DataError(*(_missing(name, columns, cfg, split) for name in missing))
+
+
+def layout_for(cfg: FormatConfig, rows: Sequence[Row]) -> Layout | None:
+    """What rows look like, with what a format needs to read them.
+
+    A pattern takes any question and answer, once its columns have their names.
+    """
+    layout = recognise(rows)
+    if layout is None or cfg.type != "template" or layout.settings.get("format") != "instruction":
+        return layout
+    keys = {f"dataset.columns.{name}" for name in (*required_columns(cfg), "input")}
+    settings = {key: value for key, value in layout.settings.items() if key in keys}
+    return replace(layout, settings=settings) if settings else None
 
 
 def _missing(name: str, columns: Sequence[str], cfg: FormatConfig, split: str) -> Problem:

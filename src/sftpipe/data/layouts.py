@@ -65,7 +65,7 @@ class Layout:
             told = f"it looks like {self.name}, which no format reads; write {MODULE}.py:"
             return f"{told}\n\n{self.code}\n\n    and type {typed}"
         if "\n" in typed:  # of a template, and no indent may come into it
-            return f"it looks like {self.name}; type\n\n{typed}"
+            return f"it looks like {self.name}; type\n\n{typed}\n"
         return f"it looks like {self.name}: {typed}"
 
     def is_in_use(self, cfg: TrainConfig) -> bool:
@@ -346,7 +346,8 @@ def _rows_under_a_key(head: Head) -> Layout | None:
     if len(head.rows) != 1:
         return None
     keys = (name for name in head.columns if _is_list_of(head.rows[0][name], Mapping))
-    key = next((name for name in keys if name not in _CHATS and not _is_chat(head, name)), None)
+    others = (*_CHATS, *_NO_TURNS)
+    key = next((name for name in keys if name not in others and not _is_chat(head, name)), None)
     if key is None:
         return None
     name = f"one object with a list of rows under {key!r}"
@@ -562,15 +563,17 @@ def _roles(said: Iterator[str] | Sequence[str] | Mapping[str, Any], kind: str) -
 
 
 def _role_of(name: str, said: Sequence[str]) -> str | None:
-    """The role that a name stands for; of two names that say nothing the first one asks."""
+    """The role that a name stands for.
+
+    Names that say nothing are those of who is missing; of two such names the first one asks.
+    """
     known = [one for one in said if one.casefold() in _ROLE_NAMES]
     others = [one for one in said if one not in known]
     if name in known:
         return _ROLE_NAMES[name.casefold()]
     roles = {_ROLE_NAMES[one.casefold()] for one in known}
-    if len(others) == 2 and not roles & {"user", "assistant"}:
-        return ("user", "assistant")[others.index(name)]
-    return None
+    missing = [role for role in ("user", "assistant") if role not in roles]
+    return missing[others.index(name)] if len(others) == len(missing) else None
 
 
 def _plain_key(name: str) -> bool:

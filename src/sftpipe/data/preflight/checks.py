@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sftpipe.config.schema import PACKING, TrainConfig
 from sftpipe.config.validation_sets import is_validation
 from sftpipe.data.encode import Encoded, Encoder
-from sftpipe.data.layouts import recognise
+from sftpipe.data.formats import layout_for
 from sftpipe.data.packing import too_few_tokens
 from sftpipe.data.preflight.duplicates import Duplicates
 from sftpipe.data.preflight.facts import RowFacts
@@ -360,7 +360,7 @@ def _read_otherwise(find: PartFindings, reasons: Mapping[str, int]) -> str:
     shapeless = sum(reasons.get(one, 0) for one in _OF_SHAPE)
     if 2 * shapeless < part.read or find.cfg.format.type == "function":
         return ""
-    layout = recognise(part.first_rows())
+    layout = layout_for(find.cfg.format, part.first_rows())
     if layout is None or (layout.settings and layout.is_in_use(find.cfg)):
         return ""
     return layout.fix(alone=not part.source)
