@@ -16,6 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
 import pytest
 
 from sftpipe import DataError, PreparedData, prepare
@@ -362,6 +363,14 @@ def test_calls_in_turns_of_role_and_content_are_read_as_sharegpt_has_them(
     assert re.fullmatch(r"\[.*'find'.*\]<\|im_end\|>In Norway\.<\|im_end\|>", trained)
 
 
+def test_a_function_to_paste_keeps_the_system_text_and_the_tools(answers: Answers) -> None:
+    row = {"conversations": [QUESTION, ANSWER], "system_prompt": "Be short.", "tools": None}
+    layout = found([row])
+    (trained,) = answers([row], layout, "loss=full")
+    assert trained.startswith(f"<|im_start|>system\nBe short.{END}\n<|im_start|>user\n{QUESTION}")
+    assert '"tools": row.get("tools")' in layout.code
+
+
 # --- what is not recognised -----------------------------------------------------------------------
 
 
@@ -513,6 +522,27 @@ def test_rows_that_the_config_reads_in_part_are_told_as_before(checked: Checked)
         assert error.problems[0].commands == told_as_before
     in_part = [{"conversations": SHAREGPT}] * 3 + [{"conversations": [ASKED, TOLD]}]
     assert checked(in_part, "format=sharegpt").problems[0].commands == told_as_before
+
+
+def test_a_file_of_another_format_may_hold_a_good_row(checked: Checked) -> None:
+    rows = [{"conversations": [ASKED, TOLD]}] * 4 + [{"conversations": SHAREGPT}]
+    typed = "format=messages dataset.columns.messages=conversations"
+    assert checked(rows, "format=sharegpt").problems[0].commands == (typed,)
+
+
+def test_columns_of_text_and_of_parquet_are_recognised_as_those_of_json(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = json.dumps(SHAREGPT).replace('"', '""')
+    (tmp_path / "rows.csv").write_text(f'talk,id\n"{turns}",1\n', encoding="utf-8")
+    rows = datasets.Dataset.from_list([{"talk": SHAREGPT, "id": 1}])
+    rows.to_parquet(tmp_path / "rows.parquet")
+    for kind in ("csv", "parquet"):
+        words = [f"dataset={kind}", f"dataset.data_files={tmp_path / f'rows.{kind}'}"]
+        assert main(["check", *words, f"model.name_or_path={model}", "evaluation=none"]) == 2
+        command = shlex.split(capsys.readouterr().err.splitlines()[-1])
+        assert command[-2:] == ["format=sharegpt", "dataset.columns.conversations=talk"]
+        assert main(command[1:]) == 0
 
 
 def test_a_source_of_a_mixture_is_told_without_words_that_reach_nothing(
