@@ -226,6 +226,7 @@ OTHERS: list[tuple[str, Row, dict[str, Any]]] = [
             ("from", "content", {"format.fields.role": "from"}),
             ("role", "value", {}),
             ("author", "body", {"format.fields.role": "author"}),
+            ("role", "parts", {}),
         ]
         for typed in [{**typed, **({} if text == "content" else {"format.fields.content": text})}]
     ),
@@ -241,6 +242,9 @@ OTHERS: list[tuple[str, Row, dict[str, Any]]] = [
             ("Question", "Answer"),
             ("지시", "출력"),
             ("문제", "풀이"),
+            ("user", "assistant"),
+            ("Q", "A"),
+            ("document", "summary"),
         ]
     ),
     (
@@ -262,6 +266,13 @@ OTHERS: list[tuple[str, Row, dict[str, Any]]] = [
         "a context in Korean",
         pair("질문", "답변", 맥락="Oslo is in Norway."),
         mapped("질문", "답변", input="맥락"),
+    ),
+    *(
+        (f"texts in {name}", {name: ANSWER, "id": 1}, {"format": "text", "loss": "full", **typed})
+        for name, typed in [
+            ("text", {}),
+            ("Body", {"format.text_field": "Body"}),
+        ]
     ),
     (
         "markers of Llama 2",
@@ -296,6 +307,11 @@ def test_names_of_other_sets_are_mapped_and_train_the_answer(
 # a row that a function reads
 BY_FUNCTION: list[tuple[str, Row]] = [
     ("texts in turn, as JSON", {"conversations": json.dumps([QUESTION, ANSWER])}),
+    ("turns and their answer", {"prompt": [ASKED], "completion": ANSWER}),
+    (
+        "ShareGPT turns and their answer",
+        {"conversations": [SHAREGPT[0]], "response": ANSWER, "system": "Be short."},
+    ),
     ("pairs of texts", {"dialog": [[QUESTION, ANSWER]]}),
     ("pairs of user and assistant", {"turns": [{"user": QUESTION, "assistant": ANSWER}] * 2}),
     ("a list of answers", {"question": QUESTION, "answers": [ANSWER, "North."]}),
@@ -386,6 +402,8 @@ def test_a_function_to_paste_keeps_the_system_text_and_the_tools(answers: Answer
         [{"tags": ["a", "b"], "id": 1}],
         [{"tools": [{"name": "find", "text": "a"}]}],
         [{"history": [["a", "b"]]}],
+        [{"prompt": [ASKED], "reward": 1}],  # nothing answers
+        [{"messages": [ASKED], "id": "a"}],
         [{"data": "{not json"}, {"data": "[1, 2]"}],
     ],
 )
@@ -406,6 +424,11 @@ def test_one_object_for_a_whole_table_is_named(row: Row, name: str) -> None:
     assert name in layout.name
     assert (layout.words, layout.code) == ((), "")
     assert layout.note in layout.fix()
+
+
+def test_the_only_text_of_a_file_is_taken_for_texts_if_it_has_words() -> None:
+    assert found([{"sent": "Oslo is north.", "id": 1}]).settings["format.text_field"] == "sent"
+    assert recognise([{"sent": "Oslo", "id": 1}]) is None
 
 
 def test_a_quarter_of_bad_rows_does_not_hide_a_layout() -> None:

@@ -183,8 +183,7 @@ def _preference(head: Head) -> Layout | None:
         return Layout(name, {"format": "prompt_completion", "dataset.columns.completion": "chosen"})
     if before is None and question is None:
         return None
-    asked = _python({keys[0]: "user", keys[1]: ""}).replace('""', f"row[{_python(question)}]")
-    first = f"*{head.read(before)}" if before else asked
+    first = f"*{head.read(before)}" if before else _turn(keys, "user", str(question))
     last = f"{'' if is_one_turn else '*'}{head.read('chosen')}"
     said = _said([*(_turns_in(head, before) if before else ()), *answers], keys[0])
     settings = {**_fields(keys), **_roles(said, "messages")}
@@ -219,6 +218,8 @@ def _turns(head: Head) -> Layout | None:
     name = "ShareGPT turns" if keys == ("from", "value") else f"turns of {keys[0]} and {keys[1]}"
     settings = {**_fields(keys), **_roles(said, "messages")}
     parts = {"turns": head.read(path), "role": _python(keys[0])}
+    if _most(head.values(path), _ends_with_question, keys[0]):
+        return _answered(head, path, keys, settings)
     free = [_has_free_tools(one, keys[0]) for one in head.values(path)]
     if 2 * sum(free) >= len(free):
         parts |= {
@@ -231,6 +232,24 @@ def _turns(head: Head) -> Layout | None:
         parts["roles"] = _python({one: role for one in said if (role := _role_of(one, said))})
         return _by_function(head, name, _OTHER_ROLES, _fields(keys), **parts)
     return Layout(name, _turn_settings(head, path))
+
+
+def _answered(
+    head: Head, path: str, keys: tuple[str, str], settings: Mapping[str, Any]
+) -> Layout | None:
+    """Turns that end with the user's, whose answer is in a column of its own."""
+    answer = head.of_names(_ANSWERS)
+    if answer is None:
+        return None
+    last = _turn(keys, "assistant", answer)
+    turns = f"[*{head.read(path)}, {last}]"
+    name = f"turns of {keys[0]} and {keys[1]} with their answer in {answer!r}"
+    return _by_function(head, name, _TURNS, settings, turns=turns)
+
+
+def _turn(keys: tuple[str, str], role: str, column: str) -> str:
+    """The Python of a turn whose text is in a column."""
+    return f"{{{_python(keys[0])}: {_python(role)}, {_python(keys[1])}: row[{_python(column)}]}}"
 
 
 def _lists(head: Head) -> Layout | None:
@@ -277,10 +296,9 @@ def _squad(head: Head) -> Layout | None:
 
 def _pair(head: Head) -> Layout | None:
     """A question, perhaps an input, and an answer, under any names (Alpaca, Dolly, GSM8K, ...)."""
-    question = head.of_names(_QUESTIONS)
-    answer = head.of_names(_ANSWERS)
-    if question is None and head.of_names(["target"]):
-        question = head.of_names(["source"])  # else it says where a row is from
+    pairs = [(_QUESTIONS, _ANSWERS), *(([one], [other]) for one, other in _COUPLES)]
+    named = ((head.of_names(one), head.of_names(other)) for one, other in pairs)
+    question, answer = next((both for both in named if all(both)), (None, None))
     if question is None or answer is None:
         return None
     settings = _pair_settings(head, question, answer)
@@ -328,7 +346,8 @@ def _text(head: Head) -> Layout | None:
     """Finished texts, in a column of a known name or in the only one that holds text."""
     name, texts = head.of_names(_TEXTS), head.texts()
     if name is None and len(texts) == 1 and texts[0].casefold() not in (*_QUESTIONS, *_ANSWERS):
-        name = texts[0]
+        # a name or an id is no text
+        name = texts[0] if _most(head.values(texts[0]), _has_words) else None
     if name is None:
         return None
     return Layout("finished texts", {**_text_settings(name), "loss": "full"})
@@ -391,18 +410,23 @@ _RECOGNISERS: tuple[Callable[[Head], Layout | None], ...] = (
 _CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 _NO_TURNS = ("tools", "functions", "history", "rejected")  # lists that are no conversation
 _ROLE_KEYS = ("role", "from", "speaker", "user", "author", "sender")
-_TEXT_KEYS = ("content", "value", "text", "utterance", "message", "body")
+_TEXT_KEYS = ("content", "value", "text", "utterance", "message", "body", "parts")
 _PAIRS: tuple[tuple[Any, Any], ...] = (  # of one item of a list
     *(("human", "assistant"), ("user", "assistant"), ("user", "bot")),
     *(("question", "answer"), ("input", "output"), (0, 1)),
 )
 _QUESTIONS = (
     *("instruction", "question", "query", "prompt", "problem", "input"),
-    *("질문", "지시", "지시문", "명령", "명령어", "문제", "입력"),
+    *("질문", "질의", "지시", "지시문", "명령", "명령어", "문제", "입력", "質問", "指示", "问题"),
 )
 _ANSWERS = (
     *("output", "response", "completion", "solution", "answer", "target", "reply"),
-    *("답변", "출력", "응답", "대답", "정답", "해답", "풀이", "답"),
+    *("답변", "출력", "응답", "대답", "정답", "해답", "풀이", "답", "回答", "出力", "答案"),
+)
+_COUPLES = (  # names that mean a question and an answer only beside each other
+    *(("user", "assistant"), ("human", "assistant"), ("user", "bot"), ("q", "a")),
+    *(("source", "target"), ("dialogue", "summary"), ("document", "summary")),
+    *(("article", "summary"), ("article", "highlights"), ("text", "summary")),
 )
 _INPUTS = ("input", "context", "passage", "맥락", "문맥", "본문", "입력")
 _SYSTEMS = ("system", "system_prompt", "system_message", "시스템")
@@ -614,6 +638,10 @@ def _has_free_tools(turns: Any, key: str) -> bool:
     return ("user", "tool") in pairwise(roles)
 
 
+def _ends_with_question(turns: Any, key: str) -> bool:
+    return _is_list_of(turns, Mapping) and _asks(str(turns[-1].get(key)))
+
+
 def _asks(name: str) -> bool:
     return _ROLE_NAMES.get(name.casefold()) == "user"
 
@@ -629,6 +657,10 @@ def _most(values: Sequence[Any], test: Callable[..., bool], *arguments: Any) -> 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _has_words(value: Any) -> bool:
+    return _is_text(value) and len(value.split()) > 2
 
 
 def _is_list_of(value: Any, kind: type) -> bool:
