@@ -826,9 +826,7 @@ BAD_FILES: list[list[Any]] = [
     ],
     ["UTF-16", "a.jsonl", (LINE + "\n").encode("utf-16"), ", line 1", "byte 0xff is no UTF-8"],
     ["cut gzip of json", "a.jsonl.gz", ZIPPED[: len(ZIPPED) // 2], "", DAMAGED],
-    ["no gzip of json", "a.jsonl.gz", LINE, "", DAMAGED],
     ["damaged gzip", "a.jsonl.gz", ZIPPED[:-6] + b"\0" + ZIPPED[-5:], "", DAMAGED],
-    ["no zip", "a.jsonl.zip", LINE, "", DAMAGED],
     ["a quote open to the end", "a.csv", f'{HEADER}a,b\nc,"d\n', ", line 3", NO_ROW],
     [
         "a quote open in the middle",
@@ -861,7 +859,7 @@ BAD_FILES: list[list[Any]] = [
         f"1 {VALUES}",
     ],
     ["a column twice", "a.csv", "prompt,completion,prompt\na,b,c\n", ", line 1", "twice"],
-    ["semicolons", "a.csv", "prompt;completion\na;b\n", ", line 1", "split by ';'"],
+    ["semicolons", "a.csv", "question;answer\na;b\n", ", line 1", "split by ';'"],
     [
         "old Mac line ends",
         "a.csv",
@@ -879,7 +877,7 @@ BAD_FILES: list[list[Any]] = [
     ["a header alone", "a.csv", HEADER, "", NO_ROWS],
     ["empty csv", "a.csv", "", "", NO_ROWS],
     ["cut gzip of csv", "a.csv.gz", ZIPPED_CSV[: len(ZIPPED_CSV) // 2], "", DAMAGED],
-    ["no gzip of csv", "a.csv.gz", HEADER, "", DAMAGED],
+    ["no gzip of csv", "a.csv.gz", HEADER, "", NO_ROWS],
     ["bytes in a text", "a.txt", b"fine\n\xff\n", ", line 2", "byte 0xff is no UTF-8"],
     ["a blank text", "a.txt", " \n\u3000\n", "", NO_ROWS],
 ]
@@ -919,6 +917,9 @@ def test_a_bad_file_names_the_file_and_the_line(
         pytest.param("a.jsonl", f"\n\n{LINE}\n  \n\t\n{LINE}", 2, id="blank lines"),
         pytest.param("a.json", f" \n[\n{LINE}\n,\n{LINE}\n]\n", 2, id="list over lines"),
         pytest.param("a.jsonl.gz", ZIPPED, 200, id="gzip"),
+        pytest.param("a.jsonl", ZIPPED, 200, id="gzip without its ending"),
+        pytest.param("a.jsonl.gz", LINE, 1, id="no gzip"),
+        pytest.param("a.jsonl.zip", LINE, 1, id="no zip"),
         pytest.param("a.csv", f"\ufeff\n{HEADER}\na,b\n\n", 1, id="csv with BOM and blank lines"),
     ],
 )
@@ -968,9 +969,8 @@ def empty(): return []
 def refuses(): raise RuntimeError("the database is down")
 def wants_more(path): return []
 def no_train(): return {"test": [{"q": "a", "a": "b"}]}
-def a_date():
-    import datetime
-    return [{"q": datetime.date(2024, 1, 5), "a": "b"}]
+def a_set():
+    return [{"q": {1}, "a": "b"}]
 """
 TARGETS = "allowed_targets=[bad_functions,bad_module]"
 
@@ -1069,7 +1069,7 @@ BAD_DATA_FUNCTIONS: list[list[Any]] = [
     ["wants an argument", "wants_more", "dataset.function", ()],
     ["no rows", "empty", "dataset (train)", ()],
     ["no split train", "no_train", "dataset.split", ("dataset.split=test",)],
-    ["a date", "a_date", "train[0].prompt (bad_functions.a_date, row 0)", ()],
+    ["a set", "a_set", "train[0].prompt (bad_functions.a_set, row 0)", ()],
 ]
 
 

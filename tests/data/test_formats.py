@@ -780,6 +780,7 @@ def test_bad_messages_name_the_turn(messages: Any, where: str, reason: str) -> N
         ("uau", "user, assistant, user"),
         ("ssua", "system, system, user, assistant"),
         ("usa", "user, system, assistant"),
+        ("uta", "user, tool, assistant"),
         ("utua", "user, tool, user, assistant"),
         ("uaat", "user, assistant, assistant, tool"),
         ("ta", "tool, assistant"),

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import datasets
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -29,6 +28,7 @@ from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import Collator
 from sftpipe.data.samples import Conversation, PromptCompletion, Sample, Text
 from sftpipe.data.source import SPLITS
+from sftpipe.data.stored import numbered, store_by_content
 from sftpipe.errors import DataError, RowError
 from support.sources import load_splits
 from support.tokenizers import PUBLISHED, tokenizer_at
@@ -556,7 +556,7 @@ SIZES = st.one_of(st.just(0.0), st.floats(0.01, 0.6), st.integers(1, 40).map(flo
 def test_splits_take_every_row_once(
     rows: int, validation: float, test: float, order: list[str], seed: int | None
 ) -> None:
-    table = datasets.Dataset.from_dict({"row": list(range(rows))})
+    table = store_by_content(numbered([{"row": at} for at in range(rows)], "rows"), "rows")
     cfg = DatasetConfig(
         path="hub/rows",
         validation_size=validation,

@@ -30,6 +30,8 @@ from sftpipe.config.schema import DatasetConfig, FormatConfig, MixtureSource
 from sftpipe.data import readers
 from sftpipe.data.rows import Rows
 from sftpipe.data.source import SPLITS, fingerprint, load_sources, sources_sha256
+from sftpipe.data.stored import RowToStore
+from sftpipe.data.text_files import TextFile
 from sftpipe.errors import DataError
 from support.configs import compose
 from support.errors import Pin, named, places, refused, told
@@ -968,18 +970,18 @@ def test_a_file_that_changes_after_it_was_hashed_is_an_error_and_no_entry(
 def test_a_file_that_is_replaced_while_it_is_read_is_an_error(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden_error: Pin
 ) -> None:
-    lines = readers._json_rows
+    lines = readers.json_rows
 
-    def replaced(path: Path) -> Iterator[tuple[str, str]]:
-        for at, row in enumerate(lines(path)):
+    def replaced(text: TextFile, *more: Any) -> Iterator[RowToStore]:
+        for at, row in enumerate(lines(text, *more)):
             if at == 10:
                 other = tmp_path / "other"
-                other.write_bytes(path.read_bytes())
-                shutil.copystat(path, other)
-                other.replace(path)
+                other.write_bytes(text.path.read_bytes())
+                shutil.copystat(text.path, other)
+                other.replace(text.path)
             yield row
 
-    monkeypatch.setattr(readers, "_json_rows", replaced)
+    monkeypatch.setattr(readers, "json_rows", replaced)
     error = error_of(DatasetConfig(path="json", data_files=file, sample_by="paragraph"))
     assert places(error) == [f"dataset.data_files: {file}"]
     golden_error(error)

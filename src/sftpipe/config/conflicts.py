@@ -7,7 +7,9 @@ choice (the keys that a format reads, say) is a fact in the tables of schema.py.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
+import encodings.aliases
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -221,6 +223,7 @@ def _check_dataset(dataset: DatasetConfig, key: str) -> list[Problem]:
         if size > 1 and not size.is_integer():
             allowed = "below 1 a share of the rows, else a number of rows"
             problems.append(Problem(f"{key}.{name}", repr(size), allowed=allowed))
+    problems += _check_text(dataset, key)
     if dataset.split is not None and not _is_split(dataset.split):
         allowed = (
             "the name of a split of the source, or {train: its name, validation: ..., test: ...}"
@@ -233,6 +236,42 @@ def _check_dataset(dataset: DatasetConfig, key: str) -> list[Problem]:
     return problems
 
 
+def _check_text(dataset: DatasetConfig, key: str) -> list[Problem]:
+    """The keys that say how text files are read."""
+    problems = []
+    if not _is_text_encoding(dataset.encoding):
+        known = sorted({*encodings.aliases.aliases, *encodings.aliases.aliases.values()})
+        spelled = dataset.encoding.lower().replace("-", "_")
+        match = nearest(spelled, [name for name in known if _is_text_encoding(name)]) or "utf-8"
+        problem = Problem(
+            f"{key}.encoding",
+            f"{dataset.encoding!r}",
+            allowed="a text encoding that Python knows, such as utf-8, cp949, utf-16, cp1252",
+            fix=override(f"{key}.encoding", match),
+        )
+        problems.append(problem)
+    mark = dataset.delimiter
+    if mark is not None and mark not in ("tab", "\\t") and (len(mark) != 1 or mark in '\r\n"'):
+        allowed = "one character, such as ';', or tab"
+        fix = override(f"{key}.delimiter", "tab" if mark.lower() in ("tabs", "tsv") else "';'")
+        problems.append(Problem(f"{key}.delimiter", repr(mark), allowed=allowed, fix=fix))
+    columns: dict[str, object] = {**dataset.columns}
+    for ours, theirs in columns.items():
+        if not isinstance(theirs, str | None):
+            allowed = "the name of a column of the data set, or null, which hides the column"
+            where = f"{key}.columns.{ours}"
+            fix = override(where, f"'{theirs}'") if isinstance(theirs, int) else ""
+            problems.append(Problem(where, show_value(theirs), allowed=allowed, fix=fix))
+    return problems
+
+
+def _is_text_encoding(name: str) -> bool:
+    try:
+        return codecs.lookup(name)._is_text_encoding and name not in ("idna", "undefined")
+    except (LookupError, ValueError):
+        return False
+
+
 def _is_split(split: object) -> bool:
     if not isinstance(split, Mapping):
         return isinstance(split, str)
@@ -240,6 +279,7 @@ def _is_split(split: object) -> bool:
     return bool(split) and split.keys() <= ours and all(isinstance(v, str) for v in split.values())
 
 
+_SOME_KINDS = ("name", "revision", "data_files", "encoding", "delimiter", "field", "sample_by")
 _ONE_KIND = ("function", "sources")  # keys whose presence shows which kind of data set was meant
 
 
@@ -268,7 +308,7 @@ def _check_keys_of_path(dataset: DatasetConfig, key: str) -> list[Problem]:
             fix=f"{way_out}, or leave it out",
         )
     # _check_mixture says which keys belong to the sources of a mixture
-    for name in () if path == "mixture" else ("name", "revision", "data_files", "sample_by"):
+    for name in () if path == "mixture" else _SOME_KINDS:
         readers = [kind for kind, other in DATASETS.items() if name in other.reads]
         readers += ["a set of the hub"] if name in HUB_DATASET.reads else []
         is_unread = _is_set(dataset, name) and name not in read

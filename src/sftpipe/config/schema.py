@@ -153,10 +153,10 @@ class DatasetFacts:
 
 DATASETS = {
     "embedded": DatasetFacts(("name",)),
-    "json": DatasetFacts(("data_files",), "data_files", "my_rows.jsonl"),
-    "csv": DatasetFacts(("data_files",), "data_files", "my_rows.csv"),
+    "json": DatasetFacts(("data_files", "encoding", "field"), "data_files", "my_rows.jsonl"),
+    "csv": DatasetFacts(("data_files", "encoding", "delimiter"), "data_files", "my_rows.csv"),
     "parquet": DatasetFacts(("data_files",), "data_files", "my_rows.parquet"),
-    "text": DatasetFacts(("data_files", "sample_by"), "data_files", "my_text.txt"),
+    "text": DatasetFacts(("data_files", "encoding", "sample_by"), "data_files", "my_text.txt"),
     "arrow": DatasetFacts(("data_files",), "data_files", "my_folder"),
     "function": DatasetFacts(("function",), "function", "my_module.my_function"),
     "mixture": DatasetFacts(("sources",), "sources", "[{path: json, data_files: a.jsonl}]"),
@@ -229,6 +229,11 @@ class DatasetConfig:
     # a file, a list of files, or {train: ..., validation: ..., test: ...}; several validation sets
     # are {train: ..., validation: {news: ..., code: ...}}
     data_files: Any = None
+    # of json, csv and text files: an encoding that Python knows, such as cp949 or utf-16
+    encoding: str = "utf-8"
+    # of csv files: one character, or tab; default: the comma, in .tsv files the tab, and another
+    # one where only that gives the columns that the format needs
+    delimiter: Optional[str] = None
     # of text files: what makes a row
     sample_by: str = _choice("line", "paragraph", "document")
     # dotted path of a function that returns rows, or {split: rows}
@@ -237,8 +242,9 @@ class DatasetConfig:
     sources: list[Any] = field(default_factory=list)
     # one split of the source, from which the others are made; or {our name: the source's name}
     split: Any = None
-    # {our name: the data set's name}
-    columns: dict[str, str] = field(default_factory=dict)
+    # {our name: the data set's name, or a dotted path into its nested columns}; a name with null
+    # is not read
+    columns: dict[str, Optional[str]] = field(default_factory=dict)
     # below 1 a share of the rows, else a number of rows; 0: none
     validation_size: float = _at_least(0, default=0.0)
     test_size: float = _at_least(0, default=0.0)
@@ -255,6 +261,8 @@ class DatasetConfig:
     marker_tokens: list[str] = field(default_factory=list)
     # processes that format and encode
     num_proc: Optional[int] = _at_least(1, default=None)
+    # of json files: the key of the list of rows in one object; dotted where it lies deeper
+    field: Optional[str] = None
 
 
 @dataclass

@@ -3,7 +3,15 @@
 Each module, with what goes in and what comes out:
 
     source.py         DatasetConfig        -> Source: the Rows of each split, and their digest
-    readers.py        files, hub, function -> tables on disk; errors name file and line
+    readers.py        files, function      -> StoredRows of each split
+    hub_sets.py       a hub set            -> the same
+    text_files.py     a file, compressed   -> lines; errors name file and line
+    encoding_guess.py bytes, no UTF-8      -> the encodings that they may be of, for messages
+    json_files.py     JSON                 -> rows
+    json_layouts.py   one JSON object      -> the layout of the table that it holds, for messages
+    csv_files.py      CSV                  -> rows
+    arrow_rows.py     Parquet, Arrow       -> rows, less the nulls that Arrow filled them with
+    stored.py         rows                 -> StoredRows: JSON texts on disk, known by their content
     fetch.py          URL                  -> a file in the cache
     user_code.py      dotted path          -> a user's function, from the allowed packages
     row_function.py   Rows                 -> Rows of what format.function returned

@@ -31,6 +31,7 @@ from sftpipe.errors import DataError, Problem, RowError
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARK = "\ue000{}\ue001"  # private-use characters: no text of people holds them
 _MARKS = re.compile("\ue000(\\d+)\ue001")
+_NONE = object()  # a content that the template is to see as none; other values of None are left out
 _ROLE_AND_TEXT = ("role", "content")
 _SEARCHES = (
     "split",
@@ -43,7 +44,9 @@ _SEARCHES = (
     "replace",
 )
 _PROBE_TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
+_TAG_IN_FRONT = re.compile(r"\s*(<[a-z_]+>)")
 DEFAULT_SYSTEM, LEFT_OUT = "default system text", "left out by the chat template"
+DOUBLED = "a block of the template in front of one in the text"
 _KEPT = 10_000  # shapes that are remembered
 _WAYS_OUT = (
     "`loss=completion_only` trains the last turn only; `loss.unroll=true` makes a row of each turn"
@@ -133,6 +136,7 @@ class ChatTemplate:
         self._special_tokens = dict(tokenizer.special_tokens_map)
         self._default_systems: dict[bool, str] = {}  # by whether there are tools
         self._prints_turns: bool | None = None
+        self._ways: dict[bool, list[tuple[bool, bool]]] = {}  # by whether there are tools
         self._known: dict[tuple[Shape, bool], _Known] = {}  # by shape, and whether as a prompt
         self._measured: dict[Hashable, int | None] = {}  # of `_near`
 
@@ -284,33 +288,68 @@ class ChatTemplate:
     ) -> tuple[str, list[tuple[int, int]]]:
         """The text, and the characters of its generation blocks if they are asked for.
 
-        The arguments of tool calls are mappings to most templates. One that fails on them, or that
-        prints them as Python does, is given them as JSON.
+        Templates disagree on tool calls: the arguments are a mapping to most, and JSON to others,
+        and some write calls only where the content is none. The first way that fails on nothing,
+        leaves no call out and prints no mapping as Python does is taken.
         """
-        arguments = [
-            call.get("function", call).get("arguments")
+        if not any(message.get("tool_calls") for message in chat.messages):
+            return self._render_once(chat, where, prompt=prompt, blocks=blocks)
+        calls = [
+            call.get("function", call)
             for message in chat.messages
             for call in message.get("tool_calls") or ()
         ]
-        if not any(isinstance(one, Arguments) for one in arguments):
-            return self._render_once(chat, where, prompt=prompt, blocks=blocks)
-        as_text = replace(chat, messages=tuple(map(_with_text_arguments, chat.messages)))
-        try:
-            found = self._render_once(chat, where, prompt=prompt, blocks=blocks)
-        except RowError as error:
-            with contextlib.suppress(RowError):
-                return self._render_once(as_text, where, prompt=prompt, blocks=blocks)
-            raise error
-        if any(one and repr(dict(one)) in found[0] for one in arguments if isinstance(one, dict)):
-            return self._render_once(as_text, where, prompt=prompt, blocks=blocks)
+        found, failed = None, None
+        for text, none in self._ways_to_call(bool(chat.tools)) or [(False, False)]:
+            way = tuple(_called(message, text=text, none=none) for message in chat.messages)
+            try:
+                made = self._render_once(
+                    replace(chat, messages=way), where, prompt=prompt, blocks=blocks
+                )
+            except RowError as error:
+                failed = failed or error
+                continue
+            if all(_is_called(call, made[0]) for call in calls):
+                return made
+            found = found or made
+        if found is None:
+            assert failed is not None
+            raise failed
         return found
+
+    def _ways_to_call(self, tools: bool) -> list[tuple[bool, bool]]:
+        """What to try of `_called`, the way in which the template writes a call first.
+
+        Empty for a template that writes no calls. There may be another one for rows with tools.
+        """
+        if tools not in self._ways:
+            self._ways[tools], word = [], "zqxj"
+            function = {"name": "lookup", "arguments": Arguments({"x": word}, f'{{"x": "{word}"}}')}
+            call = {"type": "function", "id": "a1b2c3d4e", "function": function}
+            user = {"role": "user", "content": "a"}
+            called = {"role": "assistant", "content": "", "tool_calls": [call]}
+            ways = [(False, False), (True, False), (False, True), (True, True)]
+            for text, none in ways:
+                turns = (user, _called(called, text=text, none=none))
+                chat = Conversation(turns, (_PROBE_TOOL,) if tools else ())
+                with contextlib.suppress(RowError):
+                    made = self._render_once(chat, "a probe", prompt=False, blocks=False)[0]
+                    if word in made and _is_called(function, made):
+                        way = (text, none)
+                        self._ways[tools] = [way, *(one for one in ways if one != way)]
+                        break
+        return self._ways[tools]
 
     def _render_once(
         self, chat: Conversation, where: str, *, prompt: bool, blocks: bool
     ) -> tuple[str, list[tuple[int, int]]]:
         source = self.source(chat.tools)
         messages = [
-            {name: value for name, value in message.items() if value is not None}
+            {
+                name: None if value is _NONE else value
+                for name, value in message.items()
+                if value is not None
+            }
             for message in chat.messages
         ]
         plain = all(len(message) == 2 for message in messages)
@@ -424,7 +463,7 @@ class ChatTemplate:
                     fix="another tokenizer.chat_template, or rows without such turns",
                 )
                 raise RowError("left out by the chat template", problem)
-        _check_tools(chat, text, where)
+        _check_tools(chat, text, where, writes_calls=bool(self._ways_to_call(bool(chat.tools))))
         return _Skeleton(text, found, tuple(pieces[::2])) if found == expected else None
 
     def _starts(
@@ -630,6 +669,20 @@ def left_out(trained: Sequence[Message], text: str) -> tuple[Remark, ...]:
     return tuple(Remark(LEFT_OUT, name) for name in sorted(names))
 
 
+def doubled(trained: Sequence[Message], answers: Sequence[Answer], text: str) -> tuple[Remark, ...]:
+    """A remark for each tag with which a trained text begins, and its template again in front."""
+    tags: dict[str, None] = {}
+    for message, answer in zip(trained, answers, strict=False):
+        found = _TAG_IN_FRONT.match(str(message.get("content") or ""))
+        if found:
+            tag = found[1]
+            # a prompt of generation may open the block
+            before = text[max(0, answer.start - len(tag) - 2) : answer.stop]
+            if before.count(tag) > str(message["content"]).count(tag):
+                tags[tag] = None
+    return tuple(Remark(DOUBLED, tag) for tag in tags)
+
+
 def rewritten(where: str, difference: str) -> RowError:
     """The error of a trained turn that a template writes in another way once turns follow it."""
     return RowError(
@@ -671,19 +724,34 @@ def _words(source: str) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(names), frozenset(str(word) for word in words)
 
 
-def _with_text_arguments(message: Message) -> Message:
-    """A turn whose calls have their arguments as strings."""
+def _called(message: Message, *, text: bool, none: bool) -> Message:
+    """A turn with its calls as some templates read them.
+
+    Args:
+        message: the turn.
+        text: the arguments are JSON.
+        none: an empty content is None.
+    """
     if not message.get("tool_calls"):
         return message
     calls = []
-    for call in message["tool_calls"]:
+    for call in message["tool_calls"] if text else ():
         function = call.get("function", call)
         arguments = function.get("arguments")
         if isinstance(arguments, Mapping):
-            text = getattr(arguments, "text", None) or json.dumps(arguments, ensure_ascii=False)
-            function = {**function, "arguments": text}
+            written = getattr(arguments, "text", None) or json.dumps(arguments, ensure_ascii=False)
+            function = {**function, "arguments": written}
         calls.append({**call, "function": function} if "function" in call else function)
-    return {**message, "tool_calls": calls}
+    changed = {**message, "tool_calls": calls or message["tool_calls"]}
+    is_empty = not (message.get("content") or "").strip()
+    return {**changed, "content": _NONE} if none and is_empty else changed
+
+
+def _is_called(function: Mapping[str, Any], text: str) -> bool:
+    """True if a render holds a call, and not its arguments as Python prints them."""
+    arguments, name = function.get("arguments"), function.get("name")
+    printed = isinstance(arguments, Mapping) and arguments and repr(dict(arguments)) in text
+    return not printed and (not isinstance(name, str) or name in text)
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -740,7 +808,7 @@ def unrolled(chat: Conversation, loss: str) -> list[Conversation]:
     return cut
 
 
-def _check_tools(chat: Conversation, text: str, where: str) -> None:
+def _check_tools(chat: Conversation, text: str, where: str, *, writes_calls: bool) -> None:
     """Refuse a template that knows no tools: it would drop calls and schemas without a word."""
     named = [(f"{where}.tools", "the tools", tool) for tool in chat.tools]
     named += [
@@ -751,7 +819,8 @@ def _check_tools(chat: Conversation, text: str, where: str) -> None:
     for place, what, tool in named:
         function = tool.get("function", tool)
         name = function.get("name") if isinstance(function, Mapping) else None
-        if isinstance(name, str) and name not in text:
+        is_call = tool not in chat.tools
+        if isinstance(name, str) and (name not in text or (is_call and not writes_calls)):
             problem = Problem(
                 place,
                 f"the chat template leaves out {what} ({name})",

@@ -43,7 +43,7 @@ class Cleaner:
         self._escapes = preflight.forged_turns == "escape"
         self._control = any_of(tokens.control)
         self._with_tags = any_of((*tokens.control, *tokens.tags))
-        self._wrapped = [_wrapped_in(tag) for tag in tokens.wrappers]
+        self._wrapped = [_wrapped_in(tag) for tag in tokens.wrappers if not tag.startswith("</")]
         every = (*tokens.control, *tokens.tags)
         self._escaped = any_of(_escape(token) for token in every if len(token) > 1)
         self._dataset = dataset
@@ -69,8 +69,8 @@ class Cleaner:
         found = refused.search(text)
         if found is None:
             return text
-        if refused is not self._control and any(one.fullmatch(text) for one in self._wrapped):
-            return self._clean_text(text, where, self._control)  # data sets wrap results themselves
+        if refused is not self._control and self._is_wrapped(text):
+            return text
         if self._escapes and len(found[0]) > 1:
             # again: an escaped token may have hidden another that overlaps it
             escaped = refused.sub(lambda hit: _escape(hit[0]), text)
@@ -80,6 +80,13 @@ class Cleaner:
         found_text = f"the special token {found[0]!r} in {around!r}"
         raise RowError(
             FORGED, Problem(where, found_text, allowed=_ALLOWED, fix=f"{FIX_ROW}, or {escape}")
+        )
+
+    def _is_wrapped(self, text: str) -> bool:
+        """True for results of tools that a data set wraps in tags itself, and nothing else."""
+        return any(
+            whole.fullmatch(text) and not self._with_tags.search(edges.sub("", text))
+            for whole, edges in self._wrapped
         )
 
     def check_filled(self, sample: PromptCompletion, pattern: str, where: str) -> None:
@@ -118,10 +125,11 @@ def strip_markers(row: Row, cfg: DatasetConfig) -> Row:
     return dict(_map(row, lambda text, _: markers.sub("", text), "", names=False))
 
 
-def _wrapped_in(tag: str) -> re.Pattern[str]:
-    """A text that is one or more results between a tag and its end, and nothing else."""
+def _wrapped_in(tag: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Patterns of a text that is a tag, anything and its end, once or more, and of the tags."""
     start, end = map(re.escape, (tag, f"</{tag[1:]}"))
-    return re.compile(rf"(?:\s*{start}(?:(?!{start}|{end}).)*{end}\s*)+", re.DOTALL)
+    whole = re.compile(rf"(?:\s*{start}(?:(?!{start}|{end}).)*{end}\s*)+", re.DOTALL)
+    return whole, re.compile(f"{start}|{end}")
 
 
 def _escape(token: str) -> str:

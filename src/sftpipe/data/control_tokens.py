@@ -10,10 +10,10 @@ their texts, and what is written around the marks tells:
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
@@ -24,11 +24,12 @@ from sftpipe.errors import DataError, RowError
 from sftpipe.tokenizer.special_tokens import SpecialTokens
 
 _TAG = re.compile(r"<(/?)([^<>/|\s]+)>")
+_WORD = "zqxj"  # an argument that no template writes by itself
 _MARK = "\ue000{}\ue001"  # as in chat_template.py: no text of people holds them
 _TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
-        "name": "f",
+        "name": "lookup",
         "description": "d",
         "parameters": {"type": "object", "properties": {"x": {"type": "string"}}},
     },
@@ -78,10 +79,14 @@ class _Probe:
         inside |= calls_inside | {one for one in self._special.added if _is_in(one, parsed)}
         # an opening tag that every turn has is a tag all the same if its end is one
         paired = {one for one in outside if _is_tag(one) and _partner(one) in inside}
-        inside -= outside - paired
-        inside |= {_partner(one) for one in inside} & set(self._special.added) - outside
-        outside -= inside
-        outside |= self._preamble() - inside - wrappers
+        outside -= paired
+        inside -= outside
+        partners = {_partner(one) for one in inside} & set(self._special.added)
+        inside |= partners - outside
+        preamble = self._preamble(()) - inside - wrappers
+        listing = self._preamble((_TOOL,)) - preamble - outside
+        inside |= {one for one in listing if _is_tag(one)}  # around the list of tools
+        outside |= preamble | (listing - inside - wrappers)
         control = self._eos | (set(self._special.special) - inside - wrappers) | outside
         tags = (inside | wrappers) - control
         return ControlTokens(tuple(sorted(control)), tuple(sorted(tags)), tuple(sorted(wrappers)))
@@ -112,7 +117,7 @@ class _Probe:
 
     def _calls(self, known: set[str]) -> tuple[set[str], set[str], set[str]]:
         """Tokens around calls and results: outside of answers, inside of them, around results."""
-        call = {"name": "f", "arguments": Arguments({"x": "y"}, '{"x": "y"}')}
+        call = {"name": "lookup", "arguments": Arguments({"x": _WORD}, json.dumps({"x": _WORD}))}
         called = {
             "role": "assistant",
             "content": "",
@@ -124,7 +129,7 @@ class _Probe:
             alone = self._render((question, called), tools=tools)
             result = {
                 "role": "tool",
-                "name": "f",
+                "name": "lookup",
                 "tool_call_id": "a1b2c3d4e",
                 "content": _MARK.format(2),
             }
@@ -137,25 +142,28 @@ class _Probe:
             ends = {one for one in last if turn.rstrip().endswith(one) and not _is_tag(one)}
             outside |= ends
             inside |= self._tokens(turn) - known - ends
-            pieces = _pieces((whole or "").removeprefix(alone.rstrip()))
-            if whole is None or not whole.startswith(alone.rstrip()) or len(pieces) < 2:
+            # reasoning in front of the call may be written of the last turn alone
+            end = alone.rpartition(_WORD)[2].rstrip()
+            pieces = _pieces((whole or "").rpartition(_WORD)[2].removeprefix(end))
+            if len(pieces) < 2:
                 continue
             head, tail = pieces[:2]
             around = {
                 one
                 for one in self._ordered(head)
-                if _is_tag(one) and _partner(one) in tail and head[: head.index(one)].strip()
+                if _is_tag(one)
+                and _partner(one) in tail
+                # the header of the turn is in front of it, or ended the turn of the call
+                and (ends - known or head[: head.index(one)].strip())
             }
             wrappers |= around | {_partner(one) for one in around}
             outside |= self._tokens(head) | (self._tokens(tail) - inside)
         return outside - wrappers, inside, {one for one in wrappers if one in self._special.added}
 
-    def _preamble(self) -> set[str]:
-        """Tokens in front of the first text, with and without a system turn."""
+    def _preamble(self, tools: Sequence[Mapping[str, Any]]) -> set[str]:
+        """Tokens in front of the first question, with and without a system turn."""
         found = set[str]()
-        for roles, tools in product(
-            (("user", "assistant"), ("system", "user", "assistant")), ((), (_TOOL,))
-        ):
+        for roles in (("user", "assistant"), ("system", "user", "assistant")):
             text = self._render(_chat(*roles), tools=tools)
             for piece in _pieces(text)[: len(roles) - 1] if text else ():
                 found |= self._tokens(piece)

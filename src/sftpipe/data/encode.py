@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from sftpipe.config.schema import LossConfig
 from sftpipe.data.answer_spans import AnswerSpans, JoinedRow
 from sftpipe.data.characters import KnownCharacters
-from sftpipe.data.chat_template import Answer, ChatTemplate, left_out, trained_turns
+from sftpipe.data.chat_template import Answer, ChatTemplate, doubled, left_out, trained_turns
 from sftpipe.data.labels import IGNORED, Span, labels_from_spans, response_spans
 from sftpipe.data.samples import Conversation, Prompt, PromptCompletion, Remark, Sample
 from sftpipe.errors import DataError, Problem, RowError
@@ -264,6 +264,8 @@ class Encoder:
         shift = len(given.messages) - len(chat.messages)  # of an empty system turn
         trained = given.messages if full else [given.messages[turn + shift] for turn in turns]
         remarks = left_out(trained, rendered.text)
+        if not full and len(rendered.answers) == len(trained):
+            remarks += doubled(trained, rendered.answers, rendered.text)
         if full:
             answers = [replace(answers[-1], start=0)]
         cuts = () if self.loss.boundary == "joint" else rendered.cuts

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sftpipe.config.schema import FORMATS, ROLES, FormatConfig
@@ -362,7 +363,8 @@ def _with_history(
     for index, item in enumerate(read_list(value, here, "a list of [question, answer]")):
         place = f"{here}[{index}]"
         if isinstance(item, Mapping):
-            earlier += read_turns([item], here, clean, cfg)
+            form = replace(cfg, type="messages") if "role" in item else cfg
+            earlier += read_turns([item], here, clean, form)
             continue
         pair = read_list(item, place, "[question, answer]")
         if len(pair) != 2:

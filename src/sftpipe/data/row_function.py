@@ -9,17 +9,17 @@ the function, is then known by its content, like the rows of a file.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from sftpipe.config.schema import FormatConfig, TrainConfig
 from sftpipe.data.cleaning import strip_markers
 from sftpipe.data.formats import ERROR, RETURNED, no_sample
-from sftpipe.data.readers import Stored, store_by_content
 from sftpipe.data.rows import Rows
 from sftpipe.data.samples import Row
 from sftpipe.data.source import Source
+from sftpipe.data.stored import RowToStore, store_by_content
 from sftpipe.data.user_code import load_function
 from sftpipe.errors import DataError, Problem, RowError
 from sftpipe.storage import digest
@@ -53,19 +53,18 @@ def _values(rows: Rows, form: FormatConfig, cfg: TrainConfig, place: str) -> Row
     """The function's value of each row, on disk; `markers=strip` comes first."""
     function = load_function(str(form.function), "format.function", cfg.allowed_targets)
 
-    def stored() -> Stored:
+    def stored() -> Iterator[RowToStore]:
         for start in range(0, len(rows), _BATCH):
             batch = [strip_markers(row, cfg.dataset) for row in rows[start : start + _BATCH]]
             locations = [f"{place}[{start + at}]" for at in range(len(batch))]
             values = call_function(function, batch, form, locations)
             for at, (value, where) in enumerate(zip(values, locations, strict=True)):
-                yield as_json(value, form, where), rows.origin(start + at)
+                text = as_json(value, form, where)
+                yield RowToStore(text, json.loads(text), rows.origin(start + at))
 
     with console.status(f"Calling {form.function} on {place} ..."):
-        table, content = store_by_content(
-            stored(), f"{form.function} {rows.digest} {rows.origin(0)}"
-        )
-    return replace(rows, table=table, digest=digest("function", content), columns={})
+        made = store_by_content(stored(), f"{form.function} {rows.digest} {rows.origin(0)}")
+    return Rows(made.table, digest("function", made.content), {}, made.columns_seen)
 
 
 def call_function(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,10 @@ FILLED = "filled by Arrow"  # remark: null fields of structs that the file did n
 TOO_LONG = "longer than sft.max_length"  # the reason of rows that are dropped for their length
 _BATCH = 4096  # rows that are in memory together
 
-JSON, ORIGIN = "json", "origin"  # columns of a table of JSON texts: the row, and its file and line
-_PEEK = 1000  # rows that are read together, and whose names are the columns of JSON texts
+# columns of a table of rows as they were read: the row, its file and line, and the null fields that
+# Arrow had filled it with and that were left out
+JSON, ORIGIN, NULLS = "json", "origin", "filled"
+_TOGETHER = 1000  # rows that are read together
 
 
 @dataclass(frozen=True)
@@ -145,53 +147,53 @@ def list_lengths(column: Any) -> np.ndarray:
 class Rows:
     """The rows of one split, read from disk as they are needed.
 
-    table: columns, or JSON texts (`JSON`, `ORIGIN`). A JSON text was parsed once when its file was
-        read, to find a bad line, and is parsed again here: that is cheaper than forcing one schema
-        on all rows.
+    table: `JSON`, `ORIGIN` and `NULLS`. A JSON text was parsed once when its file was read, to
+        find a bad line, and is parsed again here: that is cheaper than forcing one schema on all
+        rows.
     digest: hash of the rows and their order.
-    columns: {our name: the table's name}.
+    columns: {our name: the data set's name, or a path into nested columns, or None}; a name with
+        None is not read.
+    columns_seen: {the data set's name: rows in which it is there and not null}, of all rows that
+        were read, those that a limit or another split took included.
     """
 
     table: Dataset
     digest: str
-    columns: Mapping[str, str]
+    columns: Mapping[str, str | None]
+    columns_seen: Mapping[str, int]
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __iter__(self) -> Iterator[Row]:
-        for start in range(0, len(self), _PEEK):
-            yield from self[start : start + _PEEK]
+        for start in range(0, len(self), _TOGETHER):
+            yield from self[start : start + _TOGETHER]
 
     def __getitem__(self, where: slice) -> list[Row]:
         return self.decode(self.table[where])
 
     @property
     def column_names(self) -> list[str]:
-        """Our names; of JSON texts those of the first thousand rows."""
-        theirs = list(self.table.column_names)
-        if _holds_json(theirs):
-            texts = self.table[:_PEEK][JSON]
-            theirs = list(dict.fromkeys(name for text in texts for name in json.loads(text)))
-        return list(self._rename(dict.fromkeys(theirs)))
+        """Our names of the columns of all rows that were read."""
+        kept = [name for name in self.columns_seen if name not in self._taken]
+        return kept + [ours for ours, theirs in self.columns.items() if self._may_have(theirs)]
 
     def decode(self, batch: Mapping[str, Sequence[Any]]) -> list[Row]:
         """The rows of a batch of `table`; a worker process has only the batch."""
-        rows: list[Row]
-        if _holds_json(batch):
-            rows = [json.loads(text) for text in batch[JSON]]
-        else:
-            values = zip(*batch.values(), strict=True)
-            rows = [dict(zip(batch, row, strict=True)) for row in values]
+        rows: list[Row] = [json.loads(text) for text in batch[JSON]]
         return [self._rename(row) for row in rows] if self.columns else rows
+
+    def filled(self, batch: Mapping[str, Sequence[Any]]) -> list[int]:
+        """For each row of a batch of `table` the null fields that Arrow had put there."""
+        return list(batch[NULLS])
 
     def origin(self, index: int) -> str:
         """File and line of a row, where they are known, else ""."""
-        return str(self.table[index][ORIGIN]) if _holds_json(self.table.column_names) else ""
+        return str(self.table[index][ORIGIN])
 
     def own_names(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """One of the rows by the names of the table again."""
-        return {self.columns.get(name, name): value for name, value in row.items()}
+        return {self.columns.get(name) or name: value for name, value in row.items()}
 
     def by_own_names(self, count: int) -> list[Row]:
         """The first rows as the table has them."""
@@ -201,12 +203,38 @@ class Rows:
         """Some of the rows; `why` distinguishes this choice from others in the digest."""
         return replace(self, table=self.table.select(indices), digest=digest(self.digest, why))
 
+    @property
+    def _taken(self) -> set[str]:
+        return {name for name in (*self.columns, *self.columns.values()) if name is not None}
+
+    def _may_have(self, theirs: str | None) -> bool:
+        return theirs is not None and bool({theirs, theirs.split(".")[0]} & set(self.columns_seen))
+
     def _rename(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        taken = {*self.columns, *self.columns.values()}
+        taken = self._taken
         kept = {name: value for name, value in row.items() if name not in taken}
-        renamed = {ours: row[theirs] for ours, theirs in self.columns.items() if theirs in row}
-        return {**kept, **renamed}
+        for ours, theirs in self.columns.items():
+            if theirs is not None and (found := find_nested(row, theirs)):
+                kept[ours] = found[0]
+        return kept
 
 
-def _holds_json(columns: Iterable[str]) -> bool:
-    return list(columns) == [JSON, ORIGIN]
+def find_nested(row: Mapping[str, Any], path: str) -> list[Any]:
+    """[the value] of a column, or of a dotted path into nested columns; [] where there is none.
+
+    A column of exactly that name comes first. A step enters a mapping, or a string that holds the
+    JSON of one.
+    """
+    if path in row:
+        return [row[path]]
+    value: Any = row
+    for name in path.split("."):
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError):
+                return []
+        if not isinstance(value, Mapping) or name not in value:
+            return []
+        value = value[name]
+    return [value]

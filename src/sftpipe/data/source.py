@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from sftpipe.config.schema import DatasetConfig, FormatConfig, MixtureSource
 from sftpipe.config.validation_sets import (
@@ -20,21 +20,15 @@ from sftpipe.config.validation_sets import (
     split_files,
 )
 from sftpipe.data.fetch import fetched
-from sftpipe.data.readers import (
-    FILE_KINDS,
-    DataFiles,
-    call_function,
-    hash_files,
-    read_files,
-    read_hub,
-)
-from sftpipe.data.rows import Rows
+from sftpipe.data.formats import required_columns
+from sftpipe.data.hub_sets import read_hub
+from sftpipe.data.json_layouts import is_by_columns, layout_of_object
+from sftpipe.data.readers import FILE_KINDS, DataFiles, call_function, hash_files, read_files
+from sftpipe.data.rows import Rows, find_nested
+from sftpipe.data.stored import StoredRows
 from sftpipe.data.user_code import load_function
 from sftpipe.errors import DataError, Problem, nearest
 from sftpipe.storage import digest
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
 _ASSETS = Path(__file__).parent / "assets"
@@ -80,23 +74,33 @@ class Source:
 
 
 def load_sources(
-    cfg: DatasetConfig, format_cfg: FormatConfig, allowed_targets: Sequence[str] = ()
+    cfg: DatasetConfig,
+    format_cfg: FormatConfig,
+    allowed_targets: Sequence[str] = (),
+    *,
+    has_answers: bool = True,
 ) -> list[Source]:
     """The data set of a run, or each one of a mixture, with our column names.
 
     A split that the data set lacks and nobody asked for is absent.
+
+    Args:
+        cfg: the `dataset` group.
+        format_cfg: the format of sources without their own.
+        allowed_targets: as of `load_function`.
+        has_answers: False for rows that are only asked: they may lack columns of `dataset.columns`.
 
     Raises:
         DataError: a missing file or hub set, a file that changes while it is read, a split or
             column that does not exist, an empty split.
     """
     if kind_of(cfg) != "mixture":
-        return _checked_sets([_load_source(cfg, format_cfg, allowed_targets)])
+        return _checked_sets([_load_source(cfg, format_cfg, allowed_targets, has_answers)])
     sources = []
     for index, one in enumerate(cfg.sources):
         assert isinstance(one, MixtureSource)
         limited = replace(one, limit=one.limit or cfg.limit)
-        source = _load_source(limited, one.format or format_cfg, allowed_targets)
+        source = _load_source(limited, one.format or format_cfg, allowed_targets, has_answers)
         name = f"sources[{index}] {one.name or one.path}"
         sources.append(replace(source, name=name, weight=one.weight, count=one.count))
     return _checked_sets(sources)
@@ -152,13 +156,21 @@ def _function_sha256(path: str, allowed_targets: Sequence[str]) -> str:
 
 
 def _load_source(
-    cfg: DatasetConfig, format_cfg: FormatConfig, allowed_targets: Sequence[str]
+    cfg: DatasetConfig, format_cfg: FormatConfig, allowed_targets: Sequence[str], has_answers: bool
 ) -> Source:
-    tables, identity, sha256 = _read(cfg, allowed_targets)
-    chosen = _chosen_splits(tables, cfg)
-    splits = {
-        ours: Rows(tables[theirs], digest(identity, theirs), {}) for ours, theirs in chosen.items()
-    }
+    names = [cfg.columns.get(name, name) for name in required_columns(format_cfg)]
+    required = [name for name in names if name is not None]
+    stored, sha256 = _read(cfg, required, allowed_targets)
+    splits = {}
+    for ours, theirs in _chosen_splits(stored, cfg).items():
+        one = stored[theirs]
+        rows = Rows(one.table, digest(one.content, theirs), cfg.columns, one.columns_seen)
+        if cfg.columns:
+            rows = replace(rows, digest=digest(rows.digest, dict(cfg.columns)))
+        if has_answers and len(rows):
+            _check_layout(rows, required, cfg)
+            _check_columns(rows, ours, cfg)
+        splits[ours] = rows
     splits = _make_splits(splits, cfg)
     if cfg.limit is not None:
         splits = {
@@ -169,29 +181,25 @@ def _load_source(
         if len(rows) == 0:
             fix = "look at dataset.data_files, the sizes and the limit"
             raise DataError(Problem(f"dataset ({name})", "the split is empty", fix=fix))
-    named = {name: _rename_columns(rows, name, cfg) for name, rows in splits.items()}
-    return Source("", named, format_cfg, sha256)
+    return Source("", splits, format_cfg, sha256)
 
 
 def _read(
-    cfg: DatasetConfig, allowed_targets: Sequence[str]
-) -> tuple[Mapping[str, Dataset], str, str]:
-    """{split of the source: table}, a hash of the tables, and the `fingerprint`."""
+    cfg: DatasetConfig, required: Sequence[str], allowed_targets: Sequence[str]
+) -> tuple[Mapping[str, StoredRows], str]:
+    """{split of the source: rows}, and the `fingerprint`."""
     kind = kind_of(cfg)
     if kind in ("embedded", "files"):
         files = _hashed_files(cfg)
-        identity = digest(files.kind, cfg.sample_by, files.sha256)
-        return read_files(files, cfg), identity, files.sha256
+        return read_files(files, cfg, required), files.sha256
     sha256 = fingerprint(cfg, allowed_targets)
     if kind == "function":
-        tables = call_function(cfg, allowed_targets)
-    else:
-        _reject_file_name(cfg.path)
-        tables = read_hub(cfg)
-    return tables, digest({split: table._fingerprint for split, table in tables.items()}), sha256
+        return call_function(cfg, allowed_targets), sha256
+    _reject_file_name(cfg.path)
+    return read_hub(cfg), sha256
 
 
-def _chosen_splits(tables: Mapping[str, Dataset], cfg: DatasetConfig) -> Mapping[str, str]:
+def _chosen_splits(tables: Mapping[str, StoredRows], cfg: DatasetConfig) -> Mapping[str, str]:
     """{our split: the source's split} of those that are read."""
     wanted = (
         {"train": cfg.split}
@@ -422,24 +430,53 @@ def _floor(share: float) -> int:
     return int(share + 1e-6)
 
 
-def _rename_columns(rows: Rows, split: str, cfg: DatasetConfig) -> Rows:
-    """Rows with our names for the columns that `dataset.columns` names."""
-    if not cfg.columns:
-        return rows
-    known = rows.column_names
-    for ours, theirs in cfg.columns.items():
-        if theirs not in known:
+def _check_layout(rows: Rows, required: Sequence[str], cfg: DatasetConfig) -> None:
+    """Check that the first row of JSON files is no whole table, which lacks the columns of a row.
+
+    Raises:
+        DataError: names the layout, and what reads it.
+    """
+    if cfg.path != "json" or not required:
+        return
+    files = [name for group in _data_files(cfg).values() for name in group]
+    if len(rows) > len(files):
+        return
+    first = replace(rows, columns={})[:1][0]
+    layout = layout_of_object(first, required)
+    has_all = all(name in rows.columns_seen for name in required)
+    if layout is None or (has_all and not (len(rows) == 1 and is_by_columns(first, required))):
+        return
+    place, _, _ = rows.origin(0).partition(", line ")
+    file = next((name for name in files if Path(name).name == place), place)
+    raise DataError(
+        Problem(
+            f"dataset.data_files: {file}",
+            f"one row, which is {layout.name}",
+            allowed=f"rows with the columns {', '.join(required)}",
+            fix=layout.fix(file),
+        )
+    )
+
+
+def _check_columns(rows: Rows, split: str, cfg: DatasetConfig) -> None:
+    """Check that `dataset.columns` names columns that there are, each once."""
+    known = list(rows.columns_seen)
+    mapped = {ours: theirs for ours, theirs in cfg.columns.items() if theirs is not None}
+    for ours, theirs in mapped.items():
+        if theirs not in known and not _has_path(rows, theirs):
             match = nearest(theirs, known)
             key = f"dataset.columns.{ours}"
+            read = f" in any of the {len(rows)} rows that were read (dataset.limit)"
             problem = Problem(
                 f"{key} ({split})",
-                f"the data set has no column {theirs!r}",
+                f"the data set has no column {theirs!r}"
+                + (read if cfg.streaming and cfg.limit is not None else ""),
                 allowed=", ".join(known),
                 fix=_override(key, match) if match else f"{key}=COLUMN",
             )
             raise DataError(problem)
     users: dict[str, list[str]] = {}
-    for ours, theirs in cfg.columns.items():
+    for ours, theirs in mapped.items():
         users.setdefault(theirs, []).append(ours)
     taken = {theirs: names for theirs, names in users.items() if len(names) > 1}
     if taken:
@@ -452,4 +489,11 @@ def _rename_columns(rows: Rows, split: str, cfg: DatasetConfig) -> Rows:
             fix=f"{' '.join(removals)} removes what a recipe or an option has set",
         )
         raise DataError(problem)
-    return replace(rows, columns=dict(cfg.columns), digest=digest(rows.digest, dict(cfg.columns)))
+
+
+def _has_path(rows: Rows, path: str) -> bool:
+    """True if a row has a value at a dotted path into its nested columns."""
+    if path.split(".")[0] not in rows.columns_seen:
+        return False
+    unnamed = replace(rows, columns={})
+    return any(find_nested(row, path) for row in unnamed)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from sftpipe.config.patterns import pattern_fields
-from sftpipe.config.schema import FormatConfig, TrainConfig
+from sftpipe.config.schema import DatasetConfig, FormatConfig, TrainConfig
 from sftpipe.data.cleaning import Cleaner
 from sftpipe.data.encode import Encoder
 from sftpipe.data.row_chain import SampleReader
 from sftpipe.data.row_function import call_row_functions
-from sftpipe.data.rows import JSON, ORIGIN, Rows
 from sftpipe.data.samples import Row
 from sftpipe.data.source import Source, kind_of_file, load_sources
+from sftpipe.data.stored import rows_in_memory
 from sftpipe.errors import DataError, Problem, RowError
 from sftpipe.evaluation.questions import Question, row_questions
-from sftpipe.storage import digest
 
 _NO_ANSWER = "\ue000no answer\ue001"  # stands where a row has none; private-use characters
 _SHOWN = 3  # problems of rows that an error names
@@ -37,7 +35,7 @@ def questions_of_rows(
         found = repr(rows[wrong[0]]) if wrong else "no rows"
         allowed = "a text, a list of {role, content}, or a list of rows"
         raise DataError(Problem(f"{where}[{wrong[0] if wrong else 0}]", found, allowed=allowed))
-    stored = replace(_stored(rows), columns=cfg.dataset.columns)
+    stored = replace(rows_in_memory(rows), columns=cfg.dataset.columns)
     return _ask(Source("", {where: stored}, cfg.format, ""), where, cfg, encoder)
 
 
@@ -67,9 +65,14 @@ def files_source(files: Any, cfg: TrainConfig, split: str) -> Source:
         DataError: a file is missing or cannot be read.
     """
     named = files if isinstance(files, str) else next(iter(files), "")
+    kind = kind_of_file(str(named))
+    as_the_run = cfg.dataset if kind == cfg.dataset.path else DatasetConfig(kind)
     dataset = replace(
         cfg.dataset,
-        path=kind_of_file(str(named)),
+        path=kind,
+        encoding=as_the_run.encoding,
+        delimiter=as_the_run.delimiter,
+        field=as_the_run.field,
         data_files=files,
         name=None,
         revision=None,
@@ -81,19 +84,15 @@ def files_source(files: Any, cfg: TrainConfig, split: str) -> Source:
         shuffle_seed=None,
         limit=None,
     )
-    dataset = replace(dataset, columns={})  # renamed below: a file without answers lacks a column
-    (source,) = load_sources(dataset, cfg.format, cfg.allowed_targets)
-    rows = source.splits["train"]
-    columns = cfg.dataset.columns
-    renamed = replace(rows, columns=columns, digest=digest(rows.digest, columns))
-    return replace(source, splits={split: renamed})
+    (source,) = load_sources(dataset, cfg.format, cfg.allowed_targets, has_answers=False)
+    return replace(source, splits={split: source.splits["train"]})
 
 
 def _ask(source: Source, split: str, cfg: TrainConfig, encoder: Encoder) -> list[Question]:
     """A question for each row of a split; a row that makes no sample is an error."""
     rows = source.splits[split]
     filled = [rows.own_names(_fill(row, source.format)) for row in rows]
-    stored = replace(_stored(filled), columns=rows.columns)
+    stored = replace(rows_in_memory(filled), columns=rows.columns)
     (called,) = call_row_functions([replace(source, splits={split: stored})], cfg)
     cleaner = Cleaner(encoder.tokenizer, cfg.dataset, cfg.preflight)
     reader = SampleReader(called.splits[split], source.format, cleaner, split)
@@ -102,13 +101,6 @@ def _ask(source: Source, split: str, cfg: TrainConfig, encoder: Encoder) -> list
     if problems:
         raise DataError(*problems[:_SHOWN])
     return [_without_placeholder(one) for one in found if isinstance(one, Question)]
-
-
-def _stored(rows: Sequence[Row]) -> Rows:
-    from datasets import Dataset
-
-    texts = [json.dumps(row, ensure_ascii=False) for row in rows]
-    return Rows(Dataset.from_dict({JSON: texts, ORIGIN: [""] * len(texts)}), digest(texts), {})
 
 
 def _fill(row: Row, cfg: FormatConfig) -> Row:

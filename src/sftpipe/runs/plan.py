@@ -187,6 +187,7 @@ def _same_numbers(value: Any) -> Any:
 _OF_EVALUATE = ("batch_size", "verdict", "metrics", "data_files", "base")
 # and those that runs of older versions do not have, which are what null is
 _NEWER = ("early_stopping", "sample_steps")
+_NEWER_OF_DATASET = {"encoding": "utf-8", "delimiter": None, "field": None}  # with their defaults
 
 
 def _deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,7 +205,7 @@ def _deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
     }
     kept["dataset"] = {
         name: value
-        for name, value in plain["dataset"].items()
+        for name, value in _without_newer(plain["dataset"]).items()
         if name not in ("data_files", "num_proc")
     }
     if plain.get("evaluation") is not None:
@@ -213,6 +214,17 @@ def _deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
             for name, value in plain["evaluation"].items()
             if name not in _OF_EVALUATE and not (name in _NEWER and value is None)
         }
+    return kept
+
+
+def _without_newer(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {
+        name: value
+        for name, value in dataset.items()
+        if name not in _NEWER_OF_DATASET or value != _NEWER_OF_DATASET[name]
+    }
+    sources = dataset.get("sources") or ()
+    kept["sources"] = [_without_newer(one) if isinstance(one, dict) else one for one in sources]
     return kept
 
 
@@ -225,7 +237,10 @@ def _check_same_run(cfg: TrainConfig, folder: Path, where: str) -> None:
     except (OSError, yaml.YAMLError):
         problem = Problem(str(files.config), "missing or damaged", fix="start a new run")
         raise RunError(problem) from None
-    changed = _differences(_deciding(recorded), _deciding(to_plain(cfg)))
+    before, now = _deciding(recorded), _deciding(to_plain(cfg))
+    for one in (before, now):  # so that a default is named as what it is
+        one["dataset"] = {**_NEWER_OF_DATASET, **one["dataset"]}
+    changed = _differences(before, now)
     what = "; ".join(changed) if changed else "the data files changed"
     fix = "give it the same config, or start a new run without sft.resume_from_checkpoint"
     raise RunError(Problem(where, f"{folder} is a run of another config: {what}", fix=fix))

@@ -23,6 +23,7 @@ from sftpipe.data.preflight.parity import Comparison, first_difference
 from sftpipe.data.preflight.preview import excerpt
 from sftpipe.data.preflight.remarks import (
     default_system_texts,
+    doubled_blocks,
     templates_out_of_turn,
     unread_values,
 )
@@ -490,6 +491,7 @@ PART_WARNINGS: tuple[PartCheck, ...] = (
     unlike_generation_by_choice,
     unread_values_are_warnings,
     default_system_texts,
+    doubled_blocks,
     templates_out_of_turn,
 )
 RUN_WARNINGS: tuple[RunCheck, ...] = (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sftpipe.config.schema import FORMATS
-from sftpipe.data.chat_template import DEFAULT_SYSTEM, LEFT_OUT, ChatTemplate
+from sftpipe.data.chat_template import DEFAULT_SYSTEM, DOUBLED, LEFT_OUT, ChatTemplate
 from sftpipe.data.labels import OUT_OF_TURN
 from sftpipe.data.messages import STRAY_FLAG, UNREAD_COLUMN, UNREAD_FIELD
 from sftpipe.data.rows import FILLED, Part, Remarked
@@ -130,6 +130,21 @@ def default_system_texts(find: PartFindings) -> list[Problem]:
         )
         for remark, found in find.part.remarks.items()
         if remark.kind == DEFAULT_SYSTEM and find.cfg.preflight.default_system == "warn"
+    ]
+
+
+def doubled_blocks(find: PartFindings) -> list[Problem]:
+    """A block such as <think>, in a text and written by the template in front of it."""
+    return [
+        Problem(
+            find.part.at(found.first),
+            f"the chat template writes {remark.what} in front of a text that begins with it: "
+            f"{_of(find.part, found)} both",
+            fix="a format.function that moves the block into the field that the template reads "
+            "(reasoning_content, mostly), or another tokenizer.chat_template",
+        )
+        for remark, found in find.part.remarks.items()
+        if remark.kind == DOUBLED
     ]
 
 
