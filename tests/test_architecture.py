@@ -179,6 +179,7 @@ def test_what_every_command_loads_imports_nothing_heavy(name: str) -> None:
         "config/patterns.py",
         "data/samples.py",
         "data/messages.py",
+        "data/layouts.py",
         "data/formats.py",
         "data/labels.py",
     ],

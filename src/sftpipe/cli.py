@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from sftpipe.errors import ConfigError, Problem, SftpipeError, nearest
-from sftpipe.verbs import VERBS, Arguments, print_error
+from sftpipe.verbs import VERBS, Arguments, print_error, print_way_out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +48,8 @@ def _run(words: list[str]) -> int:
             return VERBS[arguments.verb].run(arguments)
     except SftpipeError as error:
         print_error(error)
+        if error.words:
+            print_way_out(arguments, error.words)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -61,9 +61,13 @@ def _bare(match: re.Match[str]) -> str:
 
 
 class SftpipeError(Exception):
-    """Root of the tree. Holds one or more `Problem`s; `str()` prints them all."""
+    """Root of the tree. Holds one or more `Problem`s; `str()` prints them all.
+
+    words: overrides with which the same command would go on, where they are known.
+    """
 
     exit_code = 2
+    words: tuple[str, ...] = ()
 
     def __init__(self, *problems: Problem) -> None:
         super().__init__(*problems)

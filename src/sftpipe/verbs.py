@@ -6,13 +6,15 @@ Results go to stdout, remarks to stderr; heavy imports wait until a verb needs t
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftpipe.errors import ConfigError, Interrupted, Problem, SftpipeError, nearest
+from sftpipe.errors import ConfigError, Interrupted, Problem, SftpipeError, nearest, override
 from sftpipe.storage import write_text
 
 if TYPE_CHECKING:
@@ -48,7 +50,27 @@ def print_error(error: SftpipeError) -> None:
     """Every problem of an error, on stderr."""
     count = len(error.problems)
     heading = "error" if count == 1 else f"{count} errors"
-    print(f"{heading}\n  " + str(error).replace("\n", "\n  "), file=sys.stderr)
+    # what stands between empty lines is code, to be pasted as it is
+    blocks = enumerate(str(error).split("\n\n"))
+    shown = [block if at % 2 else textwrap.indent(block, "  ") for at, block in blocks]
+    print(f"{heading}\n" + "\n\n".join(shown), file=sys.stderr)
+
+
+def print_way_out(arguments: Arguments, words: Sequence[str]) -> None:
+    """The command once more, with overrides that an error names, on stderr."""
+    keys = [word.partition("=")[0] for word in words]
+    groups = tuple(f"{key}." for key in keys if key in ("format", "loss"))
+    replaced = (*groups, "dataset.columns", *(("dataset.data_files",) if "dataset" in keys else ()))
+    kept = [
+        word
+        for word in arguments.overrides
+        if (key := word.lstrip("+~").partition("=")[0]) not in keys and not key.startswith(replaced)
+    ]
+    typed = [
+        override(*word.split("=", 1)).strip("`") if "=" in word else shlex.quote(word)
+        for word in (*kept, *words)
+    ]
+    print(f"\n  sftpipe {' '.join([arguments.verb, *typed])}", file=sys.stderr)
 
 
 def _train(arguments: Arguments) -> int:

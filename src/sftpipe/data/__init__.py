@@ -19,6 +19,7 @@ Each module, with what goes in and what comes out:
     row_chain.py      a raw row            -> a sample -> an encoded row
     formats.py        a row                -> Conversation, PromptCompletion or Text
     messages.py       turns, fields        -> the same, checked
+    layouts.py        rows of any file     -> what they look like, and what to type
     control_tokens.py a chat template      -> the tokens that open and end turns in it, and tags
     cleaning.py       a text               -> without markers and special tokens of its own
     samples.py        the three kinds of sample

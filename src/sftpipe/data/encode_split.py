@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftpipe.data.formats import check_columns
+from sftpipe.data.layouts import FIRST_ROWS
 from sftpipe.data.row_chain import BATCH, RowEncoder
 from sftpipe.data.rows import Dropped, Part, Remarked
 from sftpipe.data.samples import Remark
@@ -49,7 +50,9 @@ def encode_split(
     import datasets
 
     raw = rows.reader.rows
-    check_columns(raw.column_names, rows.reader.format, split)
+    first_rows = partial(raw.by_own_names, FIRST_ROWS)
+    form = rows.reader.format
+    check_columns(raw.column_names, form, split, first_rows, alone=not source)
 
     def load(folder: Path) -> Part:
         files = sorted(folder.glob("rows*.arrow"))
@@ -64,6 +67,7 @@ def encode_split(
             remarks=_read_remarks(folder),
             samples=rows.samples,
             origin=raw.origin,
+            first_rows=first_rows,
         )
 
     key = _key(rows, depends_on)

@@ -12,6 +12,7 @@ from typing import Any
 
 from sftpipe.config.patterns import pattern_fields
 from sftpipe.config.schema import FORMATS, FormatConfig
+from sftpipe.data.layouts import Layout, recognise
 from sftpipe.data.messages import (
     UNREAD_COLUMN,
     Clean,
@@ -111,32 +112,72 @@ def unread_columns(row: Row, read: Set[str]) -> list[str]:
     return [name for name, value in row.items() if name not in read and not is_nothing(value)]
 
 
-def check_columns(columns: Sequence[str], cfg: FormatConfig, split: str) -> None:
+def check_columns(
+    columns: Sequence[str],
+    cfg: FormatConfig,
+    split: str,
+    first_rows: Callable[[], Sequence[Row]] = tuple,
+    *,
+    alone: bool = True,
+) -> None:
     """Check that a split has the columns that the format needs.
 
+    Args:
+        columns: of the split, by our names.
+        cfg: the `format` group.
+        split: its name, for messages.
+        first_rows: gives some rows by the names of the file, to tell what they look like.
+        alone: it is the only data set of the run.
+
     Raises:
-        DataError: names each missing column and how to map one onto it.
+        DataError: says what reads such rows; or names each missing column and how to map one onto
+            it.
     """
     needed = required_columns(cfg)
-    problems = []
-    for name in needed:
-        if name not in columns:
-            match = nearest(name, columns)
-            typed = [f"format.text_field={match}"] if match and cfg.type == "text" else []
-            typed += [f"dataset.columns.{name}={match}"] if match else []
-            way_out = [f"`{word}`" for word in typed] or [f"dataset.columns.{name}=COLUMN"]
-            if cfg.type == "text" and not match:
-                way_out = ["format.text_field=COLUMN", *way_out]
-            problems.append(
-                Problem(
-                    f"format={cfg.type} ({split})",
-                    f"no column {name!r}; the data set has {', '.join(columns)}",
-                    allowed=f"columns {', '.join(needed)}",
-                    fix=", or ".join([*way_out, "another format"]),
-                )
-            )
-    if problems:
-        raise DataError(*problems)
+    missing = [name for name in needed if name not in columns]
+    layout = layout_for(cfg, first_rows()) if missing else None
+    if layout is not None:
+        named = f"{'column' if len(missing) == 1 else 'columns'} {', '.join(map(repr, missing))}"
+        problem = Problem(
+            f"format={cfg.type} ({split})",
+            f"no {named}; the data set has {', '.join(columns)}",
+            allowed=f"columns {', '.join(needed)}",
+            fix=layout.fix(alone=alone),
+        )
+        error = DataError(problem)
+        error.words = layout.words if alone else ()
+        raise error
+    if missing:
+        raise DataError(*(_missing(name, columns, cfg, split) for name in missing))
+
+
+def layout_for(cfg: FormatConfig, rows: Sequence[Row]) -> Layout | None:
+    """What rows look like, with what a format needs to read them.
+
+    A pattern takes any question and answer, once its columns have their names.
+    """
+    layout = recognise(rows)
+    if layout is None or cfg.type != "template" or layout.settings.get("format") != "instruction":
+        return layout
+    keys = {f"dataset.columns.{name}" for name in (*required_columns(cfg), "input")}
+    settings = {key: value for key, value in layout.settings.items() if key in keys}
+    return replace(layout, settings=settings) if settings else None
+
+
+def _missing(name: str, columns: Sequence[str], cfg: FormatConfig, split: str) -> Problem:
+    """The problem of a column that the data set lacks, and how to map one onto it."""
+    match = nearest(name, columns)
+    typed = [f"format.text_field={match}"] if match and cfg.type == "text" else []
+    typed += [f"dataset.columns.{name}={match}"] if match else []
+    way_out = [f"`{word}`" for word in typed] or [f"dataset.columns.{name}=COLUMN"]
+    if cfg.type == "text" and not match:
+        way_out = ["format.text_field=COLUMN", *way_out]
+    return Problem(
+        f"format={cfg.type} ({split})",
+        f"no column {name!r}; the data set has {', '.join(columns)}",
+        allowed=f"columns {', '.join(required_columns(cfg))}",
+        fix=", or ".join([*way_out, "another format"]),
+    )
 
 
 # --- formats --------------------------------------------------------------------------------------

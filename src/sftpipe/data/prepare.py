@@ -6,6 +6,7 @@ import contextlib
 import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sftpipe.config.schema import PACKING, TrainConfig
@@ -15,6 +16,7 @@ from sftpipe.data.encode import Encoder
 from sftpipe.data.encode_split import encode_split
 from sftpipe.data.formats import check_columns
 from sftpipe.data.labels import IGNORED
+from sftpipe.data.layouts import FIRST_ROWS
 from sftpipe.data.packing import Collator, Isolation, PackingReport, blocks, pack
 from sftpipe.data.preflight.checks import over_length_problem
 from sftpipe.data.preflight.report import Preflight
@@ -227,7 +229,9 @@ def tokenizer_corpus(
         if split != "train" and cfg.tokenizer.type != "char":
             continue
         for reader in readers:
-            check_columns(reader.rows.column_names, reader.format, split)
+            rows, alone = reader.rows, len(readers) == 1
+            first_rows = partial(rows.by_own_names, FIRST_ROWS)
+            check_columns(rows.column_names, reader.format, split, first_rows, alone=alone)
             for sample in reader:
                 with contextlib.suppress(RowError):
                     yield from special.split(encoder.text(sample))

@@ -82,6 +82,7 @@ class Part:
         samples where `loss.unroll` makes several.
     origin: number of a row in the source -> file and line, "" where they are not known.
     remarks: what is to be said of rows that are used.
+    first_rows: gives some rows as the file has them.
     """
 
     split: str
@@ -92,6 +93,7 @@ class Part:
     samples: Callable[[int], Sequence[Sample]]
     origin: Callable[[int], str]
     remarks: Mapping[Remark, Remarked] = field(default_factory=dict)
+    first_rows: Callable[[], Sequence[Row]] = tuple
 
     @property
     def place(self) -> str:
@@ -192,6 +194,10 @@ class Rows:
     def own_names(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """One of the rows by the names of the table again."""
         return {self.columns.get(name) or name: value for name, value in row.items()}
+
+    def by_own_names(self, count: int) -> list[Row]:
+        """The first rows as the table has them."""
+        return replace(self, columns={})[:count]
 
     def select(self, indices: Any, why: str) -> Rows:
         """Some of the rows; `why` distinguishes this choice from others in the digest."""

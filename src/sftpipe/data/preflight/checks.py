@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from sftpipe.config.schema import PACKING, TrainConfig
 from sftpipe.config.validation_sets import is_validation
 from sftpipe.data.encode import Encoded, Encoder
+from sftpipe.data.formats import layout_for
 from sftpipe.data.packing import too_few_tokens
 from sftpipe.data.preflight.duplicates import Duplicates
 from sftpipe.data.preflight.facts import RowFacts
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 _SHOWN = 3  # rows that a message shows of each reason
+# reasons of rows that may be those of another format
+_OF_SHAPE = ("null or missing", "wrong type", "unknown role", "roles out of order")
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,15 @@ def too_many_dropped(find: PartFindings) -> list[Problem]:
         return []
     reasons = Counter(one.reason for one in empty)
     counted = ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+    fix = (
+        "fix the rows below, the format or the loss; `preflight.max_empty_rows=1` lets sftpipe "
+        "preview show the rest"
+    )
     summary = Problem(
         part.place,
         f"{len(empty)} of {part.read} rows teach nothing: {counted}",
         allowed=f"preflight.max_empty_rows={limit} of the rows",
-        fix="fix the rows below, the format or the loss; `preflight.max_empty_rows=1` lets "
-        "sftpipe preview show the rest",
+        fix=_read_otherwise(find, reasons) or fix,
     )
     shown = [[one.problem() for one in empty if one.reason == reason] for reason in reasons]
     return [summary, *(problem for group in shown for problem in group[:_SHOWN])]
@@ -347,6 +353,18 @@ def over_length_problem(part: Part, cfg: TrainConfig) -> Problem | None:
         f"{lengths.max()}",
         fix=f"`sft.max_length={lengths.max()}`{others}",
     )
+
+
+def _read_otherwise(find: PartFindings, reasons: Mapping[str, int]) -> str:
+    """How most rows would be read if they only look like those of another format, else ""."""
+    part = find.part
+    shapeless = sum(reasons.get(one, 0) for one in _OF_SHAPE)
+    if 2 * shapeless < part.read or find.cfg.format.type == "function":
+        return ""
+    layout = layout_for(find.cfg.format, part.first_rows())
+    if layout is None or (layout.settings and layout.is_in_use(find.cfg)):
+        return ""
+    return layout.fix(alone=not part.source)
 
 
 def _text_of(part: Part, dropped: Dropped, encoder: Encoder) -> str:
