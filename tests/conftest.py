@@ -254,6 +254,14 @@ def phi3(made: Callable[[str], Path]) -> Any:
 
 
 @pytest.fixture(scope="session")
+def gpt2(made: Callable[[str], Path]) -> Any:
+    """GPT-2's kind, without a template."""
+    from support.tokenizers import tokenizer_at
+
+    return tokenizer_at(made("gpt2"))
+
+
+@pytest.fixture(scope="session")
 def opt(made: Callable[[str], Path]) -> Any:
     """OPT's kind with our template: it begins plain text with BOS, which is also its EOS."""
     from support.tokenizers import tokenizer_at

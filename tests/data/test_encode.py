@@ -21,10 +21,16 @@ from tokenizers.processors import TemplateProcessing
 from sftpipe.config.schema import LossConfig
 from sftpipe.data.chat_template import ChatTemplate, trained_turns, unrolled
 from sftpipe.data.encode import Encoded, Encoder
-from sftpipe.data.labels import IGNORED
+from sftpipe.data.labels import IGNORED, OUT_OF_TURN
 from sftpipe.data.preflight.preview import spans
 from sftpipe.data.prompts import split_answer
-from sftpipe.data.samples import Conversation, PromptCompletion, Sample, Text, without_answer
+from sftpipe.data.samples import (
+    Conversation,
+    PromptCompletion,
+    Sample,
+    Text,
+    without_answer,
+)
 from sftpipe.data.truncation import truncate
 from sftpipe.errors import DataError, RowError
 from support.byte_model import CHATML
@@ -186,7 +192,7 @@ def test_a_completion_needs_no_chat_template(templated: Templated) -> None:
             PromptCompletion("Hi:", "- yes"),
             "split",
             "\u2581Hi :",
-            "\u2581 - \u2581yes <|endoftext|>",
+            "- \u2581yes <|endoftext|>",
             "",
         ),
         (
@@ -513,7 +519,9 @@ def trained_parts(tokenizer: Any, sample: Sample, loss: LossConfig) -> list[str]
 
 def test_assistant_only_trains_every_answer_with_its_end(each: Any) -> None:
     end = {"<unk>": "<|end|>", "<pad>": "</s>"}.get(each.pad_token, "<|im_end|>")
-    assert trained_parts(each, talk("a", "b", "c", "d"), ASSISTANT) == [f"b{end}", f"d{end}"]
+    space = " " if end == "<|end|>" else ""  # which Phi-3 writes behind <|assistant|>
+    found = trained_parts(each, talk("a", "b", "c", "d"), ASSISTANT)
+    assert found == [f"{space}b{end}", f"{space}d{end}"]
 
 
 @pytest.mark.parametrize(
@@ -674,6 +682,37 @@ def test_a_text_ends_in_eos_once(tokenizer: Any, text: str) -> None:
     assert row.labels == row.input_ids
 
 
+@pytest.mark.parametrize("behind", ["", "\n", " \n\n"])
+@pytest.mark.parametrize("loss", [FULL, LossConfig("response_template", response_template="a")])
+def test_l3_a_text_that_ends_in_an_end_token_and_white_space_gets_no_second_one(
+    tokenizer: Any, loss: LossConfig, behind: str
+) -> None:
+    row = encode(tokenizer, Text(f"a b<|im_end|>{behind}"), loss)
+    assert tokenizer.decode(row.input_ids) == f"a b<|im_end|>{behind}"
+    assert trained_ids(row)[-1] == tokenizer.eos_token_id
+    assert set(row.labels[row.input_ids.index(tokenizer.eos_token_id) + 1 :]) <= {IGNORED}
+
+
+def test_l3_the_end_of_a_turn_of_the_template_ends_a_string_too(phi3: Any) -> None:
+    pair = PromptCompletion("<|user|>\none<|end|>\n<|assistant|>\n", "yes<|end|>\n")
+    for sample, loss in ((pair, COMPLETION), (Text(pair.prompt + pair.completion), FULL)):
+        row = encode(phi3, sample, loss)
+        assert phi3.convert_ids_to_tokens(row.input_ids)[-2:] == ["\u2581yes", "<|end|>"]
+        assert row.labels[-1] == row.input_ids[-1]
+
+
+def test_l3_the_end_of_the_prompt_is_no_end_of_an_empty_completion(tokenizer: Any) -> None:
+    for boundary in ("split", "joint"):
+        loss = LossConfig("completion_only", boundary=boundary)
+        row = encode(tokenizer, PromptCompletion("a<|im_end|>\n", "\n"), loss)
+        assert trained_ids(row)[-1] == row.input_ids[-1] == tokenizer.eos_token_id
+
+
+def test_l3_a_tokenizer_without_a_template_knows_eos_alone(templated: Templated) -> None:
+    row = encode(templated(None), Text("a<|endoftext|>"), FULL)
+    assert templated(None).decode(row.input_ids) == "a<|endoftext|><|im_end|>"
+
+
 @pytest.mark.parametrize("text", ["a b", "</s>a b"])
 def test_l4_a_text_begins_with_one_bos(opt: Any, text: str) -> None:
     assert opt.decode(encode(opt, Text(text), FULL).input_ids) == "</s>a b</s>"
@@ -705,10 +744,41 @@ def test_text_that_the_tokenizer_would_lose_is_refused(
     golden_error(error)
 
 
-@pytest.mark.parametrize("completion", ["b", " b"])
-def test_l2_sentencepiece_adds_no_second_space_to_a_completion(phi3: Any, completion: str) -> None:
-    row = encode(phi3, PromptCompletion("a", completion))
-    assert phi3.convert_ids_to_tokens(row.input_ids) == ["\u2581a", "\u2581b", "<|endoftext|>"]
+@pytest.mark.parametrize(
+    ("prompt", "completion", "tokens"),
+    [
+        ("one:", "yes", "\u2581one : yes"),
+        ("one:", " yes", "\u2581one : \u2581yes"),
+        ("one:", "  yes", "\u2581one : \u2581 \u2581yes"),
+        ("one\n", "yes", "\u2581one <0x0A> yes"),
+        ("one\n", " yes", "\u2581one <0x0A> \u2581yes"),
+        ("one", "\nyes", "\u2581one <0x0A> yes"),
+        ("one", "\n\tyes", "\u2581one <0x0A> <0x09> yes"),
+        # at the start of a text as the tokenizer writes it
+        (" one:", "yes", "\u2581 \u2581one : yes"),
+        ("", "yes", "\u2581yes"),
+        # behind an added token, as in the joint text of a template
+        ("one<|endoftext|>", "yes", "\u2581one <|endoftext|> \u2581yes"),
+        ("one<|assistant|>\n", "yes", "\u2581one <|assistant|> \u2581yes"),
+        # which must not swallow white space of the answer
+        ("one<|assistant|>\n", " yes", "\u2581one <|assistant|> \u2581yes"),
+        ("one<|assistant|>", "\nyes", "\u2581one <|assistant|> <0x0A> yes"),
+    ],
+)
+def test_l2_an_answer_begins_with_a_space_only_where_its_text_does(
+    phi3: Any, prompt: str, completion: str, tokens: str
+) -> None:
+    row = encode(phi3, PromptCompletion(prompt, completion))
+    assert row.input_ids == phi3.convert_tokens_to_ids([*tokens.split(), "<|endoftext|>"])
+    assert row.input_ids[: start_of(row)] == phi3(prompt).input_ids
+
+
+def test_where_an_answer_ends_is_found_behind_an_anchor(phi3: Any) -> None:
+    text = "### Q: one\n### A: yes two\n### Q: six\n### A:yes"
+    row = encode(phi3, Text(text), response("### A:", "### Q:"))
+    trained = [" yes two\n", "yes<|endoftext|>"]
+    assert trained_parts(phi3, Text(text), response("### A:", "### Q:")) == trained
+    assert phi3.decode(row.input_ids) == text + "<|endoftext|>"
 
 
 # --- boundary -------------------------------------------------------------------------------------
@@ -805,6 +875,39 @@ def test_the_answer_of_a_text_stands_behind_its_last_response_template(tokenizer
         "### Q: a\n### A:",
         " b",
     )
+
+
+QUESTION, ANSWER = "<|im_start|>user\n", "<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("sample", "templates", "found"),
+    [
+        (QUESTIONS, ("### A:", "### Q:"), ""),
+        (QUESTIONS, ("### A:",), "too many response templates"),
+        (Text("### Q: why ### A: ?### A: a"), ("### A:", "### Q:"), "too many response templates"),
+        (PromptCompletion("### Q: a\n### A:", " b"), ("### A:", "### Q:"), ""),
+        (
+            PromptCompletion("### Q: a\n### A:", " b\n### Q: c\n### A: d"),
+            ("### A:", "### Q:"),
+            "a template in the completion",
+        ),
+        (talk("a", "b", "c", "d"), (ANSWER, QUESTION), ""),
+        (talk("a", "b", "c", "d"), (ANSWER,), ""),
+        (talk("a", f"so: {ANSWER}b"), (ANSWER,), "too many response templates"),
+        (talk("a", f"so: {QUESTION}b"), (ANSWER, QUESTION), "too many instruction templates"),
+    ],
+)
+def test_l7_a_row_whose_templates_do_not_alternate_is_remarked(
+    tokenizer: Any, sample: Sample, templates: tuple[str, ...], found: str
+) -> None:
+    losses = [response(*templates)]
+    if isinstance(sample, Conversation):
+        losses.append(response(*(tokenizer(template).input_ids for template in templates)))
+    for loss in losses:
+        remarks = encode(tokenizer, sample, loss).remarks
+        said = [remark.what for remark in remarks if remark.kind == OUT_OF_TURN]
+        assert said == ([found] if found else [])
 
 
 # --- L6: rows that are cut to fit -----------------------------------------------------------------

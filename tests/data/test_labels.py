@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftpipe.data.labels import IGNORED, Span, labels_from_spans, response_spans
+from sftpipe.data.labels import (
+    IGNORED,
+    Span,
+    labels_from_spans,
+    out_of_turn,
+    response_spans,
+    turns_of,
+)
 
 IDS = st.lists(st.integers(0, 200_000), max_size=50)
 POSITIONS = st.integers(0, 60)
@@ -113,3 +120,70 @@ def test_answers_lie_in_order_and_apart(text: str) -> None:
     spans = response_spans(text, "A", "Q")
     assert all(stop <= start for (_, stop), (start, _) in pairwise(spans))
     assert all(text[start - 1] == "A" and "Q" not in text[start:stop] for start, stop in spans)
+
+
+# --- the order of templates -----------------------------------------------------------------------
+
+MANY, FEW = "too many response templates", "too few response templates"
+ORDER, IN_A_ROW = (
+    "templates in another order than the turns",
+    "no instruction template between two answers",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "instruction", "turns", "found"),
+    [
+        # a text
+        ("x A: one", None, None, ""),
+        ("Q: one A: two A: three", None, None, MANY),
+        ("Q: one A: two", "Q:", None, ""),
+        ("before it Q: one A: two Q: three A: four", "Q:", None, ""),
+        ("Q: what does A: mean? A: my turn", "Q:", None, MANY),
+        ("Q: what does Q: mean? A: your turn", "Q:", None, "too many instruction templates"),
+        ("A: hello", "Q:", None, "too few instruction templates"),
+        ("A: hello Q: one", "Q:", None, ORDER),
+        ("Q: one A: two Q: three", "Q:", None, "too many instruction templates"),
+        # a conversation, whose turns are known
+        ("Q: one A: two Q: three A: four", "Q:", "QAQA", ""),
+        ("Q: one A: two Q: three A: four", "Q:", "QA", MANY),
+        ("Q: one A: two Q: three A: four", None, "QAQA", ""),
+        ("Q: one A: two Q: three A: four", None, "QA", MANY),
+        ("Q: one A: two", "Q:", "QAQA", FEW),
+        ("A: hello Q: one A: two", "Q:", "AQA", ""),
+        ("A: hello Q: one A: two", "Q:", "QAA", ORDER),
+        ("Q: one A: call result A: two", "Q:", "QAA", IN_A_ROW),
+        ("Q: one A: call result A: two", None, "QAA", ""),
+        # the instruction template begins the response template
+        ("#user one #A: two", "#", "QA", ""),
+    ],
+)
+def test_templates_out_of_turn_are_told(
+    text: str, instruction: str | None, turns: str | None, found: str
+) -> None:
+    response = "#A:" if instruction == "#" else "A:"
+    assert out_of_turn(text, response, instruction, turns=turns) == found
+    as_ids = [[ord(c) for c in part] for part in (text, response, instruction or "")]
+    ids = (*as_ids[:2], as_ids[2] or None)
+    assert out_of_turn(*ids, turns=turns) == found
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "found"),
+    [
+        ("Q: one A:", " two", ""),
+        ("Q: one A: two Q: three A:", " four", ""),
+        ("Q: one ", "A: two", ""),
+        ("Q: one A", ": two", ""),
+        ("Q: one A:", "it is Q: yours A: mine", "a template in the completion"),
+        ("Q: one", "A: two Q: three A: four", "a template in the completion"),
+    ],
+)
+def test_a_completion_holds_no_template_but_its_own(
+    prompt: str, completion: str, found: str
+) -> None:
+    assert out_of_turn(prompt + completion, "A:", "Q:", prompt=len(prompt)) == found
+
+
+def test_the_turns_of_a_conversation_are_those_of_users_and_assistants() -> None:
+    assert turns_of(["system", "user", "assistant", "tool", "assistant"]) == "QAA"

@@ -205,6 +205,27 @@ def _pieces() -> PreTrainedTokenizerFast:
     )
 
 
+def metaspace(phi3: PreTrainedTokenizerFast, scheme: str) -> PreTrainedTokenizerFast:
+    """Phi-3's kind with the space of a pre-tokenizer: `first` as Llama 2 without `legacy`."""
+    from tokenizers import pre_tokenizers
+
+    other = copy.deepcopy(phi3)
+    other.backend_tokenizer.normalizer = None
+    other.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+        prepend_scheme=scheme, split=False
+    )
+    return other
+
+
+def with_prefix_space(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that puts a space before a text."""
+    from tokenizers import pre_tokenizers
+
+    other = copy.deepcopy(tokenizer)
+    other.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return other
+
+
 _SPECIAL = {  # kind -> special tokens before the bytes, after the merges, and the roles
     "opt": (
         ("<s>", "<pad>", "</s>", "<unk>"),

@@ -25,6 +25,7 @@ Each module, with what goes in and what comes out:
     samples.py        the three kinds of sample
     chat_template.py  Conversation         -> text, and where its answers are
     encode.py         a sample             -> Encoded: input_ids and labels
+    segments.py       segments of a text   -> Tokens: ids, and where their characters are
     answer_spans.py   an answer, tokens    -> the tokens that are trained
     characters.py     a text               -> the error of a character that would be lost
     prompts.py        a sample             -> what generation is given in place of its answer

@@ -40,6 +40,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sftpipe.data.chat_template import Answer, rewritten
 from sftpipe.data.labels import Span
+from sftpipe.data.segments import Tokens
 from sftpipe.errors import DataError, Problem
 from sftpipe.tokenizer.special_tokens import SpecialTokens, how_to_add, unknown_tokens
 
@@ -52,20 +53,25 @@ class Offsets(Sequence[Span]):
 
     def __init__(self) -> None:
         self._stops: list[int] = []  # the token after each segment
-        # first token, first character, encoding (None: a token that no text gave)
-        self._segments: list[tuple[int, int, Any]] = []
+        # first character, encoding (None: tokens that no text gave), and what leads from its own
+        # tokens and characters to those of the row
+        self._segments: list[tuple[int, Any, int, int]] = []
 
-    def add(self, stop: int, character: int, encoding: Any) -> None:
-        """A segment that ends before token `stop`."""
-        self._segments.append((len(self), character, encoding))
+    def add(self, stop: int, character: int, tokens: Tokens | None) -> None:
+        """A segment that begins at `character` and ends before token `stop`."""
+        if tokens is None:
+            self._segments.append((character, None, 0, character))
+        else:
+            to_token, to_character = len(self) - tokens.first, character - tokens.ahead
+            self._segments.append((character, tokens.encoding, to_token, to_character))
         self._stops.append(stop)
 
     def token_at(self, character: int) -> int | None:
         """The first token that a character of the text is in; None where it is in none."""
-        for first, start, encoding in reversed(self._segments):
+        for start, encoding, to_token, to_character in reversed(self._segments):
             if encoding is not None and start <= character:
-                token = encoding.char_to_token(character - start)
-                return None if token is None else first + token
+                token = encoding.char_to_token(character - to_character)
+                return None if token is None else token + to_token
         return None
 
     def __len__(self) -> int:
@@ -74,11 +80,11 @@ class Offsets(Sequence[Span]):
     def __getitem__(self, token: Any) -> Any:
         if not 0 <= token < len(self):
             raise IndexError(token)
-        first, character, encoding = self._segments[bisect_right(self._stops, token)]
+        start, encoding, to_token, to_character = self._segments[bisect_right(self._stops, token)]
         if encoding is None:
-            return character, character
-        start, end = encoding.token_to_chars(token - first)
-        return start + character, end + character
+            return start, start
+        start, end = encoding.token_to_chars(token - to_token)
+        return start + to_character, end + to_character
 
 
 @dataclass
@@ -89,12 +95,15 @@ class JoinedRow:
     offsets: the characters of each token.
     firsts: {character at which a segment begins: its first token}.
     length: characters of the text.
+    end: where training ends at the latest; white space behind the token that ends the row is not
+        learnt.
     """
 
     ids: list[int] = field(default_factory=list)
     offsets: Offsets = field(default_factory=Offsets)
     firsts: dict[int, int] = field(default_factory=dict)
     length: int = 0
+    end: int = 0
 
     def first(self, holds: Callable[[Span], bool], start: int = 0) -> int:
         """The first token from `start` on whose characters fulfil a condition; else T."""

@@ -43,6 +43,8 @@ class KnownCharacters:
             text = f"{self._around}{character}{self._around}"
             ids = self._tokenizer(text, add_special_tokens=False).input_ids
             decoded = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            if self._around:  # some tokenizers put a space before a text, and decode it
+                decoded = decoded.strip()
             if _normal(decoded) != _normal(text) and not self.reads_unk(ids):
                 found = (
                     f"{character!r} (U+{ord(character):04X}) is not in the tokenizer's vocabulary; "

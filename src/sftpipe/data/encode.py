@@ -11,8 +11,8 @@ import datetime
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
-from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
@@ -20,25 +20,21 @@ from sftpipe.config.schema import LossConfig
 from sftpipe.data.answer_spans import AnswerSpans, JoinedRow
 from sftpipe.data.characters import KnownCharacters
 from sftpipe.data.chat_template import Answer, ChatTemplate, doubled, left_out, trained_turns
-from sftpipe.data.labels import IGNORED, Span, labels_from_spans, response_spans
+from sftpipe.data.labels import (
+    IGNORED,
+    OUT_OF_TURN,
+    Span,
+    labels_from_spans,
+    out_of_turn,
+    response_spans,
+    turns_of,
+)
 from sftpipe.data.samples import Conversation, Prompt, PromptCompletion, Remark, Sample
+from sftpipe.data.segments import SegmentTokenizer, Tokens
 from sftpipe.errors import DataError, Problem, RowError
 from sftpipe.tokenizer.special_tokens import SpecialTokens
 
 _TOGETHER = 128  # samples that are tokenised by one call
-
-
-class Tokens(NamedTuple):
-    """A tokenised segment.
-
-    ids: its tokens.
-    encoding: its `tokenizers.Encoding`, for offsets.
-    moved: characters that were left off its front.
-    """
-
-    ids: list[int]
-    encoding: Any
-    moved: int
 
 
 @dataclass(frozen=True)
@@ -63,12 +59,14 @@ class _Plan:
     segments: of the text; tokenisation starts anew at each.
     answers: trained stretches of the joined segments.
     chat: True if a template wrote the text; else BOS goes before it and EOS after it.
+    turns: of a conversation, as `out_of_turn` takes them.
     remarks: what is to be said of the row.
     """
 
     segments: list[str]
     answers: list[Answer]
     chat: bool
+    turns: str | None = None
     remarks: tuple[Remark, ...] = ()
 
 
@@ -97,14 +95,9 @@ class Encoder:
         self.template = ChatTemplate(tokenizer, day)
         self.special = SpecialTokens.of(tokenizer)
         self.characters = KnownCharacters(tokenizer, self.special, reads_unknown=reads_unknown)
+        self.segments = SegmentTokenizer(tokenizer)
         self.added_bos = self._find_added_bos()
         self._spans = AnswerSpans(tokenizer, self.special, self._plain_ends)
-        letter = tokenizer("a", add_special_tokens=False).input_ids
-        self._adds_space = tokenizer.convert_ids_to_tokens(letter)[:1] == ["\u2581a"]
-        # special tokens that take in the white space after them
-        self._swallowing = tuple(
-            str(token) for token in tokenizer.added_tokens_decoder.values() if token.rstrip
-        )
         self._known_ends: set[int] | None = None
 
     def _find_added_bos(self) -> list[int]:
@@ -132,13 +125,12 @@ class Encoder:
         rows: list[Encoded | RowError] = []
         # the Rust tokenizer holds no interpreter lock: the next texts are rendered meanwhile
         with ThreadPoolExecutor(1) as beside:
-            before: tuple[list[_Plan | RowError], Future[list[Tokens]]] | None = None
+            before: tuple[list[_Plan | RowError], Future[list[list[Tokens]]]] | None = None
             for start in range(0, len(samples), _TOGETHER):
                 stop = start + _TOGETHER
                 plans = self._plans(samples[start:stop], locations[start:stop])
-                good = [plan for plan in plans if isinstance(plan, _Plan)]
-                segments = [segment for plan in good for segment in plan.segments]
-                tokens = beside.submit(self._tokenize, segments)
+                texts = [plan.segments for plan in plans if isinstance(plan, _Plan)]
+                tokens = beside.submit(self.segments.tokenize, texts)
                 if before:
                     rows += self._rows(*before, locations[len(rows) :])
                 before = plans, tokens
@@ -166,19 +158,18 @@ class Encoder:
     def _rows(
         self,
         plans: Sequence[_Plan | RowError],
-        tokens: Future[list[Tokens]],
+        tokens: Future[list[list[Tokens]]],
         locations: Sequence[str],
     ) -> list[Encoded | RowError]:
         """The finished rows of plans, once their segments are tokenised."""
-        segments = iter(tokens.result())
+        tokenized = iter(tokens.result())
         rows: list[Encoded | RowError] = []
         for plan, where in zip(plans, locations, strict=False):
             if isinstance(plan, RowError):
                 rows.append(plan)
                 continue
-            mine = [next(segments) for _ in plan.segments]
             try:
-                rows.append(self._finish(plan, mine, where))
+                rows.append(self._finish(plan, next(tokenized), where))
             except RowError as error:
                 rows.append(error)
         return rows
@@ -195,11 +186,14 @@ class Encoder:
         Of a string with the tokenizer's own BOS, of turns through the chat template.
         """
         if isinstance(prompt, str):
-            ids = [token for segment in self._tokenize([prompt]) for token in segment.ids]
+            ids = self._ids([prompt])
             return ids if self.added_bos_of(ids) else [*self.added_bos, *ids]
         rendered = self.template.prompt(self.template.settle(prompt, "prompt"), "prompt")
-        segments = self._tokenize(_split(rendered.text, rendered.cuts))
-        return [token for segment in segments for token in segment.ids]
+        return self._ids(_split(rendered.text, rendered.cuts))
+
+    def _ids(self, segments: Sequence[str]) -> list[int]:
+        (tokens,) = self.segments.tokenize([segments])
+        return [token for segment in tokens for token in segment.ids]
 
     def prompt_text(self, prompt: Prompt) -> str:
         """What is tokenised of a prompt."""
@@ -218,11 +212,6 @@ class Encoder:
         It does not with boundary=joint or a response template of ids.
         """
         return self.loss.boundary == "split" and not isinstance(self.loss.response_template, list)
-
-    @property
-    def keeps_space(self) -> bool:
-        """True if white space is read back as it was written."""
-        return not self._adds_space and not self._swallowing
 
     # --- text -------------------------------------------------------------------------------------
 
@@ -277,30 +266,35 @@ class Encoder:
 
         A template of ids is looked for once there are ids.
         """
-        response, chat = self.loss.response_template, isinstance(sample, Conversation)
+        response, instruction = self.loss.response_template, self.loss.instruction_template
+        turns = prompt = None
         if isinstance(sample, Conversation):
             sample = self.template.settle(sample, where)
             text = self.template.text(sample, where, prompt=False)
+            turns = turns_of(str(message["role"]) for message in sample.messages)
         elif isinstance(sample, PromptCompletion):
-            text = sample.prompt + sample.completion
+            text, prompt = sample.prompt + sample.completion, len(sample.prompt)
         else:
             text = sample.text
+        chat = isinstance(sample, Conversation)
         if not isinstance(response, str):
-            return _Plan([text], [], chat, sample.remarks)
-        spans = response_spans(text, response, self.loss.instruction_template)
+            return _Plan([text], [], chat, turns, sample.remarks)
+        spans = response_spans(text, response, instruction)
         if not spans:
             raise self._no_response(text, where)
         spans = [(self._after_swallowed(text, start), stop) for start, stop in spans]
         cuts = () if self.loss.boundary == "joint" else tuple(start for start, _ in spans)
         answers = [Answer(start, stop, closed=True) for start, stop in spans]
-        return _Plan(_split(text, cuts), answers, chat, sample.remarks)
+        found = out_of_turn(text, response, instruction, turns=turns, prompt=prompt)
+        remarks = (*sample.remarks, *_remarks(found))
+        return _Plan(_split(text, cuts), answers, chat, turns, remarks)
 
     def _after_swallowed(self, text: str, start: int) -> int:
         """The position after white space that belongs to a special token before it.
 
         Phi-3 reads <|assistant|> and a line break as one token.
         """
-        if not text.endswith(self._swallowing, 0, start):
+        if not text.endswith(self.segments.swallowing, 0, start):
             return start
         return len(text) - len(text[start:].lstrip())
 
@@ -315,35 +309,21 @@ class Encoder:
 
     # --- ids --------------------------------------------------------------------------------------
 
-    def _tokenize(self, segments: Sequence[str]) -> list[Tokens]:
-        """The tokens of each segment, from one call of the Rust tokenizer.
-
-        Its results are asked for no more than is needed. SentencePiece puts a space before whatever
-        it is given; a segment that brings its own must not get two.
-        """
-        moved = [
-            segment[1:] if self._adds_space and len(segment) > 1 and segment[0] == " " else segment
-            for segment in segments
-        ]
-        backend = self.tokenizer.backend_tokenizer
-        if backend.padding is not None or backend.truncation is not None:  # of an earlier call
-            backend.no_padding()
-            backend.no_truncation()
-        encoded = backend.encode_batch(moved, add_special_tokens=False) if segments else ()
-        return [
-            Tokens(encoding.ids, encoding, len(segment) - len(rest))
-            for segment, rest, encoding in zip(segments, moved, encoded, strict=True)
-        ]
-
     def _finish(self, plan: _Plan, tokens: Sequence[Tokens], where: str) -> Encoded:
         """Join the segments, and label the trained tokens."""
         row = self._join(plan, tokens)
         spans = self._trained_spans(plan, row, where)
+        if row.end < len(row.ids):
+            spans = [(start, min(stop, row.end)) for start, stop in spans]
         labels = labels_from_spans(row.ids, spans)
         if labels.count(IGNORED) == len(labels):
             fix = "look at it with sftpipe preview loss=full"
             raise RowError("no trained token", Problem(where, "no token of it is trained", fix=fix))
-        return Encoded(row.ids, labels, remarks=plan.remarks)
+        remarks = plan.remarks
+        if isinstance(self.loss.response_template, list):
+            ids = (self.loss.response_template, self.loss.instruction_template)
+            remarks += _remarks(out_of_turn(row.ids, *ids, turns=plan.turns))
+        return Encoded(row.ids, labels, remarks=remarks)
 
     def _join(self, plan: _Plan, tokens: Sequence[Tokens]) -> JoinedRow:
         """The tokens of all segments, strings with one BOS and one EOS (docs/rules.md, L3, L4)."""
@@ -354,12 +334,32 @@ class Encoder:
         for segment, one in zip(plan.segments, tokens, strict=True):
             row.firsts[row.length] = len(row.ids) if row.length or plan.chat else 0
             row.ids += one.ids
-            row.offsets.add(len(row.ids), row.length + one.moved, one.encoding)
+            row.offsets.add(len(row.ids), row.length, one)
             row.length += len(segment)
-        if not plan.chat and row.ids[-1] != self.tokenizer.eos_token_id:
-            row.ids.append(int(self.tokenizer.eos_token_id))
-            row.offsets.add(len(row.ids), row.length, None)
+        row.end = len(row.ids) if plan.chat else self._end_string(plan, row)
         return row
+
+    def _end_string(self, plan: _Plan, row: JoinedRow) -> int:
+        """Give a string its EOS unless it brings an end; the token after the end of the row."""
+        last = plan.segments[-1]
+        behind = len(last) - len(last.rstrip())  # characters of white space
+        at = len(row.ids) - 1
+        while behind and at > 0 and row.ids[at] not in self.special:
+            if row.offsets[at][0] < row.length - behind:
+                break
+            at -= 1
+        answer = plan.answers[-1].start if plan.answers else 0
+        if row.ids[at] in self._string_ends and row.offsets[at][1] > answer:
+            return at + 1
+        row.ids.append(int(self.tokenizer.eos_token_id))
+        row.offsets.add(len(row.ids), row.length, None)
+        return len(row.ids)
+
+    @cached_property
+    def _string_ends(self) -> set[int]:
+        """The tokens that end a string: EOS, and what ends an answer of the chat template."""
+        ends = self.turn_ends() if self.tokenizer.chat_template is not None else set()
+        return {self.tokenizer.eos_token_id, *ends}
 
     def _trained_spans(self, plan: _Plan, row: JoinedRow, where: str) -> list[Span]:
         loss = self.loss
@@ -405,7 +405,7 @@ class Encoder:
         if self._known_ends is None:
             turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
             rendered = self.template.render(Conversation(turns), (1,), where)
-            ((ids, encoding, _),) = self._tokenize([rendered.text])
+            (((ids, encoding, *_),),) = self.segments.tokenize([[rendered.text]])
             answer = rendered.answers[-1]
             stop = answer.stop if not answer.closed else rendered.text.rindex("b") + 1
             after = [
@@ -417,6 +417,10 @@ class Encoder:
         if not self._known_ends:
             raise self._spans.no_end(where)
         return self._known_ends
+
+
+def _remarks(found: str) -> tuple[Remark, ...]:
+    return (Remark(OUT_OF_TURN, found),) if found else ()
 
 
 def _split(text: str, cuts: Sequence[int]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 IGNORED = (
     -100
@@ -54,6 +54,69 @@ def response_spans(
         if not spans or start >= spans[-1][1]:
             spans.append((start, next((end for end in ends if end >= start), len(text))))
     return spans
+
+
+def turns_of(roles: Iterable[str]) -> str:
+    """The turns of a conversation that have a template: Q for a user's, A for an assistant's."""
+    return "".join({"user": "Q", "assistant": "A"}.get(role, "") for role in roles)
+
+
+def out_of_turn(
+    text: Sequence[object],
+    response: Sequence[object],
+    instruction: Sequence[object] | None,
+    *,
+    turns: str | None = None,
+    prompt: int | None = None,
+) -> str:
+    """What is wrong with the order of the templates, in a few words; "" where nothing is.
+
+    A template that stands in the words of a user or in an answer begins or ends an answer where
+    none is. It is noticed by the order: a text is QAQA...QA, Q for the instruction template and A
+    for the response template; without an instruction template it has one A.
+
+        ### Human: what does ### Assistant: mean?### Assistant: my turn       QAA
+
+    Args:
+        text: a text, or ids.
+        response: the response template, as text or as ids.
+        instruction: the instruction template, if there is one.
+        turns: of a conversation, as `turns_of` gives them: where its templates have to be.
+        prompt: length of the prompt of a prompt and its completion, which holds no template but
+            one that the prompt lacks.
+    """
+    questions, answers = _places(text, response, instruction)
+    order = "".join("QA"[at in answers] for at in sorted((*questions, *answers)))
+    if instruction is None:
+        turns = "A" if turns is None else turns.replace("Q", "")
+    elif turns is None:
+        turns = "QA" * max(1, min(len(questions), len(answers)))
+    for letter, name in (("A", "response"), ("Q", "instruction")):
+        if order.count(letter) != turns.count(letter):
+            much = "many" if order.count(letter) > turns.count(letter) else "few"
+            return f"too {much} {name} templates"
+    if order != turns:
+        return "templates in another order than the turns"
+    if instruction is not None and "AA" in order:
+        return "no instruction template between two answers"
+    if prompt is not None:
+        first = prompt if answers[0] < prompt else answers[0] + 1
+        if max((*questions, *answers)) >= first:
+            return "a template in the completion"
+    return ""
+
+
+def _places(
+    text: Sequence[object], response: Sequence[object], instruction: Sequence[object] | None
+) -> tuple[list[int], list[int]]:
+    """Where the instruction template and the response template begin."""
+    answers = _occurrences(text, response)
+    if instruction is None:
+        return [], answers
+    found = _occurrences(text, instruction)
+    # an instruction template may be the beginning of the response template
+    inside = {at for start in answers for at in range(start, start + len(response))}
+    return [at for at in found if at not in inside], answers
 
 
 def _occurrences(text: Sequence[object], part: Sequence[object]) -> list[int]:

@@ -17,7 +17,7 @@ from sftpipe.data.encode import Encoded, Encoder
 from sftpipe.data.formats import patterns_of, read_columns, to_samples, unread_columns
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.messages import UNREAD_COLUMN
-from sftpipe.data.rows import Dropped, Rows
+from sftpipe.data.rows import FILLED, Dropped, Rows
 from sftpipe.data.samples import Conversation, PromptCompletion, Remark, Row, Sample
 from sftpipe.data.truncation import truncate
 from sftpipe.errors import RowError
@@ -121,6 +121,13 @@ class RowEncoder:
         good = [(sample, where) for _, where, sample in work if not isinstance(sample, RowError)]
         encoded = iter(self.encoder.encode([one for one, _ in good], [where for _, where in good]))
         made = EncodedBatch(remarks=self._unread(raw, indices))
+        filled = {
+            index
+            for index, nulls in zip(indices, self.reader.rows.filled(batch), strict=True)
+            if nulls
+        }
+        if filled:
+            made.remarks[Remark(FILLED)] = filled
         for index, where, sample in work:
             if isinstance(sample, RowError):
                 made.dropped.append(_dropped(index, sample, None))

@@ -188,6 +188,8 @@ _OF_EVALUATE = ("batch_size", "verdict", "metrics", "data_files", "base")
 # and those that runs of older versions do not have, which are what null is
 _NEWER = ("early_stopping", "sample_steps")
 _NEWER_OF_DATASET = {"encoding": "utf-8", "delimiter": None, "field": None}  # with their defaults
+_NEWER_OF_FORMAT: dict[str, Any] = {"fields": {}, "roles": {}}
+_OF_REPORT = ("unread", "default_system")  # keys of `preflight` that decide no row
 
 
 def _deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,8 +207,12 @@ def _deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
     }
     kept["dataset"] = {
         name: value
-        for name, value in _without_newer(plain["dataset"]).items()
+        for name, value in _dataset(plain["dataset"]).items()
         if name not in ("data_files", "num_proc")
+    }
+    kept["format"] = _without(plain["format"], _NEWER_OF_FORMAT)
+    kept["preflight"] = {
+        name: value for name, value in plain["preflight"].items() if name not in _OF_REPORT
     }
     if plain.get("evaluation") is not None:
         kept["evaluation"] = {
@@ -217,15 +223,20 @@ def _deciding(plain: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _without_newer(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {
-        name: value
-        for name, value in dataset.items()
-        if name not in _NEWER_OF_DATASET or value != _NEWER_OF_DATASET[name]
-    }
+def _dataset(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    kept = _without(dataset, _NEWER_OF_DATASET)
     sources = dataset.get("sources") or ()
-    kept["sources"] = [_without_newer(one) if isinstance(one, dict) else one for one in sources]
+    kept["sources"] = [_dataset(one) if isinstance(one, dict) else one for one in sources]
+    if isinstance(kept.get("format"), dict):  # of a source of a mixture
+        kept["format"] = _without(kept["format"], _NEWER_OF_FORMAT)
     return kept
+
+
+def _without(group: Mapping[str, Any], newer: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a group but those of `newer` that have their defaults."""
+    return {
+        name: value for name, value in group.items() if name not in newer or value != newer[name]
+    }
 
 
 def _check_same_run(cfg: TrainConfig, folder: Path, where: str) -> None:
@@ -240,6 +251,7 @@ def _check_same_run(cfg: TrainConfig, folder: Path, where: str) -> None:
     before, now = _deciding(recorded), _deciding(to_plain(cfg))
     for one in (before, now):  # so that a default is named as what it is
         one["dataset"] = {**_NEWER_OF_DATASET, **one["dataset"]}
+        one["format"] = {**_NEWER_OF_FORMAT, **one["format"]}
     changed = _differences(before, now)
     what = "; ".join(changed) if changed else "the data files changed"
     fix = "give it the same config, or start a new run without sft.resume_from_checkpoint"

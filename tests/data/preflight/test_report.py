@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset, Features, List, Value
+from tokenizers import Regex, normalizers
 
 from sftpipe.data.encode import Encoder
 from sftpipe.data.labels import IGNORED
@@ -559,6 +560,7 @@ def encoded(tokenizer: Any, sample: Sample) -> Row:
     return {**row(), "input_ids": made.input_ids, "labels": made.labels}
 
 
+IDS = ("input_ids", "labels")
 SAMPLES = [PromptCompletion("Is it?", " It is."), PromptCompletion("Really? Yes?", " No.")]
 
 
@@ -606,6 +608,36 @@ def test_white_space_counts_where_rows_are_compared(tokenizer: Any) -> None:
     assert (prompts.where, re.findall(r"\d+", prompts.found)) == ("train[0]", ["1", "2", "3"])
     assert "' It' in the row and '\\n' in generation" in prompts.found
     assert (texts.where, re.findall(r"\d+", texts.found)) == ("train[0]", ["2", "2"])
+
+
+@pytest.mark.parametrize(
+    ("sample", "token", "at"),
+    [
+        (PromptCompletion("Is it?\n", "yes"), "\u2581", -2),  # a space that is not in the text
+        (PromptCompletion("Is it?\n", "yes"), "<0x0A>", -2),
+        (PromptCompletion("one<|assistant|>", "\nyes"), "<0x0A>", -1),
+    ],
+)
+def test_white_space_that_no_token_swallows_counts_with_sentencepiece_too(
+    phi3: Any, sample: PromptCompletion, token: str, at: int
+) -> None:
+    row = encoded(phi3, sample)
+    split_of(check(part("train", row, samples=[sample]), tokenizer=phi3), "train")
+    added = phi3.convert_tokens_to_ids(token)
+    at += len(row["input_ids"])
+    changed = {**row, **{key: [*row[key][:at], added, *row[key][at:]] for key in IDS}}
+    error = error_of(part("train", changed, samples=[sample]), tokenizer=phi3)
+    assert [re.findall(r"\d+", one.found) for one in error.problems] == [["1", "1"]]
+
+
+def test_a_tokenizer_that_makes_one_space_of_several_is_read_without_them(phi3: Any) -> None:
+    merging = copy.deepcopy(phi3)
+    merging.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(" {2,}"), " "), phi3.backend_tokenizer.normalizer]
+    )
+    sample = PromptCompletion("one  two:", "  yes  two")
+    report = check(part("train", encoded(merging, sample), samples=[sample]), tokenizer=merging)
+    assert split_of(report, "train").compared_rows == 1
 
 
 def test_the_rows_that_are_compared_are_spread_over_all(tokenizer: Any) -> None:

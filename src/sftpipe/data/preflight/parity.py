@@ -86,15 +86,14 @@ def _begins_with_prompt(row: Mapping[str, Any], sample: Sample, encoder: Encoder
 def _reads_back(ids: Sequence[int], sample: Sample, encoder: Encoder) -> bool:
     """True if the ids decode to the text, except for a BOS before it and an EOS after it.
 
-    White space is not compared where the tokenizer changes it: SentencePiece puts a space before
-    words, and some tokens take in the white space around them.
+    White space is compared, too, but for what cannot be read back: some added tokens take in the
+    white space around them, and SentencePiece puts a space behind them.
     """
     if encoder.characters.reads_unk(ids):
         return True  # a warning counts such rows
     tokenizer = encoder.tokenizer
     texts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False), encoder.text(sample)]
-    if not encoder.keeps_space:
-        texts = ["".join(text.split()) for text in texts]
+    texts = [encoder.segments.without_loose_space(text) for text in texts]
     front, eos = (
         tokenizer.decode(encoder.added_bos),
         tokenizer.eos_token or "",

@@ -88,10 +88,13 @@ def sequences(row: Mapping[str, Any]) -> list[dict[str, list[int]]]:
 def spans(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> list[tuple[str, bool]]:
     """The text of a row, split where training begins and ends: [(text, trained), ...]."""
     tokens = zip(row["input_ids"], (label != IGNORED for label in row["labels"]), strict=True)
-    return [
-        (tokenizer.decode([token for token, _ in group]), trained)
-        for trained, group in itertools.groupby(tokens, key=lambda pair: pair[1])
-    ]
+    parts: list[tuple[str, bool]] = []
+    for trained, group in itertools.groupby(tokens, key=lambda pair: pair[1]):
+        # SentencePiece drops a space at the start of what it decodes; a later part needs it
+        front = [tokenizer.eos_token_id] if parts else []
+        text = str(tokenizer.decode([*front, *(token for token, _ in group)]))
+        parts.append((text.removeprefix(str(tokenizer.decode(front))), trained))
+    return parts
 
 
 def excerpt(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast) -> str:
