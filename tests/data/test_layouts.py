@@ -589,15 +589,24 @@ def test_columns_of_text_and_of_parquet_are_recognised_as_those_of_json(
 def test_a_source_of_a_mixture_is_told_without_words_that_reach_nothing(
     model: Path, tmp_path: Path
 ) -> None:
-    file = write(tmp_path, [{"conversations": SHAREGPT}])
-    sources = (
-        f"dataset.sources=[{{path: json, data_files: '{file}'}}, {{path: embedded, name: yoda}}]"
-    )
-    cfg = compose([f"model.name_or_path={model}", "evaluation=none", "dataset=mixture", sources])
-    error = refused(DataError, lambda: prepare(cfg))
+    def error_of(rows: list[Row], form: str) -> DataError:
+        file = f"{{path: json, data_files: '{write(tmp_path, rows)}', format: {{type: {form}}}}}"
+        sources = f"dataset.sources=[{file}, {{path: embedded, name: yoda, format: {YODA}}}]"
+        words = [f"model.name_or_path={model}", "evaluation=none", "dataset=mixture", sources]
+        return refused(DataError, lambda: prepare(compose(words)))
+
+    error = error_of([{"conversations": SHAREGPT}], "instruction")
     assert error.problems[0].commands == ()
-    assert "format=sharegpt" in error.problems[0].fix
+    assert error.problems[0].fix.endswith("format=sharegpt")
     assert error.words == ()
+    error = error_of([{"conversations": [QUESTION, ANSWER]}] * 2, "sharegpt")
+    assert error.problems[0].commands == ()
+    assert "def to_messages" in error.problems[0].fix
+    error = error_of([{"conversations": SHAREGPT[::-1]}], "sharegpt")
+    assert error.problems[0].commands == ("preflight.max_empty_rows=1",)
+
+
+YODA = "{type: prompt_completion}"
 
 
 @pytest.mark.parametrize(

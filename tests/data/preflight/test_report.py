@@ -941,8 +941,8 @@ def test_a_column_that_the_format_needs_is_missed_before_encoding(
     rows_file: Write, tokenizer: Any
 ) -> None:
     error = refused(DataError, lambda: prepare(rows_file(PAIRS), tokenizer, "format=instruction"))
-    assert places(error) == ["format=instruction (train)"] * 2  # both of its columns
-    assert "'instruction'" in error.problems[0].found
+    assert places(error) == ["format=instruction (train)"]
+    assert "'instruction', 'output'" in error.problems[0].found
     assert error.problems[0].found.endswith(" prompt, completion")
 
 
