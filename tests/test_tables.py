@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from sftpipe.data.packing import Isolation, PackingReport
+from sftpipe.data.preflight.remarks import Said
 from sftpipe.data.preflight.report import Preflight, SplitReport
 from sftpipe.data.rows import Dropped
 from sftpipe.errors import Problem
@@ -74,6 +75,11 @@ DROPPED = [
 PREFLIGHT = Preflight(
     splits=[TRAIN, dataclasses.replace(TRAIN, source="b", rows=800), NOTHING],
     dropped=[*DROPPED, Dropped(0, "too long", "b train[0]", "of b", "", "")],
+    remarks=[
+        Said("train", "", "unread column", "source", 1, "train[0]"),
+        Said("validation", "", "unread column", "source", 2, "validation[0]"),
+        Said("train", "", "default system text", "You are kind.", 3, "train[0]"),
+    ],
     warnings=[Problem("sft.max_length", "much [room]\nis left", fix="sft.max_length=128")],
     end_tokens={"<|im_end|>": 1080, "\n": 1},
     special_tokens={"pad_token": ["<pad>", 0], "unk_token": ["None", None]},
@@ -124,6 +130,7 @@ def test_the_facts_about_all_splits_have_a_line_each() -> None:
         "unk_token  None ",
         "answers end in <|im_end|>,",
         "compared   41 rows with the prompt of generation, and with their text",
+        "not read   column source (3 rows)",
         "padding    12.5% of the tokens in training batches (an estimate)",
     ]
     assert list(preflight_facts(PREFLIGHT)) == facts

@@ -419,7 +419,8 @@ def test_the_run_key_changes_with_the_bytes_of_the_data() -> None:
 
 # --- every key decides, or is known not to --------------------------------------------------------
 
-# where a run writes, what mirrors it, how fast it prepares; and data files, whose bytes decide
+# where a run writes, what mirrors it, how fast it prepares, what is only reported; and data files,
+# whose bytes decide
 NOT_DECIDING = {
     "recipe",
     "output_dir",
@@ -427,6 +428,8 @@ NOT_DECIDING = {
     "sft.resume_from_checkpoint",
     "dataset.data_files",
     "dataset.num_proc",
+    "preflight.unread",
+    "preflight.default_system",
     "evaluation.batch_size",
     "evaluation.verdict",
     "evaluation.metrics",

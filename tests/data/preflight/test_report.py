@@ -944,6 +944,7 @@ def test_a_column_that_the_format_needs_is_missed_before_encoding(
     assert places(error) == ["format=instruction (train)"]
     assert "'instruction', 'output'" in error.problems[0].found
     assert error.problems[0].found.endswith(" prompt, completion")
+    assert "format=prompt_completion" in error.problems[0].fix
 
 
 def test_the_same_row_in_two_files_is_found(rows_file: Write, tokenizer: Any) -> None:
