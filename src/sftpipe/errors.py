@@ -152,6 +152,14 @@ def override(key: str, value: str) -> str:
     return f"`{shlex.quote(word)}`" if set(word) & set('"$\\!') else f'`"{word}"`'
 
 
+def in_shell(word: str) -> str:
+    """An override as a shell takes it: in quotes where it needs them."""
+    key, equals, value = word.partition("=")
+    if not equals or "`" in word or "[" in key:
+        return shlex.quote(word)
+    return override(key, value).strip("`")
+
+
 def wrong_choice(key: str, value: Any, choices: Sequence[str], where: str) -> Problem:
     """The problem of a value of `key` that is none of the choices."""
     match = nearest(str(value), choices)

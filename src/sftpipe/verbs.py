@@ -6,7 +6,6 @@ Results go to stdout, remarks to stderr; heavy imports wait until a verb needs t
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftpipe.errors import ConfigError, Interrupted, Problem, SftpipeError, nearest, override
+from sftpipe.errors import ConfigError, Interrupted, Problem, SftpipeError, in_shell, nearest
 from sftpipe.storage import write_text
 
 if TYPE_CHECKING:
@@ -66,11 +65,8 @@ def print_way_out(arguments: Arguments, words: Sequence[str]) -> None:
         for word in arguments.overrides
         if (key := word.lstrip("+~").partition("=")[0]) not in keys and not key.startswith(replaced)
     ]
-    typed = [
-        override(*word.split("=", 1)).strip("`") if "=" in word else shlex.quote(word)
-        for word in (*kept, *words)
-    ]
-    print(f"\n  sftpipe {' '.join([arguments.verb, *typed])}", file=sys.stderr)
+    typed = " ".join(map(in_shell, (*kept, *words)))
+    print(f"\n  sftpipe {arguments.verb} {typed}", file=sys.stderr)
 
 
 def _train(arguments: Arguments) -> int:

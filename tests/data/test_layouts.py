@@ -12,16 +12,16 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sftpipe import DataError, PreparedData, prepare
 from sftpipe.cli import main
-from sftpipe.config.schema import DatasetConfig
 from sftpipe.data.layouts import FIRST_ROWS, Layout, recognise
 from support.byte_model import CHATML, write_byte_model
 from support.configs import compose
@@ -68,16 +68,6 @@ TRAINED = {  # where it is not the answer that nearly all examples have
     "Results of tools that no turn calls": [f"It is 72.{END}"],
     "A message in each row": [f"In Italy.{END}", f"Far north.{END}"],
 }
-needs_paths = pytest.mark.skipif(
-    "field" not in {one.name for one in fields(DatasetConfig)},
-    reason="dataset.columns reads no dotted paths yet",
-)
-
-
-def marked(case: Case) -> Any:
-    return pytest.param(
-        case, id=case.name, marks=needs_paths if "=data.turns" in case.typed else []
-    )
 
 
 # --- typed as they stand --------------------------------------------------------------------------
@@ -134,7 +124,7 @@ def test_the_documents_have_an_example_of_each_name_that_is_looked_for_here() ->
     assert set(TRAINED) <= {*names}
 
 
-@pytest.mark.parametrize("case", [marked(case) for case in CASES])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 def test_each_example_of_the_documents_is_recognised_and_trains_its_answers(
     case: Case, answers: Answers
 ) -> None:
@@ -450,6 +440,34 @@ def test_a_name_that_hydra_would_misread_is_quoted(answers: Answers) -> None:
         assert answers([{name: [ASKED, TOLD]}], found([{name: [ASKED, TOLD]}])) == [NORWAY]
 
 
+KNOWN = ["messages", "conversations", "prompt", "chosen", "rejected", "answers", "text", "context"]
+KEYS = ["role", "content", "from", "value", "text", "replies", "user", "assistant", "0", "a.b"]
+SAID = ["user", "assistant", "human", "tool", "### Human: a ### Assistant: b", "[1]", "{"]
+VALUES = st.recursive(
+    st.none() | st.integers() | st.floats() | st.sampled_from(SAID) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=3), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+NAMES = st.sampled_from(KNOWN) | st.text(min_size=1, max_size=6)
+
+
+@given(st.lists(st.dictionaries(NAMES, VALUES, max_size=4), max_size=3))
+def test_no_row_is_a_fault_of_the_recogniser(rows: list[Row]) -> None:
+    layout = recognise(rows)
+    if layout is not None:
+        assert layout.words or layout.note
+        compile(layout.code, "my_rows", "exec")
+
+
+@given(st.text(min_size=1, max_size=8))
+def test_what_is_proposed_reaches_a_program_whole_whatever_the_name(name: str) -> None:
+    layout = found([{name: [ASKED, TOLD]}])
+    assert shlex.split(layout.typed) == list(layout.words)
+
+
 # --- where a user is stuck ------------------------------------------------------------------------
 
 
@@ -571,15 +589,24 @@ def test_columns_of_text_and_of_parquet_are_recognised_as_those_of_json(
 def test_a_source_of_a_mixture_is_told_without_words_that_reach_nothing(
     model: Path, tmp_path: Path
 ) -> None:
-    file = write(tmp_path, [{"conversations": SHAREGPT}])
-    sources = (
-        f"dataset.sources=[{{path: json, data_files: '{file}'}}, {{path: embedded, name: yoda}}]"
-    )
-    cfg = compose([f"model.name_or_path={model}", "evaluation=none", "dataset=mixture", sources])
-    error = refused(DataError, lambda: prepare(cfg))
+    def error_of(rows: list[Row], form: str) -> DataError:
+        file = f"{{path: json, data_files: '{write(tmp_path, rows)}', format: {{type: {form}}}}}"
+        sources = f"dataset.sources=[{file}, {{path: embedded, name: yoda, format: {YODA}}}]"
+        words = [f"model.name_or_path={model}", "evaluation=none", "dataset=mixture", sources]
+        return refused(DataError, lambda: prepare(compose(words)))
+
+    error = error_of([{"conversations": SHAREGPT}], "instruction")
     assert error.problems[0].commands == ()
-    assert "format=sharegpt" in error.problems[0].fix
+    assert error.problems[0].fix.endswith("format=sharegpt")
     assert error.words == ()
+    error = error_of([{"conversations": [QUESTION, ANSWER]}] * 2, "sharegpt")
+    assert error.problems[0].commands == ()
+    assert "def to_messages" in error.problems[0].fix
+    error = error_of([{"conversations": SHAREGPT[::-1]}], "sharegpt")
+    assert error.problems[0].commands == ("preflight.max_empty_rows=1",)
+
+
+YODA = "{type: prompt_completion}"
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def encode_split(
             samples=rows.samples,
             origin=raw.origin,
             first_rows=first_rows,
+            format=form,
         )
 
     key = _key(rows, depends_on)

@@ -18,7 +18,7 @@ from typing import Any
 from sftpipe.config.schema import ROLES, TrainConfig
 from sftpipe.data.messages import is_nothing
 from sftpipe.data.samples import Row
-from sftpipe.errors import override
+from sftpipe.errors import in_shell
 
 FIRST_ROWS = 100  # that a layout is told from
 MODULE = "my_rows"  # of functions to paste
@@ -49,8 +49,7 @@ class Layout:
     @property
     def typed(self) -> str:
         """The overrides as a shell takes them."""
-        words = (override(key, _in_hydra(value)) for key, value in self.settings.items())
-        return " ".join(word.strip("`") for word in words)
+        return " ".join(map(in_shell, self.words))
 
     def fix(self, *, alone: bool = True) -> str:
         """For `Problem.fix`. What is to be pasted stands between empty lines.
@@ -61,6 +60,8 @@ class Layout:
         if not self.settings:
             return f"it looks like {self.name}: {self.note}"
         typed = f"`{self.typed}`" if alone else f"(of a data set alone) {self.typed}"
+        if "`" in self.typed:  # no mark of what can be typed, but safe to type
+            typed = self.typed
         if self.code:
             told = f"it looks like {self.name}, which no format reads; write {MODULE}.py:"
             return f"{told}\n\n{self.code}\n\n    and type {typed}"

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
+    from sftpipe.config.schema import FormatConfig
+
 FILLED = "filled by Arrow"  # remark: null fields of structs that the file did not have
 TOO_LONG = "longer than sft.max_length"  # the reason of rows that are dropped for their length
 _BATCH = 4096  # rows that are in memory together
@@ -83,6 +85,7 @@ class Part:
     origin: number of a row in the source -> file and line, "" where they are not known.
     remarks: what is to be said of rows that are used.
     first_rows: gives some rows as the file has them.
+    format: of the source, where it is known.
     """
 
     split: str
@@ -94,6 +97,7 @@ class Part:
     origin: Callable[[int], str]
     remarks: Mapping[Remark, Remarked] = field(default_factory=dict)
     first_rows: Callable[[], Sequence[Row]] = tuple
+    format: FormatConfig | None = None
 
     @property
     def place(self) -> str:

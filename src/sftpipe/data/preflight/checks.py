@@ -357,12 +357,14 @@ def over_length_problem(part: Part, cfg: TrainConfig) -> Problem | None:
 
 def _read_otherwise(find: PartFindings, reasons: Mapping[str, int]) -> str:
     """How most rows would be read if they only look like those of another format, else ""."""
-    part = find.part
+    part, form = find.part, find.part.format or find.cfg.format
     shapeless = sum(reasons.get(one, 0) for one in _OF_SHAPE)
-    if 2 * shapeless < part.read or find.cfg.format.type == "function":
+    if 2 * shapeless < part.read or form.type == "function":
         return ""
-    layout = layout_for(find.cfg.format, part.first_rows())
+    layout = layout_for(form, part.first_rows())
     if layout is None or (layout.settings and layout.is_in_use(find.cfg)):
+        return ""
+    if part.source and layout.settings.get("format") == form.type:  # its columns are not at hand
         return ""
     return layout.fix(alone=not part.source)
 
