@@ -102,21 +102,26 @@ def _cell(value: Any) -> Text:
 
 def preflight_facts(preflight: Preflight) -> Iterator[str]:
     """The facts about all splits together."""
-    from sftpipe.data.preflight.remarks import listed  # it brings transformers
-
     for name, (token, number) in preflight.special_tokens.items():
         yield f"{name:<10} {one_line(token)} {number if number is not None else ''}"
     ends = one_line(", ".join(preflight.end_tokens)) or "no special token"
     yield f"{'answers end':<10} in {ends}"
     compared = sum(report.compared_rows for report in preflight.splits)
     yield f"compared   {compared} rows with the prompt of generation, and with their text"
-    for number, line in enumerate(listed(preflight.remarks)):
-        yield f"{'' if number else 'not read':<10} {one_line(line)}"
+    yield from not_read(preflight)
     padding = f"{preflight.padding_share:.1%}"
     yield f"padding    {padding} of the tokens in training batches (an estimate)"
     if preflight.packing:
         yield f"packing    {packing_rows(preflight.packing)}"
         yield f"isolation  {isolation_of(preflight.packing.isolation)}"
+
+
+def not_read(preflight: Preflight) -> Iterator[str]:
+    """The columns and fields that nothing reads, on a line each."""
+    from sftpipe.data.preflight.remarks import listed  # it brings transformers
+
+    for number, line in enumerate(listed(preflight.remarks)):
+        yield f"{'' if number else 'not read':<10} {one_line(line)}"
 
 
 def packing_rows(packing: PackingReport) -> str:

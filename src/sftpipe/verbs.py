@@ -215,7 +215,9 @@ def _check(arguments: Arguments) -> int:
         out.print(f"  {warning}".replace("\n", "\n  "), markup=False)
     out.print("\nThe first row; what is trained is green:\n")
     out.print(colored(data.train[0], data.tokenizer))
-    out.print("Everything that is checked holds.")
+    count = len(data.preflight.warnings)
+    found = f"but for the {'warning' if count == 1 else f'{count} warnings'} above" if count else ""
+    out.print(f"Everything that is checked holds{', ' * bool(count)}{found}.")
     return 0
 
 
@@ -243,6 +245,13 @@ def _preview(arguments: Arguments) -> int:
                 style="dim",
             )
             out.print(colored(data.train[row["index"]], data.tokenizer))
+    if not arguments.json:
+        from sftpipe.tables import not_read
+
+        for line in not_read(data.preflight):
+            out.print(line, markup=False)
+        for warning in data.preflight.warnings:
+            out.print(f"warning   {warning}".replace("\n", "\n          "), markup=False)
     page = write_page(
         Path(cfg.output_dir), data.splits(), data.tokenizer, count, cfg.recipe or "custom"
     )
