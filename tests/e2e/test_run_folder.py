@@ -15,7 +15,7 @@ import torch
 import sftpipe
 from sftpipe.config.schema import to_plain
 from sftpipe.runs.load import Run
-from support.answers import answers_by_hand, lively_model
+from support.answers import answers_by_hand, write_lively_model
 from support.trainers import RUN_FILES, mean_loss, plain_peft
 
 FILES = {*RUN_FILES, "chat_template.jinja", "checkpoint-3"}
@@ -42,10 +42,7 @@ def overrides(model: Path, folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def base(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model whose answers depend on the prompts."""
-    folder = tmp_path_factory.mktemp("base") / "lively-llama"
-    lively_model(len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_lively_model(tmp_path_factory.mktemp("base") / "lively-llama", tokenizer)
 
 
 @pytest.fixture(scope="module")

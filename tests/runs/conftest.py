@@ -11,7 +11,7 @@ import pytest
 
 import sftpipe
 from sftpipe.runs.load import Run, load_run
-from support.answers import lively_model
+from support.answers import write_lively_model
 from support.configs import compose
 
 ROWS = 12
@@ -20,10 +20,7 @@ ROWS = 12
 @pytest.fixture(scope="session")
 def lively_base(chatml: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model whose answers depend on every token of the prompts."""
-    folder = tmp_path_factory.mktemp("base") / "lively"
-    lively_model(len(chatml)).save_pretrained(folder)
-    chatml.save_pretrained(folder)
-    return folder
+    return write_lively_model(tmp_path_factory.mktemp("base") / "lively", chatml)
 
 
 @pytest.fixture(scope="session")

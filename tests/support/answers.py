@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,3 +69,10 @@ def answers_by_hand(
     ids = ids_by_hand(model, prompts, tokens, **drawn)
     ended = [one[: one.index(2)] if 2 in one else one for one in ids]
     return [tokenizer.decode(one, skip_special_tokens=True).strip() for one in ended]
+
+
+def write_lively_model(folder: Path, tokenizer: Any) -> Path:
+    """A folder with a lively model for a tokenizer, and that."""
+    lively_model(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
