@@ -134,7 +134,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self.day = day or datetime.date.today()
         self._special_tokens = dict(tokenizer.special_tokens_map)
-        self._default_systems: dict[bool, str] = {}  # by whether there are tools
+        self._default_systems: dict[bool, tuple[Remark, ...]] = {}  # by whether there are tools
         self._prints_turns: bool | None = None
         self._ways: dict[bool, list[tuple[bool, bool]]] = {}  # by whether there are tools
         self._known: dict[tuple[Shape, bool], _Known] = {}  # by shape, and whether as a prompt
@@ -190,40 +190,44 @@ class ChatTemplate:
                 self._prints_turns = False
         return self._prints_turns
 
-    def settle(self, chat: Conversation, where: str) -> Conversation:
-        """The conversation as it is rendered.
+    def settle(self, chat: Conversation, where: str) -> tuple[Conversation, tuple[Remark, ...]]:
+        """The conversation as it is rendered, and the remarks on it and on what was left out.
 
-        Without fields that the template does not know, each of which a remark names, and without an
-        empty system turn that makes no difference.
+        It is without fields that the template does not know, and without an empty system turn that
+        makes no difference.
 
         Raises:
             RowError: a role that the template does not know.
         """
-        remarks = list(chat.remarks)
-        if any(len(message) > 2 for message in chat.messages):
-            names = dict.fromkeys(name for message in chat.messages for name in message)
-            # tool calls that it does not know are an error of the row
-            known = (*_ROLE_AND_TEXT, "tool_calls")
-            unread = {name for name in names if name not in known and not self.reads(name)}
-            if unread:
-                remarks += [Remark(UNREAD_FIELD, name) for name in names if name in unread]
-                messages = tuple(
-                    {name: value for name, value in message.items() if name not in unread}
-                    for message in chat.messages
-                )
-                chat = replace(chat, messages=messages)
+        remarks = chat.remarks
+        if any(map(_has_fields, chat.messages)):
+            chat, unread = self._without_unread(chat)
+            remarks += unread
         head = chat.messages[0]
+        if head["role"] not in ("system", "developer"):
+            return chat, remarks + self._default_system(bool(chat.tools))
         self._check_developer(chat, where)
-        if head["role"] == "system" and not head["content"].strip():
-            if self._is_as_without(chat, where):
-                length = chat.prompt_length - 1 if chat.prompt_length else 0
-                chat = replace(
-                    chat, messages=chat.messages[1:], train=chat.train[1:], prompt_length=length
-                )
-        elif head["role"] not in ("system", "developer"):
-            default = self._default_system(bool(chat.tools))
-            remarks += [Remark(DEFAULT_SYSTEM, default)] if default else []
-        return replace(chat, remarks=tuple(remarks)) if len(remarks) > len(chat.remarks) else chat
+        is_empty = head["role"] == "system" and not head["content"].strip()
+        if is_empty and self._is_as_without(chat, where):
+            length = chat.prompt_length - 1 if chat.prompt_length else 0
+            chat = replace(
+                chat, messages=chat.messages[1:], train=chat.train[1:], prompt_length=length
+            )
+        return chat, remarks
+
+    def _without_unread(self, chat: Conversation) -> tuple[Conversation, tuple[Remark, ...]]:
+        names = dict.fromkeys(name for message in chat.messages for name in message)
+        # tool calls that it does not know are an error of the row
+        known = (*_ROLE_AND_TEXT, "tool_calls")
+        unread = [name for name in names if name not in known and not self.reads(name)]
+        if not unread:
+            return chat, ()
+        messages = tuple(
+            {name: value for name, value in message.items() if name not in unread}
+            for message in chat.messages
+        )
+        remarks = tuple(Remark(UNREAD_FIELD, name) for name in unread)
+        return replace(chat, messages=messages), remarks
 
     def _check_developer(self, chat: Conversation, where: str) -> None:
         for index, message in enumerate(chat.messages[:2]):
@@ -245,10 +249,11 @@ class ChatTemplate:
             return True
         return with_it == self.text(without, where, prompt=False)
 
-    def _default_system(self, tools: bool) -> str:
+    def _default_system(self, tools: bool) -> tuple[Remark, ...]:
         """The system text that the template adds to a conversation without a system turn."""
         if tools not in self._default_systems:
-            self._default_systems[tools] = self._find_default_system(tools)
+            text = self._find_default_system(tools)
+            self._default_systems[tools] = (Remark(DEFAULT_SYSTEM, text),) if text else ()
         return self._default_systems[tools]
 
     def _find_default_system(self, tools: bool) -> str:
@@ -292,7 +297,7 @@ class ChatTemplate:
         and some write calls only where the content is none. The first way that fails on nothing,
         leaves no call out and prints no mapping as Python does is taken.
         """
-        if not any(message.get("tool_calls") for message in chat.messages):
+        if not any(message.get("tool_calls") for message in filter(_has_fields, chat.messages)):
             return self._render_once(chat, where, prompt=prompt, blocks=blocks)
         calls = [
             call.get("function", call)
@@ -656,12 +661,32 @@ class _ByPrompts:
         raise RowError("left out by the chat template", problem)
 
 
-def left_out(trained: Sequence[Message], text: str) -> tuple[Remark, ...]:
-    """A remark for each field of trained turns whose text is not in the render."""
+def said_of_text(
+    trained: Sequence[Message], answers: Sequence[Answer], text: str
+) -> tuple[Remark, ...]:
+    """A remark for each field of trained turns that is not in the render, and each doubled block.
+
+    Args:
+        trained: turns of which some are trained.
+        answers: where they lie in the text; empty where that does not matter.
+        text: the render.
+    """
+    remarks: tuple[Remark, ...] = ()
+    if any(map(_has_fields, trained)):
+        remarks = _left_out(trained, text)
+    if len(answers) == len(trained):
+        for message, answer in zip(trained, answers, strict=True):
+            tag = _TAG_IN_FRONT.match(message["content"])
+            if tag and _is_doubled(tag[1], message["content"], answer, text):
+                remarks += (Remark(DOUBLED, tag[1]),)
+    return remarks
+
+
+def _left_out(trained: Sequence[Message], text: str) -> tuple[Remark, ...]:
     names = {
         name
         for message in trained
-        if len(message) > 2 and message["role"] == "assistant"
+        if message["role"] == "assistant"
         for name, value in message.items()
         if name not in (*_ROLE_AND_TEXT, "tool_calls")
         and any(not _is_written(one, text) for one in _strings(value))
@@ -669,18 +694,11 @@ def left_out(trained: Sequence[Message], text: str) -> tuple[Remark, ...]:
     return tuple(Remark(LEFT_OUT, name) for name in sorted(names))
 
 
-def doubled(trained: Sequence[Message], answers: Sequence[Answer], text: str) -> tuple[Remark, ...]:
-    """A remark for each tag with which a trained text begins, and its template again in front."""
-    tags: dict[str, None] = {}
-    for message, answer in zip(trained, answers, strict=False):
-        found = _TAG_IN_FRONT.match(str(message.get("content") or ""))
-        if found:
-            tag = found[1]
-            # a prompt of generation may open the block
-            before = text[max(0, answer.start - len(tag) - 2) : answer.stop]
-            if before.count(tag) > str(message["content"]).count(tag):
-                tags[tag] = None
-    return tuple(Remark(DOUBLED, tag) for tag in tags)
+def _is_doubled(tag: str, content: str, answer: Answer, text: str) -> bool:
+    """True if the template writes a tag with which a text begins in front of it again."""
+    # a prompt of generation may open the block
+    written = text[max(0, answer.start - len(tag) - 2) : answer.stop]
+    return written.count(tag) > content.count(tag)
 
 
 def rewritten(where: str, difference: str) -> RowError:
@@ -827,6 +845,10 @@ def _check_tools(chat: Conversation, text: str, where: str, *, writes_calls: boo
                 fix="another tokenizer.chat_template, or rows without tools",
             )
             raise RowError("left out by the chat template", problem)
+
+
+def _has_fields(message: Message) -> bool:
+    return len(message) > len(_ROLE_AND_TEXT)
 
 
 def _has_content(message: Message) -> bool:

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from sftpipe.config.schema import LossConfig
 from sftpipe.data.answer_spans import AnswerSpans, JoinedRow
 from sftpipe.data.characters import KnownCharacters
-from sftpipe.data.chat_template import Answer, ChatTemplate, doubled, left_out, trained_turns
+from sftpipe.data.chat_template import Answer, ChatTemplate, said_of_text, trained_turns
 from sftpipe.data.labels import (
     IGNORED,
     OUT_OF_TURN,
@@ -188,7 +188,7 @@ class Encoder:
         if isinstance(prompt, str):
             ids = self._ids([prompt])
             return ids if self.added_bos_of(ids) else [*self.added_bos, *ids]
-        rendered = self.template.prompt(self.template.settle(prompt, "prompt"), "prompt")
+        rendered = self.template.prompt(self.template.settle(prompt, "prompt")[0], "prompt")
         return self._ids(_split(rendered.text, rendered.cuts))
 
     def _ids(self, segments: Sequence[str]) -> list[int]:
@@ -199,7 +199,7 @@ class Encoder:
         """What is tokenised of a prompt."""
         if isinstance(prompt, str):
             return prompt
-        return self.template.text(self.template.settle(prompt, "prompt"), "prompt", prompt=True)
+        return self.template.text(self.template.settle(prompt, "prompt")[0], "prompt", prompt=True)
 
     def added_bos_of(self, ids: Sequence[int]) -> list[int]:
         """The tokenizer's own BOS if the ids begin with it, else []."""
@@ -245,21 +245,20 @@ class Encoder:
             found = "loss=full trains every token, and a turn is marked train: false"
             problem = Problem(where, found, fix="`loss=assistant_only`")
             raise RowError("train flag against loss=full", problem)
-        given, chat = chat, self.template.settle(chat, where)
+        given = chat
+        chat, remarks = self.template.settle(chat, where)
         turns = trained_turns(chat, self.loss.type)
         last = len(chat.messages) - 1
         rendered = self.template.render(chat, (last,) if full else turns, where)
         answers = list(rendered.answers)
         shift = len(given.messages) - len(chat.messages)  # of an empty system turn
         trained = given.messages if full else [given.messages[turn + shift] for turn in turns]
-        remarks = left_out(trained, rendered.text)
-        if not full and len(rendered.answers) == len(trained):
-            remarks += doubled(trained, rendered.answers, rendered.text)
+        remarks += said_of_text(trained, () if full else rendered.answers, rendered.text)
         if full:
             answers = [replace(answers[-1], start=0)]
         cuts = () if self.loss.boundary == "joint" else rendered.cuts
         segments = _split(rendered.text, cuts)
-        return _Plan(segments, answers, chat=True, remarks=(*chat.remarks, *remarks))
+        return _Plan(segments, answers, chat=True, remarks=remarks)
 
     def _plan_response(self, sample: Sample, where: str) -> _Plan:
         """The whole text, split after each response template.
@@ -268,8 +267,9 @@ class Encoder:
         """
         response, instruction = self.loss.response_template, self.loss.instruction_template
         turns = prompt = None
+        remarks = sample.remarks
         if isinstance(sample, Conversation):
-            sample = self.template.settle(sample, where)
+            sample, remarks = self.template.settle(sample, where)
             text = self.template.text(sample, where, prompt=False)
             turns = turns_of(str(message["role"]) for message in sample.messages)
         elif isinstance(sample, PromptCompletion):
@@ -278,7 +278,7 @@ class Encoder:
             text = sample.text
         chat = isinstance(sample, Conversation)
         if not isinstance(response, str):
-            return _Plan([text], [], chat, turns, sample.remarks)
+            return _Plan([text], [], chat, turns, remarks)
         spans = response_spans(text, response, instruction)
         if not spans:
             raise self._no_response(text, where)
@@ -286,7 +286,7 @@ class Encoder:
         cuts = () if self.loss.boundary == "joint" else tuple(start for start, _ in spans)
         answers = [Answer(start, stop, closed=True) for start, stop in spans]
         found = out_of_turn(text, response, instruction, turns=turns, prompt=prompt)
-        remarks = (*sample.remarks, *_remarks(found))
+        remarks += _remarks(found)
         return _Plan(_split(text, cuts), answers, chat, turns, remarks)
 
     def _after_swallowed(self, text: str, start: int) -> int:

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 from sftpipe.config.schema import FORMATS, ROLES, FormatConfig
@@ -43,6 +44,7 @@ _SHAREGPT_ALIASES = {
 }
 _TURNS = "a list of turns, or JSON of one"
 _CALL = "function_call"  # the role of turns whose text is a call, or a list of calls
+_CHAT_COLUMNS = frozenset(FORMATS["messages"].optional)
 _NO_VARIABLES = (
     "messages",
     "conversations",
@@ -301,18 +303,18 @@ def conversation(
         RowError: the roles are out of order, there are two system turns, or the row sets a variable
             that is not its own.
     """
-    turns = _with_history(turns, row, cfg, where, clean)
+    beside = not _CHAT_COLUMNS.isdisjoint(row)  # most rows have nothing
+    turns = _with_history(turns, row, cfg, where, clean) if beside else turns
     _check_order([turn.message for turn in turns], f"{where}.{column}")
-    turns = _with_system(turns, row, cfg, where, clean, column)
-    flags = tuple(turn.train for turn in turns)
+    if beside or cfg.system is not None:
+        turns = _with_system(turns, row, cfg, where, clean, column)
+    messages, flags, remarks = zip(*turns, strict=True)
     return Conversation(
-        messages=tuple(turn.message for turn in turns),
-        tools=_read_tools(row, where, clean),
-        template_kwargs=_read_variables(
-            row.get("chat_template_kwargs"), f"{where}.chat_template_kwargs", clean
-        ),
-        train=flags if any(flag is not None for flag in flags) else (),
-        remarks=tuple(dict.fromkeys(remark for turn in turns for remark in turn.remarks)),
+        messages=messages,
+        tools=_read_tools(row, where, clean) if beside else (),
+        template_kwargs=_read_variables(row, where, clean) if beside else {},
+        train=() if set(flags) == {None} else flags,
+        remarks=tuple(dict.fromkeys(chain(*remarks))) if any(remarks) else (),
     )
 
 
@@ -326,7 +328,7 @@ def _with_system(
     turns: list[Turn], row: Row, cfg: FormatConfig, where: str, clean: Clean, column: str
 ) -> list[Turn]:
     """The turns behind a system turn of the row's own column, or else of the config."""
-    own = next((turn for turn in turns[:2] if turn.role in _HEAD), None)
+    own = next((turn for turn in turns[:2] if turn.message["role"] in _HEAD), None)
     here = f"{where}.system"
     value = row.get("system")
     if not is_nothing(value):
@@ -420,8 +422,9 @@ def _read_tools(row: Row, where: str, clean: Clean) -> tuple[Mapping[str, Any], 
     return tuple(clean(schemas, here, "system"))
 
 
-def _read_variables(value: Any, where: str, clean: Clean) -> dict[str, Any]:
-    variables = _read_mapping(value, where)
+def _read_variables(row: Row, where: str, clean: Clean) -> dict[str, Any]:
+    where = f"{where}.chat_template_kwargs"
+    variables = _read_mapping(row.get("chat_template_kwargs"), where)
     for name in _NO_VARIABLES:
         if name in variables:
             problem = Problem(

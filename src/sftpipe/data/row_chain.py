@@ -149,7 +149,7 @@ class RowEncoder:
         if read is None:  # of a function, which is given the whole row
             return found
         for index, row in zip(indices, raw, strict=True):
-            for name in unread_columns(row, read) if not row.keys() <= read else ():
+            for name in () if row.keys() <= read else unread_columns(row, read):
                 found.setdefault(Remark(UNREAD_COLUMN, name), set()).add(index)
         return found
 
