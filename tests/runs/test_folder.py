@@ -435,6 +435,7 @@ NOT_DECIDING = {
     "evaluation.metrics",
     "evaluation.data_files",
     "evaluation.base",
+    "tracking.type",
     "tracking.project",
     "tracking.entity",
     "tracking.mode",

@@ -21,8 +21,8 @@ from sftpipe.training.tracking import (
     Tracker,
     WandbTracker,
     check_tracking,
+    is_installed,
     track,
-    wandb_is_installed,
     wandb_key_is_set,
 )
 from support.errors import Pin, places, refused, told
@@ -266,4 +266,50 @@ def test_a_folder_named_wandb_is_not_the_package(
     for name in [name for name in sys.modules if name.split(".")[0] == "wandb"]:
         monkeypatch.delitem(sys.modules, name)
     importlib.invalidate_caches()
-    assert not wandb_is_installed()
+    assert not is_installed("wandb")
+
+
+# --- other trackers -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_tensorboard_holds_the_losses_of_the_run_and_its_samples(
+    cli: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = cli(
+        "train",
+        "recipe=yoda",
+        "model=custom",
+        f"model.name_or_path={tiny_model}",
+        "tracking=tensorboard",
+        "sft.max_steps=4",
+        "sft.logging_steps=2",
+        "lora.r=4",
+        "evaluation.max_new_tokens=4",
+        "run=run",
+    )
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    logged = {event.step: event.value for event in events.Scalars("train/loss")}
+    losses = {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
+    assert logged == pytest.approx(losses)
+    assert "samples/text_summary" in events.Tags()["tensors"]
+
+
+@pytest.mark.parametrize("name", ["mlflow", "trackio"])
+def test_a_tracker_whose_package_is_missing_says_what_to_install(name: str) -> None:
+    if is_installed(name):
+        pytest.skip(f"{name} is installed here")
+    error = refused(ConfigError, lambda: check_tracking(TrackingConfig(type=name)))
+    assert told(error) == {"tracking": (f"pip install {name}", "tracking=none")}
+
+
+def test_a_key_of_another_tracker_is_read_by_nothing() -> None:
+    words = ["recipe=yoda", "tracking=tensorboard", "tracking.entity=us"]
+    error = refused(ConfigError, lambda: sftpipe.compose(words))
+    assert places(error) == ["tracking.entity"]
+    assert error.problems[0].allowed == "wandb"

@@ -22,6 +22,7 @@ from sftpipe.config.schema import (
     LOSSES,
     PACKING,
     ROLES,
+    TRACKERS,
     TURN_FIELDS,
     DatasetConfig,
     EvaluationConfig,
@@ -32,6 +33,7 @@ from sftpipe.config.schema import (
     PreflightConfig,
     RunConfig,
     TokenizerConfig,
+    TrackingConfig,
     TrainConfig,
 )
 from sftpipe.errors import Problem, nearest, override, show_value, wrong_choice
@@ -43,6 +45,7 @@ def find_conflicts(cfg: TrainConfig) -> list[Problem]:
         *_check_quantization(cfg),
         *_check_dataset(cfg.dataset, "dataset"),
         *_check_format(cfg.format, "format"),
+        *_check_tracking(cfg.tracking),
         *_check_templates(cfg.loss),
         *_check_loss(cfg),
         *_check_mixture(cfg.dataset),
@@ -411,6 +414,19 @@ def _check_format(form: FormatConfig, key: str) -> list[Problem]:
         if role not in ROLES:
             where = f"{key}.roles.{name}"
             problems.append(wrong_choice(where, role, ROLES, where))
+    return problems
+
+
+def _check_tracking(tracking: TrackingConfig | None) -> list[Problem]:
+    problems: list[Problem] = []
+    for name in (field.name for field in dataclasses.fields(TrackingConfig)) if tracking else ():
+        readers = [kind for kind, facts in TRACKERS.items() if name in facts.reads]
+        if name != "type" and tracking:
+            set_here = _is_set(tracking, name)
+            allowed = ", ".join(readers)
+            problems += only_with(
+                f"tracking.{name}", set_here, readers, tracking.type, allowed=allowed
+            )
     return problems
 
 

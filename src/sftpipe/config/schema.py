@@ -474,10 +474,32 @@ class RunConfig:
     judge: JudgeConfig
 
 
+@dataclass(frozen=True)
+class TrackerFacts:
+    """The facts of a tracker; `training/tracking.py` writes to it.
+
+    package: what has to be installed.
+    reads: keys of the `tracking` group that it reads, beside `type`.
+    """
+
+    package: str
+    reads: tuple[str, ...] = ()
+
+
+TRACKERS = {
+    "wandb": TrackerFacts("wandb", ("project", "entity", "mode", "tags", "group")),
+    "tensorboard": TrackerFacts("tensorboard"),
+    "mlflow": TrackerFacts("mlflow", ("project",)),
+    "trackio": TrackerFacts("trackio", ("project",)),
+}
+
+
 @dataclass
 class TrackingConfig:
-    """A Weights & Biases run that mirrors config, metrics and samples."""
+    """A mirror of a run elsewhere: its metrics, and in Weights & Biases config and samples too."""
 
+    type: str = _choice(*TRACKERS)
+    # of wandb and trackio; to mlflow it is the experiment
     project: str = "sftpipe"
     entity: Optional[str] = None
     # auto: online when an API key is set, else offline

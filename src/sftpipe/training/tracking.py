@@ -1,6 +1,6 @@
-"""Mirror a run to Weights & Biases, or nowhere.
+"""Mirror a run to Weights & Biases, to another tracker of transformers, or nowhere.
 
-Both trackers have the same methods, so that no caller asks which one it has.
+All trackers have the same methods, so that no caller asks which one it has.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from transformers import TrainerCallback
 
-from sftpipe.config.schema import TrackingConfig, TrainConfig, to_plain
+from sftpipe.config.schema import TRACKERS, TrackingConfig, TrainConfig, to_plain
 from sftpipe.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -77,6 +77,40 @@ class WandbTracker(Tracker):
         self._run.finish()
 
 
+class UpstreamTracker(Tracker):
+    """The metrics of a run, by the callback that transformers has for a tracker.
+
+    Where it writes is upstream's to say: TensorBoard into the folder `tensorboard` of the run,
+    MLflow to MLFLOW_TRACKING_URI, Trackio to its own folder or space.
+    """
+
+    def __init__(self, cfg: TrackingConfig, folder: Path, trainer: SFTPipeTrainer) -> None:
+        from transformers import integrations
+
+        self._writer: Any = None
+        trainer.args.run_name = f"{folder.parent.name}/{folder.name}"
+        trainer.args.project = cfg.project
+        if cfg.type == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder / "tensorboard"))
+            callback: Any = integrations.TensorBoardCallback(self._writer)
+        elif cfg.type == "mlflow":
+            os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", cfg.project)
+            callback = integrations.MLflowCallback()
+        else:
+            callback = integrations.TrackioCallback()
+        trainer.add_callback(callback)
+
+    def finish(self, metrics: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+        if self._writer is None:
+            return
+        for number, row in enumerate(samples):
+            lines = "\n\n".join(f"**{name}**: {value}" for name, value in row.items())
+            self._writer.add_text("samples", lines, number)
+        self._writer.close()
+
+
 def _with_group(name: str) -> str:
     """train/loss and eval/loss: Weights & Biases draws a section for each group."""
     if name.startswith("eval_"):
@@ -88,14 +122,16 @@ def check_tracking(cfg: TrackingConfig | None) -> None:
     """Ask for what tracking needs before the run loads anything.
 
     Raises:
-        ConfigError: wandb is not installed, or online tracking has no key.
+        ConfigError: the package is not installed, or online tracking has no key.
     """
     if cfg is None:
         return
     problems = []
-    if not wandb_is_installed():
-        fix = "`pip install 'sftpipe[wandb]'`, or `tracking=none`"
-        problems.append(Problem("tracking", "the package wandb is not installed", fix=fix))
+    package = TRACKERS[cfg.type].package
+    if not is_installed(package):
+        wanted = f"'sftpipe[{package}]'" if package == "wandb" else package
+        fix = f"`pip install {wanted}`, or `tracking=none`"
+        problems.append(Problem("tracking", f"the package {package} is not installed", fix=fix))
     if cfg.mode == "online" and not wandb_key_is_set():
         found = "online, but no Weights & Biases key is set"
         fix = "`wandb login`, WANDB_API_KEY, or `tracking.mode=offline`"
@@ -104,12 +140,12 @@ def check_tracking(cfg: TrackingConfig | None) -> None:
         raise ConfigError(*problems)
 
 
-def wandb_is_installed() -> bool:
-    """True if the package can be imported.
+def is_installed(package: str) -> bool:
+    """True if a package can be imported.
 
     A mere folder of that name has no origin: wandb itself writes one where it is run.
     """
-    spec = importlib.util.find_spec("wandb")
+    spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
 
 
@@ -127,9 +163,12 @@ def wandb_key_is_set() -> bool:
 @contextmanager
 def track(cfg: TrainConfig, folder: Path, trainer: SFTPipeTrainer) -> Iterator[Tracker]:
     """The tracker of the `tracking` group, attached to a trainer and closed after the block."""
-    tracker = (
-        Tracker() if cfg.tracking is None else WandbTracker(cfg.tracking, folder, to_plain(cfg))
-    )
+    if cfg.tracking is None:
+        tracker = Tracker()
+    elif cfg.tracking.type == "wandb":
+        tracker = WandbTracker(cfg.tracking, folder, to_plain(cfg))
+    else:
+        tracker = UpstreamTracker(cfg.tracking, folder, trainer)
     trainer.add_callback(tracker)
     try:
         yield tracker
