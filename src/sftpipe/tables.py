@@ -227,9 +227,17 @@ def print_evaluation(result: Mapping[str, Any], folder: Path) -> None:
     out.print(f"\n[{color}]{result['verdict']}[/]", f"  {plain(result['sentence'])}", sep="\n")
     out.print(
         f"  rows won {result['wins']}, lost {result['losses']}, equal {result['ties']}",
-        f"\n{folder / 'responses.json'} holds the answers.",
         sep="\n",
     )
+    for task, metrics in result["lm_eval"].items():
+        for name, found in metrics.items():
+            error = f", standard error {found['stderr']:.3f}" if found["stderr"] else ""
+            out.print(
+                f"  {task} {name}: {found['base']:.3f} -> {found['run']:.3f}{error}", markup=False
+            )
+    for row in result["left_out"]:
+        out.print(f"  left out: {plain(printable(row))}")
+    out.print(f"\n{folder / 'responses.json'} holds the answers.", markup=False)
 
 
 def print_judgement(result: Mapping[str, Any], folder: Path) -> None:

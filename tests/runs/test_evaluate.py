@@ -244,3 +244,58 @@ def test_answers_are_greedy_whatever_the_samples_of_training_were(
     run = copy_run("evaluation.do_sample=true", "evaluation.temperature=5.0")
     run.evaluate()
     assert read(RunFolder(run.dir).responses) == read(RunFolder(evaluated.dir).responses)
+
+
+# --- tasks of lm-eval -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    """A task of one's own: four questions with two answers each."""
+    rows = [{"question": f"{at} + 1 =", "right": at % 2} for at in range(4)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    file = tmp_path / "sums.yaml"
+    file.write_text(
+        "task: sums\n"
+        "dataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {data}}}}}\n"
+        "test_split: test\n"
+        "output_type: multiple_choice\n"
+        'doc_to_text: "{{question}}"\n'
+        'doc_to_choice: [" one", " two"]\n'
+        "doc_to_target: right\n"
+        "metric_list: [{metric: acc}]\n",
+        encoding="utf-8",
+    )
+    return file
+
+
+@pytest.mark.slow
+def test_a_task_of_ones_own_is_measured_for_the_run_and_its_base(
+    copy_run: Copy, task: Path
+) -> None:
+    pytest.importorskip("lm_eval")
+    found = copy_run(f"evaluation.lm_eval=[{task}]", "evaluation.max_new_tokens=2").evaluate()
+    scores = found["lm_eval"][str(task)]["acc"]
+    assert {scores["base"], scores["run"]} <= {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert scores["stderr"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (None, "no file"),
+        ("output_type: multiple_choice\n", "names no task"),
+        ("task: a\ndoc_to_text: !function utils.run\n", "runs code of its own"),
+    ],
+)
+def test_a_task_that_cannot_be_read_is_told_before_a_model_is_loaded(
+    copy_run: Copy, tmp_path: Path, text: str | None, found: str
+) -> None:
+    file = tmp_path / "mine.yaml"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    error = refused(ConfigError, lambda: copy_run(f"evaluation.lm_eval=[{file}]").evaluate())
+    assert set(places(error)) == {"evaluation.lm_eval"}
+    assert found in error.problems[-1].found

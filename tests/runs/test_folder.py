@@ -433,6 +433,7 @@ NOT_DECIDING = {
     "evaluation.batch_size",
     "evaluation.verdict",
     "evaluation.metrics",
+    "evaluation.lm_eval",
     "evaluation.data_files",
     "evaluation.base",
     "tracking.type",

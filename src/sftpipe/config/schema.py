@@ -383,6 +383,8 @@ class EvaluationConfig:
     verdict: str = "loss"
     # dotted paths of further metrics: (answer, reference, row) -> number
     metrics: list[str] = field(default_factory=list)
+    # tasks of the package lm-eval, or YAML files of such, for `sftpipe evaluate`
+    lm_eval: list[str] = field(default_factory=list)
     # rows that are evaluated in place of the test split
     data_files: Any = None
     # another run folder to compare with; default: the base model

@@ -9,5 +9,6 @@ losses.py      a trainer, rows       -> loss and perplexity; the numbers of metr
 row_losses.py  a model, rows         -> the loss of each row
 metrics.py     answers, references   -> Metric
 compare.py     two Metrics           -> Difference, and whether it is chance
+harness.py     a model, tasks        -> scores of lm-eval's tasks
 judge.py    JudgeConfig, replies     -> what a judge is asked, scores and verdicts
 """

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sftpipe.config.schema import PACKING
+from sftpipe.config.schema import PACKING, EvaluationConfig
 from sftpipe.data.packing import Collator
 from sftpipe.data.prepare import encode_sources, pack_splits, sample_readers
 from sftpipe.data.row_function import call_row_functions
@@ -18,6 +18,7 @@ from sftpipe.errors import ConfigError, DataError, Problem, RowError, nearest, o
 from sftpipe.evaluation.answers import Answer, Sampling
 from sftpipe.evaluation.asked_rows import files_source
 from sftpipe.evaluation.compare import DRAWS, LEVEL, Outcome, compare, judge_difference, order_rows
+from sftpipe.evaluation.harness import Scores, as_table, check_tasks, task_scores
 from sftpipe.evaluation.metrics import (
     DECIDING,
     UNDECIDED,
@@ -55,10 +56,12 @@ class Held:
 
     splits: {split: `input_ids` and `labels`, each (T,)}, for losses.
     questions: of the test rows, for answers.
+    left_out: what is wrong with the test rows that make no question.
     """
 
     splits: Mapping[str, Dataset]
     questions: Sequence[Question]
+    left_out: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,12 @@ class Measured:
 
     losses: {split: (sum of losses, trained tokens) of each row}.
     answers: to the questions.
+    tasks: {task of `evaluation.lm_eval`: its scores}.
     """
 
     losses: Mapping[str, Sequence[tuple[float, int]]]
     answers: Sequence[Answer]
+    tasks: Mapping[str, Scores]
 
 
 def evaluate(run: Run, other: Run | None = None) -> dict[str, Any]:
@@ -92,6 +97,7 @@ def evaluate(run: Run, other: Run | None = None) -> dict[str, Any]:
         RunError: the base of a run has changed.
     """
     cfg, files = run.evaluation, RunFolder(run.dir)
+    check_tasks(cfg.lm_eval)
     with quiet(), quiet_libraries():
         own = _own_metrics(run)
         sources = held_sources(run)
@@ -103,12 +109,9 @@ def evaluate(run: Run, other: Run | None = None) -> dict[str, Any]:
         before, now = _metrics(base, base_held, own), _metrics(after, held, own)
         _check_verdict(cfg.verdict, now)
         result = {
-            "run": run.dir.name,
-            "base": other.dir.name if other else run.base_name(),
-            "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "seed": run.config.seed,
-            "draws": DRAWS,
-            "max_new_tokens": run.evaluation.max_new_tokens,
+            **_made(run, other),
+            "left_out": list(held.left_out),
+            "lm_eval": {name: as_table(base.tasks[name], one) for name, one in after.tasks.items()},
             **_compared(before, now, cfg.verdict, run.config.seed),
         }
     write_json(files.base_responses, response_rows(base_held.questions, base.answers))
@@ -120,19 +123,31 @@ def evaluate(run: Run, other: Run | None = None) -> dict[str, Any]:
     return result
 
 
+def _made(run: Run, other: Run | None) -> dict[str, Any]:
+    """What was compared, when and how."""
+    return {
+        "run": run.dir.name,
+        "base": other.dir.name if other else run.base_name(),
+        "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seed": run.config.seed,
+        "draws": DRAWS,
+        "max_new_tokens": run.evaluation.max_new_tokens,
+    }
+
+
 def _measure_both(
     run: Run, other: Run | None, held: Held, base_held: Held, works: list[Unfinished]
 ) -> tuple[Measured, Measured]:
     """(the base or the other run, the run); an adapter is put on the base that was measured."""
-    files = RunFolder(run.dir)
+    files, cfg = RunFolder(run.dir), run.evaluation
     if other is None:
         model = run.load_base()
-        base = measure(run, model, base_held, files, "base", works)
+        base = measure(run, model, base_held, files, "base", works, cfg)
         trained = run.add_adapter(model) if run.config.lora else run.load_model()
     else:
-        base = measure(other, other.load_model(), base_held, files, "other", works)
+        base = measure(other, other.load_model(), base_held, files, "other", works, cfg)
         trained = run.load_model()
-    return base, measure(run, trained, held, files, "run", works)
+    return base, measure(run, trained, held, files, "run", works, cfg)
 
 
 # --- the rows -------------------------------------------------------------------------------------
@@ -173,7 +188,11 @@ def hold(subject: Answering, sources: Sequence[Source]) -> Held:
     splits, _ = pack_splits(parts, cfg, None)
     originals = [one.splits["test"] for one in mine if "test" in one.splits]
     asked = list(row_questions(readers["test"], subject.encoder, originals))
-    return Held(splits, [one for one in asked if not isinstance(one, RowError)])
+    return Held(
+        splits,
+        [one for one in asked if not isinstance(one, RowError)],
+        [one_line(str(one)) for one in asked if isinstance(one, RowError)],
+    )
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -186,8 +205,9 @@ def measure(
     files: RunFolder,
     name: str,
     works: list[Unfinished],
+    cfg: EvaluationConfig,
 ) -> Measured:
-    """Losses and answers of one model; what is kept of them is added to `works`."""
+    """Losses, answers and tasks of one model; what is kept of them is added to `works`."""
     sampling = Sampling(subject.evaluation.max_new_tokens)  # greedy: a draw would add its own noise
     check_lengths(held.questions, model.config, sampling.max_new_tokens)
     losses = {}
@@ -204,7 +224,24 @@ def measure(
         name=f"{name}_answers",
     )
     works.append(work)
-    return Measured(losses, answers)
+    tasks, work = _tasks(subject, model, cfg, files, f"{name}_tasks")
+    works.append(work)
+    return Measured(losses, answers, tasks)
+
+
+def _tasks(
+    subject: Answering, model: PreTrainedModel, cfg: EvaluationConfig, files: RunFolder, name: str
+) -> tuple[dict[str, Scores], Unfinished]:
+    """{task of `evaluation.lm_eval`: scores}; a task is done again from its start after a kill."""
+    seed = subject.config.seed
+    work = Unfinished(files.path, name, digest(subject.identity(), cfg.lm_eval, seed))
+    for number, task in enumerate(cfg.lm_eval):
+        if number not in work.done:
+            scores = task_scores(
+                model, subject.tokenizer, task, batch_size=cfg.batch_size, seed=seed
+            )
+            work.add(number, scores)
+    return dict(zip(cfg.lm_eval, work.in_order(), strict=True)), work
 
 
 def _losses(

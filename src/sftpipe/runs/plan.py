@@ -184,7 +184,7 @@ def _same_numbers(value: Any) -> Any:
 
 
 # keys of `evaluation` that decide no number of a training
-_OF_EVALUATE = ("batch_size", "verdict", "metrics", "data_files", "base")
+_OF_EVALUATE = ("batch_size", "verdict", "metrics", "lm_eval", "data_files", "base")
 # and those that runs of older versions do not have, which are what null is
 _NEWER = ("early_stopping", "sample_steps")
 _NEWER_OF_DATASET = {"encoding": "utf-8", "delimiter": None, "field": None}  # with their defaults
