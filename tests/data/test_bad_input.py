@@ -1298,14 +1298,14 @@ SCATTERED: dict[int, tuple[Row, str, str, str]] = {  # {row: (row, reason, field
         ".messages[0].content",
         f"the special token '{END}' in '{END}'",
     ),
-    5555: (answered("a", weight=1), "a field of another tool", ".messages[1].weight", "1"),
+    5555: (answered("a", weight=2), TYPE, ".messages[1].weight", "int '2'"),
     7777: (roles("bot", "assistant"), "unknown role", ".messages[0].role", "'bot'"),
     9000: (answered("a", train=False), "nothing to train", "", "no turn of it is to be trained"),
     10009: (
-        {"messages": [{**USER, "train": True}, ANSWER]},
-        "train flag on another role",
-        ".messages[0].train",
-        "true on a turn of user",
+        {"messages": [USER, {**ANSWER, "train": "yes"}]},
+        TYPE,
+        ".messages[1].train",
+        "str 'yes'",
     ),
 }
 TOLD = [
