@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from sftpipe.data.prompts import split_answer
 from sftpipe.evaluation.answers import Sampling, generate
+from sftpipe.model.load import keep_gradients_of_4bit
 
 CLOSE = 1e-4  # two best logits that are nearer may change places with the shape of a batch
 LLAMA_LIKE = {
@@ -55,9 +56,16 @@ def small_model(kind: str, folder: Path, four_bit: bool) -> Any:
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, quantization_config=quantization if four_bit else None
+    return loaded(folder, quantization if four_bit else None)
+
+
+def loaded(folder: Any, quantization: Any) -> Any:
+    """A model that computes in float32 as those of a run do, also where a CPU has bfloat16."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, quantization_config=quantization
     ).eval()
+    keep_gradients_of_4bit(model)
+    return model
 
 
 def assert_same_answers(
@@ -94,9 +102,7 @@ def test_the_embedded_model_answers_a_batch_as_each_prompt_alone(
     smollm2: Any, tokenizer: Any, data: Any, four_bit: bool
 ) -> None:
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    model = AutoModelForCausalLM.from_pretrained(
-        smollm2.path, dtype=torch.float32, quantization_config=quantization if four_bit else None
-    ).eval()
+    model = loaded(smollm2.path, quantization if four_bit else None)
     samples = islice(data.samples("test"), 8)
     asked = [split_answer(sample, data.encoder.loss)[0] for sample in samples]
     prompts = [data.encoder.prompt_ids(prompt) for prompt in asked]

@@ -75,7 +75,7 @@ def load_base(
     name = weights.identity if weights.revision is None else weights.path
     model.name_or_path = model.config._name_or_path = name
     model.config.use_cache = False  # generation asks for its cache itself
-    _keep_gradients_of_4bit(model)
+    keep_gradients_of_4bit(model)
     return model
 
 
@@ -125,7 +125,7 @@ def _attention(cfg: ModelConfig) -> dict[str, Any]:
     return {} if auto else {"attn_implementation": cfg.attn_implementation}
 
 
-def _keep_gradients_of_4bit(model: PreTrainedModel) -> None:
+def keep_gradients_of_4bit(model: PreTrainedModel) -> None:
     """Switch off a kernel of bitsandbytes that has no backward pass.
 
     On CPUs with AVX512-BF16, bitsandbytes repacks the weights for it at the first forward in eval
