@@ -187,9 +187,9 @@ def outcomes(prepared: Prepare, folder: Path, seeds: range) -> dict[str, int]:
 
 
 def test_random_files_are_rows_or_a_clean_error(prepared: Prepare, tmp_path: Path) -> None:
-    found = outcomes(prepared, tmp_path, range(90))
-    assert found["rows"] >= 3
-    assert found["error"] >= 30
+    found = outcomes(prepared, tmp_path, range(60))
+    assert found["rows"] >= 2
+    assert found["error"] >= 20
 
 
 @pytest.mark.slow
