@@ -82,16 +82,14 @@ def without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", find)
 
 
-@pytest.mark.slow
-def test_an_offline_run_holds_config_losses_and_samples(
-    cli: Any, tiny_model: Path, tmp_path: Path
-) -> None:
+def train_tracked(cli: Any, model: Path, tracker: str) -> None:
+    """Train four steps into the folder `run`, mirrored by a tracker."""
     done = cli(
         "train",
         "recipe=yoda",
         "model=custom",
-        f"model.name_or_path={tiny_model}",
-        "tracking=wandb",
+        f"model.name_or_path={model}",
+        f"tracking={tracker}",
         "sft.max_steps=4",
         "sft.logging_steps=2",
         "lora.r=4",
@@ -99,6 +97,13 @@ def test_an_offline_run_holds_config_losses_and_samples(
         "run=run",
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_an_offline_run_holds_config_losses_and_samples(
+    cli: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    train_tracked(cli, tiny_model, "wandb")
     config, history, _, (table,) = offline_run(tmp_path / "run")
     assert config["lora"]["r"] == 4
     assert config["recipe"] == "yoda"
@@ -278,19 +283,7 @@ def test_tensorboard_holds_the_losses_of_the_run_and_its_samples(
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    done = cli(
-        "train",
-        "recipe=yoda",
-        "model=custom",
-        f"model.name_or_path={tiny_model}",
-        "tracking=tensorboard",
-        "sft.max_steps=4",
-        "sft.logging_steps=2",
-        "lora.r=4",
-        "evaluation.max_new_tokens=4",
-        "run=run",
-    )
-    assert done.returncode == 0, done.stderr
+    train_tracked(cli, tiny_model, "tensorboard")
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()

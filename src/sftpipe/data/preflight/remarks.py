@@ -120,16 +120,17 @@ def unread_values(find: PartFindings) -> list[Problem]:
 
 def default_system_texts(find: PartFindings) -> list[Problem]:
     """A system text that the template adds where a row has none."""
+    if find.cfg.preflight.default_system == "allow":
+        return []
     return [
         Problem(
-            find.part.at(found.first),
-            f"the chat template adds a system turn of its own, {remark.what[:80]!r}: "
+            place,
+            f"the chat template adds a system turn of its own, {what[:80]!r}: "
             f"{_of(find.part, found)} none",
             fix="format.system=TEXT gives such rows one of yours, or "
             "`preflight.default_system=allow`",
         )
-        for remark, found in find.part.remarks.items()
-        if remark.kind == DEFAULT_SYSTEM and find.cfg.preflight.default_system == "warn"
+        for place, what, found in _remarked(find, DEFAULT_SYSTEM)
     ]
 
 
@@ -137,14 +138,13 @@ def doubled_blocks(find: PartFindings) -> list[Problem]:
     """A block such as <think>, in a text and written by the template in front of it."""
     return [
         Problem(
-            find.part.at(found.first),
-            f"the chat template writes {remark.what} in front of a text that begins with it: "
+            place,
+            f"the chat template writes {what} in front of a text that begins with it: "
             f"{_of(find.part, found)} both",
             fix="a format.function that moves the block into the field that the template reads "
             "(reasoning_content, mostly), or another tokenizer.chat_template",
         )
-        for remark, found in find.part.remarks.items()
-        if remark.kind == DOUBLED
+        for place, what, found in _remarked(find, DOUBLED)
     ]
 
 
@@ -152,15 +152,21 @@ def templates_out_of_turn(find: PartFindings) -> list[Problem]:
     """Response and instruction templates that do not alternate as the text of a chat does."""
     return [
         Problem(
-            find.part.at(found.first),
+            place,
             f"{found.rows} of {find.part.read} rows hold the templates of the loss out of turn "
-            f"({remark.what}): what is trained may be the user's words",
+            f"({what}): what is trained may be the user's words",
             fix="look at them with sftpipe preview; templates that no text holds, or rows without "
             "such texts",
         )
-        for remark, found in find.part.remarks.items()
-        if remark.kind == OUT_OF_TURN
+        for place, what, found in _remarked(find, OUT_OF_TURN)
     ]
+
+
+def _remarked(find: PartFindings, kind: str) -> Iterator[tuple[str, str, Remarked]]:
+    """The place of the first row, what it is about, and the rows, of each remark of a kind."""
+    for remark, found in find.part.remarks.items():
+        if remark.kind == kind:
+            yield find.part.at(found.first), remark.what, found
 
 
 def _of(part: Part, found: Remarked) -> str:
