@@ -419,14 +419,17 @@ def _check_format(form: FormatConfig, key: str) -> list[Problem]:
 
 def _check_tracking(tracking: TrackingConfig | None) -> list[Problem]:
     problems: list[Problem] = []
-    for name in (field.name for field in dataclasses.fields(TrackingConfig)) if tracking else ():
+    if tracking is None:
+        return problems
+    for name in (one.name for one in dataclasses.fields(tracking) if one.name != "type"):
         readers = [kind for kind, facts in TRACKERS.items() if name in facts.reads]
-        if name != "type" and tracking:
-            set_here = _is_set(tracking, name)
-            allowed = ", ".join(readers)
-            problems += only_with(
-                f"tracking.{name}", set_here, readers, tracking.type, allowed=allowed
-            )
+        problems += only_with(
+            f"tracking.{name}",
+            _is_set(tracking, name),
+            readers,
+            tracking.type,
+            allowed=", ".join(readers),
+        )
     return problems
 
 

@@ -29,8 +29,8 @@ from sftpipe.data.samples import Arguments, Conversation, Message, Remark
 from sftpipe.errors import DataError, Problem, RowError
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_MARK = "\ue000{}\ue001"  # private-use characters: no text of people holds them
-_MARKS = re.compile("\ue000(\\d+)\ue001")
+MARK = "\ue000{}\ue001"  # private-use characters: no text of people holds them
+MARKS = re.compile("\ue000(\\d+)\ue001")
 _NONE = object()  # a content that the template is to see as none; other values of None are left out
 _ROLE_AND_TEXT = ("role", "content")
 _SEARCHES = (
@@ -181,7 +181,7 @@ class ChatTemplate:
     def _writes_all_fields(self) -> bool:
         """True of a template that prints whole turns, seen by a field that no one knows."""
         if self._prints_turns is None:
-            mark = _MARK.format(0)
+            mark = MARK.format(0)
             user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
             chat = Conversation(({**user, "x_" * 8: mark}, {**answer, "x_" * 8: mark}))
             try:
@@ -258,7 +258,7 @@ class ChatTemplate:
 
     def _find_default_system(self, tools: bool) -> str:
         system, user, answer = (
-            {"role": role, "content": _MARK.format(at)}
+            {"role": role, "content": MARK.format(at)}
             for at, role in enumerate(("system", "user", "assistant"))
         )
         listed = (_PROBE_TOOL,) if tools else ()
@@ -269,9 +269,9 @@ class ChatTemplate:
             )
         except RowError:
             return ""
-        before, found, after = with_it.partition(_MARK.format(0))
-        between = _MARKS.split(after)[0]
-        start, _, _ = without.partition(_MARK.format(1))
+        before, found, after = with_it.partition(MARK.format(0))
+        between = MARKS.split(after)[0]
+        start, _, _ = without.partition(MARK.format(1))
         if not found or not start.startswith(before) or not start.endswith(between):
             return ""
         return start[len(before) : len(start) - len(between)].strip()
@@ -452,11 +452,11 @@ class ChatTemplate:
 
     def _make_skeleton(self, chat: Conversation, *, prompt: bool, where: str) -> _Skeleton | None:
         marked = tuple(
-            {**message, "content": _MARK.format(index)} if _has_content(message) else message
+            {**message, "content": MARK.format(index)} if _has_content(message) else message
             for index, message in enumerate(chat.messages)
         )
         text = self._render(replace(chat, messages=marked), where, prompt=prompt)[0]
-        pieces = _MARKS.split(text)  # [text, index, text, index, ..., text]
+        pieces = MARKS.split(text)  # [text, index, text, index, ..., text]
         found = tuple(int(index) for index in pieces[1::2])
         expected = tuple(at for at, message in enumerate(chat.messages) if _has_content(message))
         for index in expected:
@@ -553,7 +553,7 @@ class ChatTemplate:
             part = replace(chat, messages=chat.messages[: index + 1], train=())
             alone = self._shape_of(part, prompt=False, where=where).skeleton
             after = sum(map(len, skeleton.pieces[at:]))
-            after += sum(len(_MARK.format(mark)) for mark in skeleton.marked[at:])
+            after += sum(len(MARK.format(mark)) for mark in skeleton.marked[at:])
             stop = len(skeleton.text) - after + (0 if own else starts[index][1])
             return _common(alone.text, skeleton.text) - stop if alone is not None else -1
 
@@ -640,7 +640,7 @@ class _ByPrompts:
 
     def _stop(self, index: int, start: int, alone: str) -> int:
         """The end of a turn's content, from a render with a mark in place of it alone."""
-        chat, text, mark = self._chat, self._text, _MARK.format(index)
+        chat, text, mark = self._chat, self._text, MARK.format(index)
         marked = {**chat.messages[index], "content": mark}
         messages = (*chat.messages[:index], marked, *chat.messages[index + 1 :])
         with_mark = replace(chat, messages=messages)

@@ -18,14 +18,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from sftpipe.data.chat_template import ChatTemplate
+from sftpipe.data.chat_template import MARK, MARKS, ChatTemplate
 from sftpipe.data.samples import Arguments, Conversation
 from sftpipe.errors import DataError, RowError
 from sftpipe.tokenizer.special_tokens import SpecialTokens
 
 _TAG = re.compile(r"<(/?)([^<>/|\s]+)>")
 _WORD = "zqxj"  # an argument that no template writes by itself
-_MARK = "\ue000{}\ue001"  # as in chat_template.py: no text of people holds them
 _TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -131,9 +130,9 @@ class _Probe:
                 "role": "tool",
                 "name": "lookup",
                 "tool_call_id": "a1b2c3d4e",
-                "content": _MARK.format(2),
+                "content": MARK.format(2),
             }
-            answer = {"role": "assistant", "content": _MARK.format(3)}
+            answer = {"role": "assistant", "content": MARK.format(3)}
             whole = self._render((question, called, result, answer), tools=tools)
             if alone is None:
                 continue
@@ -195,12 +194,12 @@ class _Probe:
 
 
 def _chat(*roles: str) -> tuple[dict[str, Any], ...]:
-    return tuple({"role": role, "content": _MARK.format(at)} for at, role in enumerate(roles))
+    return tuple({"role": role, "content": MARK.format(at)} for at, role in enumerate(roles))
 
 
 def _pieces(text: str) -> list[str]:
     """The text before, between and after the marks."""
-    return re.split("\ue000\\d+\ue001", text)
+    return MARKS.split(text)[::2]  # the numbers of the marks stand between
 
 
 def _is_tag(token: str) -> bool:
