@@ -584,7 +584,7 @@ def test_a_run_begins_with_its_config_its_plan_and_hydras_records(said: Said, tr
         (STOPPED, 143, "error\n  run: stopped\n"),
         (KeyboardInterrupt(), 130, "stopped\n"),
         *(
-            (OSError(number, "it is full", "a/b"), 2, "error\n  a/b: it is full\n")
+            (OSError(number, "it is full", "a/b"), 2, f"error\n  a/b: {os.strerror(number)}")
             for number in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT)
         ),
     ],

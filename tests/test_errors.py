@@ -19,13 +19,15 @@ from sftpipe.errors import (
     RowError,
     RunError,
     SftpipeError,
+    StorageError,
+    TrainingError,
     nearest,
     override,
 )
 
 PROBLEM = Problem("lora.rank", "unknown key", allowed="r, lora_alpha", fix="did you mean lora.r?")
 TEXT = "lora.rank: unknown key\n    allowed: r, lora_alpha\n    did you mean lora.r?"
-FIXABLE = [SftpipeError, ConfigError, DataError, ModelError, RunError]
+FIXABLE = [SftpipeError, StorageError, TrainingError, ConfigError, DataError, ModelError, RunError]
 
 
 def tree(cls: type[SftpipeError] = SftpipeError) -> set[type[SftpipeError]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,10 +16,12 @@ import platformdirs
 import pytest
 
 from sftpipe import storage
+from sftpipe.errors import Problem, StorageError
 from sftpipe.storage import (
     HASHES,
     cache_dir,
     cached,
+    cannot_write,
     digest,
     is_whole,
     publish_files,
@@ -28,7 +31,10 @@ from sftpipe.storage import (
     sha256_text,
     write_json,
     write_text,
+    writing,
 )
+from support.disks import remount, small_disk
+from support.errors import places, refused, told
 
 
 def fill(folder: Path, text: str = "one") -> None:
@@ -90,8 +96,9 @@ def test_a_full_disk_leaves_the_old_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
     (tmp_path / ".a.txt.partial").symlink_to("/dev/full")
 
-    with pytest.raises(OSError, match="No space left"):
-        write_text(tmp_path / "a.txt", "new")
+    error = refused(StorageError, lambda: write_text(tmp_path / "a.txt", "new"))
+    assert places(error) == [str(tmp_path / "a.txt")]
+    assert error.problems[0].found.startswith("No space left on device: more than 0.0 MB are")
 
     assert (tmp_path / "a.txt").read_text() == "old"
 
@@ -185,7 +192,7 @@ def test_nothing_is_under_the_final_name_while_it_is_filled(tmp_path: Path) -> N
         assert not (tmp_path / "final").exists()
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [ZeroDivisionError(), KeyboardInterrupt()])
 def test_an_exception_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
     with pytest.raises(type(error)), publish_folder(tmp_path / "final") as partial:
         fill_and_fail(partial, error)
@@ -323,24 +330,118 @@ def test_without_sftpipe_cache_it_is_the_users_cache(
     assert cache_dir() == platformdirs.user_cache_path("sftpipe")
 
 
-def test_a_damaged_entry_is_built_again_where_its_bytes_matter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_damaged_entry_is_said_and_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Cut short, with another byte, without a file, without its hashes."""
     monkeypatch.setenv("SFTPIPE_CACHE", str(tmp_path))
-    file, found = tmp_path / "models" / "key" / "a.txt", []
+    entry = tmp_path / "rows" / "key"
 
-    def read(*, verify: bool) -> str:
-        return cached(
-            "models",
-            "key",
-            lambda folder: (folder / "a.txt").write_text("whole"),
-            lambda folder: (folder / "a.txt").read_text(),
-            verify=verify,
+    def read() -> str:
+        def build(folder: Path) -> None:
+            (folder / "a.txt").write_text("whole")
+
+        return cached("rows", "key", build, lambda folder: (folder / "a.txt").read_text())
+
+    assert read() == "whole"
+    assert read() == "whole"
+    assert capsys.readouterr().err == ""
+    for damage in (
+        lambda: (entry / "a.txt").write_text("who"),
+        lambda: (entry / "a.txt").write_text("whale"),
+        (entry / "a.txt").unlink,
+        (entry / HASHES).unlink,
+    ):
+        damage()
+        assert read() == "whole"
+        assert is_whole(entry)
+        said = capsys.readouterr().err
+        assert said == f"cache     an entry of rows was damaged, and is made again: {entry}\n"
+
+
+# --- what cannot be written -----------------------------------------------------------------------
+
+
+def write_torch(folder: Path) -> None:
+    import torch
+
+    torch.save({"a": torch.zeros(2_000_000)}, folder / "a.pt")
+
+
+def write_safetensors(folder: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(2_000_000)}, folder / "a.safetensors")
+
+
+def write_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    words = {f"a word {number}": number for number in range(100_000)}
+    Tokenizer(models.WordLevel(words, "a word 0")).save(str(folder / "tokenizer.json"))
+
+
+def write_plain(folder: Path) -> None:
+    (folder / "a.txt").write_bytes(bytes(8_000_000))
+
+
+WRITERS = (write_torch, write_safetensors, write_tokenizer, write_plain)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_full_disk_says_what_is_needed_and_what_is_free_whoever_writes(
+    write: Callable[[Path], None], tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 2) as disk:
+
+        def publish() -> None:
+            with publish_folder(disk / "final", needs=8_000_000) as partial:
+                write(partial)
+
+        error = refused(StorageError, publish)
+        assert places(error) == [str(disk / "final")]
+        assert error.problems[0].found == (
+            "No space left on device: about 8.0 MB are needed, and 2.1 MB are free"
+        )
+        assert told(error) == {str(disk / "final"): ("sft.resume_from_checkpoint=auto",)}
+        assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_disk_that_became_read_only_is_said_whoever_writes(
+    write: Callable[[Path], None], tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", 20) as disk:
+        remount(disk, "ro")
+        assert cannot_write(raised(lambda: write(disk)), disk / "final") == Problem(
+            str(disk / "final"), "Read-only file system", fix=storage._MAKE_ROOM
         )
 
-    for damaged, verify in ((False, False), (True, False), (False, False), (False, True)):
-        if damaged:
-            file.write_text("half")
-        found.append(read(verify=verify))
-    assert found == ["whole", "half", "half", "whole"]
-    assert is_whole(file.parent)
+
+def raised(run: Callable[[], object]) -> Exception:
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        run()
+    return caught.value
+
+
+def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    """A run whose folder was deleted would go on into one without its config."""
+    gone = tmp_path / "run"
+    for write in (
+        lambda: write_text(gone / "a.txt", "a"),
+        lambda: publish_folder(gone / "checkpoint-2").__enter__(),
+        lambda: publish_files(gone).__enter__(),
+    ):
+        error = refused(StorageError, write)
+        assert [problem.found for problem in error.problems] == ["the folder is gone"]
+        assert places(error) == [str(gone)]
+    assert not gone.exists()
+
+
+def test_a_bug_in_a_block_that_writes_stays_what_it_is(tmp_path: Path) -> None:
+    for bug in (FileNotFoundError(errno.ENOENT, "no such file"), ZeroDivisionError()):
+        with pytest.raises(type(bug)), publish_folder(tmp_path / "final"):
+            raise bug
+        with pytest.raises(type(bug)), writing(tmp_path / "a.txt"):
+            raise bug

@@ -22,6 +22,8 @@ from sftpipe.errors import (
     RowError,
     RunError,
     SftpipeError,
+    StorageError,
+    TrainingError,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +56,9 @@ __all__ = [
     "Run",
     "RunError",
     "SftpipeError",
+    "StorageError",
     "TrainConfig",
+    "TrainingError",
     "compose",
     "load_run",
     "prepare",

@@ -7,13 +7,13 @@ Nothing heavy is imported before a verb needs it.
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from sftpipe.errors import ConfigError, Problem, SftpipeError, nearest
+from sftpipe.errors import ConfigError, Problem, SftpipeError, StorageError, nearest
 from sftpipe.verbs import VERBS, Arguments, print_error, print_way_out
 
 
@@ -55,13 +55,13 @@ def _run(words: list[str]) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        from sftpipe.storage import cannot_write
+
+        problem = cannot_write(error, Path(error.filename or "."))
+        if problem is None:
             raise
-        fix = "make room there, or write elsewhere: output_dir=DIR (runs), SFTPIPE_CACHE (models)"
-        print_error(
-            SftpipeError(Problem(str(error.filename or "disk"), str(error.strerror), fix=fix))
-        )
-        return 2
+        print_error(StorageError(problem))
+        return StorageError.exit_code
 
 
 def _parse(words: list[str]) -> Arguments:

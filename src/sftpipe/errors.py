@@ -6,6 +6,8 @@
     │   └── RowError            one row that teaches nothing; dropped and counted up to a limit
     ├── ModelError              base weights, a tokenizer or a chat template
     ├── RunError                a run folder or a checkpoint
+    ├── TrainingError           a loss that is no number
+    ├── StorageError            a file that cannot be written: no room, no permission
     └── Interrupted             SIGINT or SIGTERM, after a checkpoint; exit code 130 or 143
 
 Anything else that escapes is a bug and keeps its traceback (exit code 1).
@@ -103,6 +105,14 @@ class ModelError(SftpipeError):
 
 class RunError(SftpipeError):
     """A run folder or checkpoint is finished, damaged, missing or of another run."""
+
+
+class TrainingError(SftpipeError):
+    """A training cannot go on: its loss or its weights are no numbers."""
+
+
+class StorageError(SftpipeError):
+    """A file or folder cannot be written: the disk is full or read-only, or the folder is gone."""
 
 
 class Interrupted(SftpipeError):

@@ -11,10 +11,12 @@ made again in such folders, named after a hash of everything that they depend on
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ from typing import Any, TypeVar
 import platformdirs
 from filelock import FileLock, Timeout
 
+from sftpipe.errors import Problem, StorageError
 from sftpipe.terminal import console
 
 HASHES = "hashes.json"  # {relative file: sha256}, the last file written into a published folder
@@ -90,16 +93,21 @@ def write_text(path: Path, text: str) -> None:
     """Write a file beside its place, flush it to disk and rename it.
 
     A reader sees the old text or the new one, never a part.
+
+    Raises:
+        StorageError: there is no room, no permission, or no folder.
     """
     partial = _partial(path)
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            with contextlib.suppress(OSError):  # the folder may be gone, or read-only
+                partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -108,16 +116,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def publish_folder(final: Path) -> Iterator[Path]:
+def publish_folder(final: Path, needs: int | None = None) -> Iterator[Path]:
     """A folder to fill; on success it is hashed, flushed and renamed to `final`.
 
     It replaces what was there. On an exception nothing appears under `final`. Leftovers of killed
     processes start with a dot and are overwritten.
+
+    Args:
+        final: its parent exists.
+        needs: bytes that it will have, about, for the message where there is no room for them.
+
+    Raises:
+        StorageError: there is no room, no permission, or no parent any more.
     """
     partial = _partial(final)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with _filling(partial, final, needs):
         yield partial
         files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
         write_json(
@@ -129,25 +142,116 @@ def publish_folder(final: Path) -> Iterator[Path]:
             shutil.rmtree(final)
         partial.replace(final)
         _fsync(final.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 @contextmanager
-def publish_files(folder: Path) -> Iterator[Path]:
-    """A folder to fill; on success its files are flushed and renamed into `folder`, one by one."""
+def publish_files(folder: Path, needs: int | None = None) -> Iterator[Path]:
+    """A folder to fill; on success its files are flushed and renamed into `folder`, one by one.
+
+    Args and errors as of `publish_folder`.
+    """
     partial = folder / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with _filling(partial, folder, needs):
         yield partial
         for path in sorted(partial.iterdir()):
             _fsync(path)
             path.replace(folder / path.name)
         _fsync(folder)
+
+
+@contextmanager
+def _filling(partial: Path, final: Path, needs: int | None) -> Iterator[None]:
+    """Make a folder for a block to fill, and leave nothing of it."""
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield
+    except Exception as error:
+        written = _bytes_of(partial) if partial.is_dir() else 0
+        problem = _gone(error, partial) or cannot_write(error, final, needs, written)
+        if problem is None:
+            raise
+        raise StorageError(problem) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+# --- what cannot be written -----------------------------------------------------------------------
+
+_MAKE_ROOM = (
+    "make room there, or write elsewhere: output_dir=DIR (runs), SFTPIPE_CACHE=DIR (the cache); "
+    "`sft.resume_from_checkpoint=auto` goes on with an unfinished run"
+)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A block that writes `path`; what the disk refuses is a user's problem, and no bug.
+
+    Raises:
+        StorageError: there is no room, no permission, or no folder.
+    """
+    try:
+        yield
+    except Exception as error:
+        problem = _gone(error, path) or cannot_write(error, path)
+        if problem is None:
+            raise
+        raise StorageError(problem) from None
+
+
+def _gone(error: Exception, path: Path) -> Problem | None:
+    if _system_error(error) != errno.ENOENT or path.parent.is_dir():
+        return None
+    fix = "begin the run again, and leave its folder where it is"
+    return Problem(str(path.parent), "the folder is gone", fix=fix)
+
+
+def cannot_write(
+    error: Exception, path: Path, needs: int | None = None, written: int = 0
+) -> Problem | None:
+    """The problem of a disk that refused a file; None where `error` is another.
+
+    torch, safetensors and tokenizers raise errors of their own, whose texts alone say what the
+    system said.
+
+    Args:
+        error: what was raised.
+        path: the file or folder that was being written.
+        needs: bytes that it needs, about, if that is known.
+        written: bytes of it that were written, and are removed again.
+    """
+    if isinstance(error, StorageError):
+        return error.problems[0]
+    number = _system_error(error)
+    if number in _CLOSED:
+        return Problem(str(path), os.strerror(number), fix=_MAKE_ROOM)
+    if number not in _FULL:
+        return None
+    there = next(folder for folder in path.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(there).free + written
+    wanted = f"about {_megabytes(needs)}" if needs else f"more than {_megabytes(written)}"
+    found = f"{os.strerror(number)}: {wanted} are needed, and {_megabytes(free)} are free"
+    return Problem(str(path), found, fix=_MAKE_ROOM)
+
+
+def _system_error(error: Exception) -> int:
+    """The number of the system's error behind an exception; 0 where there is none."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    text = str(error)
+    if match := re.search(r"\(os error (\d+)\)", text):  # of Rust
+        return int(match[1])
+    if "inline_container" not in text:  # of torch
+        return 0
+    named = (number for number in _CLOSED if os.strerror(number) in text)
+    return next(named, errno.ENOSPC)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
 
 
 def is_whole(folder: Path) -> bool:
@@ -169,20 +273,21 @@ def cached(
     key: str,
     build: Callable[[Path], object],
     load: Callable[[Path], Loaded],
-    *,
-    verify: bool = False,
 ) -> Loaded:
     """Load the entry `key`, after building it if nobody has.
 
     Of several processes that ask at once, one builds and the others wait for it. An entry appears
-    whole or not at all.
+    whole or not at all. Its bytes are compared with their hashes, once in a process, and a damaged
+    entry is built again.
 
     Args:
         kind: one of `KINDS`.
         key: name of the entry: `digest` of everything that it depends on.
         build: fills an empty folder.
         load: reads a built folder; called while no other process can evict it.
-        verify: compare the bytes with their hashes first, and build a damaged entry again.
+
+    Raises:
+        StorageError: there is no room for it, or no permission.
     """
     folder = cache_dir() / kind / key
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +298,10 @@ def cached(
         console.print(f"Waiting for another process that makes the same {kind} ...")
         lock.acquire()
     try:
-        if not (is_whole(folder) if verify else folder.is_dir()):
+        if not is_whole(folder):
+            if folder.is_dir():
+                what = f"an entry of {kind} was damaged, and is made again"
+                console.print(f"cache     {what}: {folder}", markup=False)
             with publish_folder(folder) as partial:
                 build(partial)
             _evict(keep=folder)

@@ -44,7 +44,6 @@ def fetched(name: str) -> str:
         digest(name),
         lambda folder: _download(name, folder / file_name),
         lambda folder: str(folder / file_name),
-        verify=True,
     )
 
 

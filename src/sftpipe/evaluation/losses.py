@@ -80,7 +80,7 @@ def train_metrics(trainer: SFTPipeTrainer) -> dict[str, Any]:
     counter = trainer.counter
     seconds = max(counter.seconds, 1e-9)
     return {
-        "loss": counter.loss_sum / max(1, counter.trained_tokens),
+        "loss": counter.loss,
         "runtime_s": counter.seconds,
         "rows_per_s": counter.rows / seconds,
         "tokens_per_s": counter.tokens / seconds,

@@ -157,7 +157,6 @@ def _from_package(package: str, revision: str | None, reason: str = "") -> Weigh
         f"{package}-{version}-{digest[:12]}-{_CONVERTER}",
         lambda folder: _convert(ggufs[0], folder),
         str,
-        verify=True,
     )
     return Weights(path, None, f"{package}=={version} sha256:{digest}")
 

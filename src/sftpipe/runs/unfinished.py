@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sftpipe.storage import writing
+
 FOLDER = ".unfinished"  # beside the file that will hold all rows
 
 
@@ -40,7 +42,7 @@ class Unfinished:
     def add(self, number: int, value: Any) -> None:
         """Keep one more row; it is in the file when this returns."""
         self.done[number] = value
-        with self._file.open("a", encoding="utf-8") as file:
+        with writing(self._file), self._file.open("a", encoding="utf-8") as file:
             file.write(_line({"number": number, "value": value}))
 
     def in_order(self) -> list[Any]:

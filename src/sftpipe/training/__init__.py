@@ -2,7 +2,8 @@
 
 Each module, with what goes in and what comes out:
 
-trainer.py    SFTConfig, model, adapter, rows -> SFTPipeTrainer: loss, evaluation, checkpoints
-callbacks.py  a trainer                       -> progress bar, log file, stop on a signal
-tracking.py   TrackingConfig                  -> a Tracker that mirrors the run, or does nothing
+trainer.py     SFTConfig, model, adapter, rows -> SFTPipeTrainer: loss, evaluation, checkpoints
+divergence.py  a loss, a batch                 -> an error that says why it is no number
+callbacks.py   a trainer                       -> progress bar, log file, stop on a signal
+tracking.py    TrackingConfig                  -> a Tracker that mirrors the run, or does nothing
 """

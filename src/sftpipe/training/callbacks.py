@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from sftpipe.config.schema import EarlyStoppingConfig
 from sftpipe.config.validation_sets import validation_losses
 from sftpipe.data.packing import count
 from sftpipe.errors import Interrupted, Problem
-from sftpipe.storage import write_text
+from sftpipe.storage import write_text, writing
 from sftpipe.terminal import console
 
 if TYPE_CHECKING:
@@ -57,6 +57,11 @@ class Counter(TrainerCallback, ExportableState):
         self._started: float | None = None
 
     @property
+    def loss(self) -> float:
+        """The loss per trained token."""
+        return self.loss_sum / max(1, self.trained_tokens)
+
+    @property
     def seconds(self) -> float:
         """Seconds in the training loop, with those of earlier attempts."""
         now = 0.0 if self._started is None else time.perf_counter() - self._started
@@ -80,6 +85,41 @@ class Counter(TrainerCallback, ExportableState):
         """The arguments of `Counter` that a checkpoint keeps (transformers' `ExportableState`)."""
         names = ("tokens", "trained_tokens", "rows", "loss_sum", "seconds")
         return {"args": {name: getattr(self, name) for name in names}, "attributes": {}}
+
+
+class Unlogged(TrainerCallback, ExportableState):
+    """What a trainer has summed up since it last logged; each checkpoint saves and restores it.
+
+    A run that goes on from a checkpoint between two log entries then logs the means of all steps
+    between them, and not of its own alone.
+
+    loss: the losses of the steps, added up.
+    accuracies: of the batches.
+    step: the last one that was logged.
+    """
+
+    def __init__(
+        self, loss: float = 0.0, accuracies: Sequence[float] = (), step: int | None = None
+    ) -> None:
+        self._loss, self._accuracies, self._step = loss, list(accuracies), step
+
+    def take(self, trainer: SFTPipeTrainer) -> None:
+        """Read the sums of a trainer that is about to write a checkpoint."""
+        self._loss, self._step = trainer._tr_loss.item(), trainer._globalstep_last_logged
+        self._accuracies = list(trainer._metrics["train"]["mean_token_accuracy"])
+
+    def give_back(self, trainer: SFTPipeTrainer) -> None:
+        """Begin with the sums of the checkpoint; those of older versions have none."""
+        if self._step is None:
+            return
+        trainer._tr_loss += self._loss
+        trainer._globalstep_last_logged = self._step
+        trainer._metrics["train"]["mean_token_accuracy"] = list(self._accuracies)
+
+    def state(self) -> dict[str, Any]:
+        """The arguments of `Unlogged` (transformers' `ExportableState`)."""
+        args = {"loss": self._loss, "accuracies": self._accuracies, "step": self._step}
+        return {"args": args, "attributes": {}}
 
 
 class ProgressBar(TrainerCallback):
@@ -163,32 +203,67 @@ class LogFile(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         lines = self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
         # what was logged before training is in no checkpoint
-        before = [line for line in lines if json.loads(line)["step"] == 0]
+        logged = state.log_history
+        before = [
+            line for line in lines if (e := json.loads(line))["step"] == 0 and e not in logged
+        ]
         kept = [*before, *map(json.dumps, state.log_history)]
         write_text(self._file, "".join(f"{line}\n" for line in kept))
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        with self._file.open("a", encoding="utf-8") as file:
+        with writing(self._file), self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(state.log_history[-1]) + "\n")
+
+
+# far less than a step adds to `state.epoch`, and far more than rounding does
+_TOLERANCE = 1e-9
+
+
+def ended_epoch(state: Any) -> int | None:
+    """The number of the epoch that ended with this step; None within an epoch.
+
+    transformers counts the epochs done: `state.epoch` is 0.5 halfway through the first one.
+    """
+    number = round(state.epoch)
+    return number if abs(state.epoch - number) < _TOLERANCE else None
+
+
+class EpochEnd(TrainerCallback):
+    """What is due after an epoch is done with its last step, before the checkpoint of that step.
+
+    transformers logs, evaluates and saves for the strategy `epoch` after that checkpoint. A run
+    that goes on from it would never do so, and one that a signal ends within an epoch would do it
+    once too often.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if ended_epoch(state) is not None or state.global_step >= state.max_steps:
+            control.should_log |= args.logging_strategy == "epoch"
+            control.should_evaluate |= (
+                args.eval_strategy == "epoch" and args.eval_delay <= state.epoch
+            )
+            control.should_save |= args.save_strategy == "epoch"
+        return control
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_log &= args.logging_strategy != "epoch"
+        control.should_evaluate &= args.eval_strategy != "epoch"
+        control.should_save &= args.save_strategy != "epoch"
+        return control
 
 
 class EpochSamples(TrainerCallback):
     """Calls `take` with the number of each epoch that ends, before the checkpoint of its last step.
 
-    A checkpoint then never lacks the samples of a step that it holds. transformers writes it before
-    it calls `on_epoch_end`, so the last step of an epoch is found by `state.epoch`, the number of
-    epochs done: 0.5 halfway through the first one.
+    A checkpoint then never lacks the samples of a step that it holds.
     """
-
-    # far less than a step adds to `state.epoch`, and far more than rounding does
-    _TOLERANCE = 1e-9
 
     def __init__(self, take: Callable[[int], None]) -> None:
         self._take = take
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        number = round(state.epoch)
-        if abs(state.epoch - number) < self._TOLERANCE:
+        number = ended_epoch(state)
+        if number is not None:
             self._take(number)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,10 @@ from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import ConfigError, ModelError, Problem
 from sftpipe.model.precision import Precision
 from sftpipe.storage import publish_files, publish_folder
-from sftpipe.training.callbacks import Counter, LogFile
+from sftpipe.training.callbacks import Counter, EpochEnd, LogFile, Unlogged
+from sftpipe.training.divergence import Explosion, check_loss, check_weights
+
+T = TypeVar("T")
 
 
 def build_arguments(
@@ -156,15 +159,21 @@ class SFTPipeTrainer(SFTTrainer):
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(adapter_dtype)
         self.add_callback(Counter())
+        for callback in (Unlogged(), EpochEnd(), Explosion()):
+            self.add_callback(callback)
         self._eval_sums = [0.0, 0, 0]  # nll, right tokens, tokens
+        # transformers has these two from the first step on
+        self._tr_loss, self._globalstep_last_logged = torch.tensor(0.0), 0
         # the folder in which transformers writes the checkpoint that is being made
         self._staging: Path | None = None
 
     @property
     def counter(self) -> Counter:
         """Sums over what was trained so far; looked up, because resuming replaces the callback."""
-        callbacks = self.callback_handler.callbacks
-        return next(one for one in callbacks if isinstance(one, Counter))
+        return self._callback(Counter)
+
+    def _callback(self, kind: type[T]) -> T:
+        return next(one for one in self.callback_handler.callbacks if isinstance(one, kind))
 
     def _send_telemetry(self) -> None:
         """TRL reports each run to the hub; sftpipe reports nothing."""
@@ -179,6 +188,8 @@ class SFTPipeTrainer(SFTTrainer):
         """
         set_seed(self.args.seed)
         checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
+        if checkpoint:
+            self.args.eval_on_start = False  # it was done at the start of the run
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
@@ -190,9 +201,16 @@ class SFTPipeTrainer(SFTTrainer):
         return trained
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        """No step of a run that had ended when its checkpoint was written (early stopping)."""
-        if not self.control.should_training_stop:
-            super()._run_epoch(**kwargs)
+        """No step of a run that had ended when its checkpoint was written.
+
+        transformers looks for the last step, and at early stopping, after the next step only.
+        """
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            return
+        resumed = kwargs["resume_from_checkpoint"] is not None
+        if resumed and kwargs["epoch"] == kwargs["epochs_trained"]:
+            self._callback(Unlogged).give_back(self)
+        super()._run_epoch(**kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if isinstance(self.train_dataset, RandomWindows):
@@ -268,7 +286,9 @@ class SFTPipeTrainer(SFTTrainer):
         with torch.no_grad():
             right = (logits.argmax(-1) == targets).sum().item()
         self._metrics["train"]["mean_token_accuracy"].append(right / max(1, targets.numel()))
-        self.counter.add(inputs, trained=targets.numel(), loss_sum=per_token.sum().item())
+        loss_sum = per_token.sum().item()
+        check_loss(self, loss_sum, inputs)
+        self.counter.add(inputs, trained=targets.numel(), loss_sum=loss_sum)
         self._metrics["train"]["num_tokens"] = [self.counter.tokens]
         return (loss, outputs) if return_outputs else loss
 
@@ -284,6 +304,7 @@ class SFTPipeTrainer(SFTTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             logits, targets, _ = self._project(model, inputs)
             nll = F.cross_entropy(logits, targets, reduction="sum")
+        check_loss(self, nll.item(), inputs)
         self._eval_sums[0] += nll.item()
         self._eval_sums[1] += (logits.argmax(-1) == targets).sum().item()
         self._eval_sums[2] += targets.numel()
@@ -300,6 +321,20 @@ class SFTPipeTrainer(SFTTrainer):
         output.metrics[f"{metric_key_prefix}_mean_token_accuracy"] = right / max(1, tokens)
         return output
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log what is the same in a run and in a resumed one, as JSON can say it.
+
+        The last entry, of the whole training, has the loss of all attempts. A gradient that is no
+        number is null.
+        """
+        if "train_runtime" in logs:
+            self._metrics["train"].clear()
+            logs["train_loss"] = self.counter.loss
+            logs["num_tokens"] = self.counter.tokens
+        for name in [name for name, value in logs.items() if not math.isfinite(value)]:
+            logs[name] = None  # type: ignore[assignment]
+        super().log(logs, start_time)
+
     # --- saving -----------------------------------------------------------------------------------
 
     def _save(
@@ -315,9 +350,13 @@ class SFTPipeTrainer(SFTTrainer):
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's
         self.processing_class.save_pretrained(folder)
 
+    def _bytes_trained(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+
     def save_final(self) -> None:
         """Write model, tokenizer and trainer_state.json to the run folder, each file whole."""
-        with publish_files(Path(self.args.output_dir)) as partial:
+        check_weights(self)
+        with publish_files(Path(self.args.output_dir), self._bytes_trained()) as partial:
             self._save(str(partial))
             self.state.save_to_json(str(partial / "trainer_state.json"))
 
@@ -326,11 +365,14 @@ class SFTPipeTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write a checkpoint beside its final name, hash, flush and rename it; remove old ones."""
+        check_weights(self)
+        self._callback(Unlogged).take(self)
         final = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(final)
         best = self.state.best_model_checkpoint
-        with publish_folder(final) as partial:
+        # of each trained number: itself and, of AdamW, two moments
+        with publish_folder(final, needs=3 * self._bytes_trained()) as partial:
             self._staging = partial
             try:
                 super()._save_checkpoint(model, trial)  # into partial/checkpoint-N
