@@ -39,6 +39,8 @@ class Record:
         self._cfg, self._questions, self._resumed = cfg, questions, checkpoint is not None
         self.metrics: dict[str, Any] = folder.read_metrics() if checkpoint else {}
         self.samples: list[dict[str, Any]] = samples_until(checkpoint) if checkpoint else []
+        if checkpoint is None:  # what an attempt has logged that was killed before its first one
+            folder.log.unlink(missing_ok=True)
 
     def before(self) -> None:
         """The base model: its validation loss and its answers; done once in a run."""
