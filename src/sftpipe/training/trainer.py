@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
@@ -198,6 +198,9 @@ class SFTPipeTrainer(SFTTrainer):
         best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
         if best.is_dir():
             self.state.best_model_checkpoint = str(best)
+        for callback in self.callback_handler.callbacks:  # those that an older version did not have
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
         return trained
 
     def _run_epoch(self, **kwargs: Any) -> None:
