@@ -11,6 +11,7 @@ wait in `train`, so that `check` and `preview`, which need neither, are quick.
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from functools import partial
 
 from sftpipe.config.options import conf_dir
@@ -32,8 +33,9 @@ from sftpipe.data.source import load_sources, sources_sha256
 from sftpipe.model.weights import Weights, find_weights
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.load import Run, load_run
+from sftpipe.runs.lock import held
 from sftpipe.runs.plan import RunPlan, plan_run
-from sftpipe.runs.write import open_run
+from sftpipe.runs.write import open_run, use_threads, write_hydra
 from sftpipe.tables import parameter_line, preflight_summary, run_lines
 from sftpipe.terminal import console, quiet, quiet_libraries
 from sftpipe.tokenizer.make import make_tokenizer
@@ -97,22 +99,26 @@ def prepare(
         )
 
 
-def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
+def train(
+    cfg: TrainConfig, plan: RunPlan | None = None, hydra: Mapping[str, str] | None = None
+) -> Run:
     """Train as `cfg` says and write the run folder.
 
     Args:
         cfg: from `sftpipe.compose`.
         plan: where to write and where to begin; by default what `cfg` asks for.
+        hydra: {name: text} of Hydra's records, for the run folder.
 
     Raises:
         SftpipeError: whatever a user can fix; `Interrupted` after a signal and a checkpoint.
     """
     plan = plan or plan_run(cfg)
+    for line in plan.said.splitlines():
+        console.print(f"resume    {line}", markup=False)
     if plan.complete:
-        console.print(f"{plan.folder} is complete; there is nothing to do.")
         return load_run(plan.folder)
     # longer than most: see `prepare`
-    with quiet(), quiet_libraries():
+    with held(plan.folder), quiet(), quiet_libraries():
         from sftpipe.evaluation.questions import sample_questions
         from sftpipe.model import adapters, embedding, isolation, load
         from sftpipe.model.precision import choose_precision
@@ -124,6 +130,8 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
 
         check_tracking(cfg.tracking)
         folder = RunFolder(plan.folder)
+        write_hydra(plan, hydra or {})
+        use_threads(folder)
         precision = choose_precision(cfg.model, use_cpu=bool(cfg.sft.get("use_cpu", False)))
         arguments = build_arguments(cfg.sft, seed=cfg.seed, folder=plan.folder, precision=precision)
         weights = find_weights(cfg.model, cfg.seed)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftpipe.errors import ConfigError, Interrupted, Problem, SftpipeError, in_shell, nearest
-from sftpipe.storage import write_text
 
 if TYPE_CHECKING:
     from sftpipe.config.schema import TrainConfig
@@ -90,17 +89,19 @@ def _train_one(arguments: Arguments) -> int:
     from sftpipe.config.hydra import compose_run
     from sftpipe.runs.folder import RunFolder
     from sftpipe.runs.plan import plan_run
+    from sftpipe.runs.recorded import recorded_config
 
-    run = compose_run(arguments.overrides)
-    plan = plan_run(run.config)
-    if not plan.complete:
-        records = RunFolder(plan.records).hydra
-        records.mkdir(parents=True, exist_ok=True)
-        for name, text in run.records(plan.folder, str(records.relative_to(plan.folder))).items():
-            write_text(records / name, text)
+    hydra: dict[str, str] = {}
+    if (cfg := recorded_config(arguments.overrides)) is not None:
+        plan = plan_run(cfg)
+    else:
+        run = compose_run(arguments.overrides)
+        cfg, plan = run.config, plan_run(run.config)
+        subdir = RunFolder(plan.records).hydra.relative_to(plan.folder)
+        hydra = run.records(plan.folder, str(subdir))
     from sftpipe.pipeline import train
 
-    _print_run(train(run.config, plan), as_json=arguments.json)
+    _print_run(train(cfg, plan, hydra), as_json=arguments.json)
     return 0
 
 

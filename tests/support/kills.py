@@ -153,7 +153,7 @@ def outcome(run: Path) -> dict[str, Any]:
         return value
 
     def lines(name: str) -> list[Any]:
-        return [timeless(json.loads(line)) for line in (run / name).read_text().splitlines()]
+        return [timeless(json.loads(line)) for line in (run / name).read_text().split("\n")[:-1]]
 
     (weights,) = run.glob("*.safetensors")
     return {
@@ -162,5 +162,5 @@ def outcome(run: Path) -> dict[str, Any]:
         "log.jsonl": lines("log.jsonl"),
         "samples.jsonl": lines("samples.jsonl"),
         "metrics.json": timeless(json.loads((run / "metrics.json").read_text())),
-        "files": sorted(p.name for p in run.iterdir() if p.name not in ("attempts", ".lock")),
+        "files": sorted(p.name for p in run.iterdir() if p.name != "attempts"),
     }

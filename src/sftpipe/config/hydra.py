@@ -40,6 +40,7 @@ from sftpipe.config.options import (
     read_yaml,
     run_groups,
 )
+from sftpipe.config.recorded import complete
 from sftpipe.config.schema import RUN_VERBS, RunConfig, TrainConfig
 from sftpipe.errors import ConfigError, Problem, nearest, one_line, override
 
@@ -214,10 +215,10 @@ def from_recorded(
     Raises:
         ConfigError: the file holds what this version does not know, or a value is not allowed.
     """
-    changed = OmegaConf.create(tree)
+    changed = OmegaConf.create(complete(tree))
     for key, value in overrides:
-        group = key.partition(".")[0]
-        if changed.get(group) is None:  # switched off with group=none
+        group, _, inner = key.partition(".")
+        if inner and changed.get(group) is None:  # switched off with group=none
             changed[group] = read_yaml(conf_dir() / group / "default.yaml")
         OmegaConf.update(changed, key, value, force_add=True)
     origin = Origin({}, command_line=[key for key, _ in overrides], default=file)

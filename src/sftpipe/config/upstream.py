@@ -146,6 +146,32 @@ def upstream_fields(name: str) -> dict[str, str | None]:
     return fields
 
 
+@functools.cache
+def upstream_defaults(name: str) -> dict[str, object]:
+    """{field: its default} of the same classes, where the source gives a plain value."""
+    defaults: dict[str, object] = {}
+    for package, relative, class_name in _SOURCES[name]:
+        tree = ast.parse((_package_dir(package) / relative).read_text(encoding="utf-8"))
+        (cls,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name)
+        for node in cls.body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                defaults |= _plain_default(node.target.id, node.value)
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                named = node.args.args[len(node.args.args) - len(node.args.defaults) :]
+                for argument, value in zip(named, node.args.defaults, strict=True):
+                    defaults |= _plain_default(argument.arg, value)
+    return defaults
+
+
+def _plain_default(name: str, value: ast.expr | None) -> dict[str, object]:
+    if isinstance(value, ast.Call):  # of dataclasses.field
+        value = next((one.value for one in value.keywords if one.arg == "default"), None)
+    try:
+        return {} if value is None else {name: ast.literal_eval(value)}
+    except ValueError:
+        return {}
+
+
 def _package_dir(package: str) -> Path:
     """Folder of an installed package, found without importing it."""
     spec = importlib.util.find_spec(package)

@@ -3,6 +3,10 @@
 Each module, with what goes in and what comes out:
 
 folder.py      a path                -> RunFolder: its files, and the small ones read and written
+same_run.py    RunFolder, TrainConfig -> Differences: keys that decide a run, and its data
+resumable.py   a checkpoint          -> can a run go on from it?
+lock.py        a folder              -> one process in it at a time
+recorded.py    words                 -> the config of a run that they name, to go on with it
 plan.py        TrainConfig           -> RunPlan: which folder, and from which checkpoint
 prompts.py     prompts, Encoder      -> prompts.json: are the prompts still those of training?
 write.py       plan, data            -> config.yaml, preflight.json, prompts.json, manifest.json

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sftpipe.errors import Problem, RunError
 from sftpipe.storage import write_json, write_text
 
@@ -95,6 +97,11 @@ class RunFolder:
         return self.path / "README.md"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that trains the run: who, where and since when."""
+        return self.path / ".lock"
+
+    @property
     def hydra(self) -> Path:
         """Hydra's records of the config."""
         return self.path / ".hydra"
@@ -131,19 +138,50 @@ class RunFolder:
         """The day of the run's first start; None where there is no manifest yet."""
         if not self.manifest.is_file():
             return None
-        return datetime.datetime.fromisoformat(self.read_manifest()["created"]).date()
+        created = self.read_manifest().get("created")
+        try:
+            return datetime.datetime.fromisoformat(str(created)).date()
+        except (TypeError, ValueError):
+            raise damaged(self.manifest) from None
+
+    def read_config(self) -> dict[str, Any]:
+        """The mapping in config.yaml.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        try:
+            return dict(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, yaml.YAMLError):
+            raise damaged(self.config) from None
+
+    def read_preflight(self) -> dict[str, Any]:
+        """The content of preflight.json.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        return _read_object(self.preflight)
 
     def read_metrics(self) -> dict[str, Any]:
-        """The content of metrics.json."""
-        return dict(json.loads(self.metrics.read_text(encoding="utf-8")))
+        """The content of metrics.json.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        return _read_object(self.metrics)
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """metrics.json, readable as a whole at any time."""
         write_json(self.metrics, metrics)
 
     def read_samples(self) -> list[dict[str, Any]]:
-        """The rows of samples.jsonl."""
-        return [json.loads(line) for line in self.samples.read_text(encoding="utf-8").splitlines()]
+        """The rows of samples.jsonl.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        return _read_lines(self.samples)
 
     def write_samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """samples.jsonl: {phase, step, prompt, completion, reference} a line."""
@@ -151,9 +189,36 @@ class RunFolder:
         write_text(self.samples, "".join(lines))
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The entries of log.jsonl."""
-        return [json.loads(line) for line in self.log.read_text(encoding="utf-8").splitlines()]
+        """The entries of log.jsonl.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        return _read_lines(self.log)
 
     def close(self) -> None:
         """Mark the run as whole; the last thing that is written."""
         write_text(self.complete, f"{datetime.datetime.now().isoformat(timespec='seconds')}\n")
+
+
+def damaged(file: Path) -> RunError:
+    """The error of a file of a run folder that is missing or cannot be read."""
+    found = "damaged" if file.is_file() else "missing"
+    fix = "put the file back from a copy, or train a new run"
+    return RunError(Problem(str(file), found, fix=fix))
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise damaged(file) from None
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    try:
+        # not splitlines: texts may hold characters that it takes for line breaks
+        lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        return [dict(json.loads(line)) for line in lines if line]
+    except (OSError, ValueError, TypeError):
+        raise damaged(file) from None

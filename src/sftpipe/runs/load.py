@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from sftpipe.config.on_run import change_recorded
 from sftpipe.config.schema import TrainConfig
@@ -141,7 +138,7 @@ class Run(Answering):
     def _fitted(self, model: PreTrainedModel) -> PreTrainedModel:
         from sftpipe.model.embedding import fit_to_tokenizer
 
-        preflight = json.loads(RunFolder(self.dir).preflight.read_text(encoding="utf-8"))
+        preflight = RunFolder(self.dir).read_preflight()
         ends = self.tokenizer.convert_tokens_to_ids(list(preflight["end_tokens"]))
         multiple = self.config.tokenizer.pad_to_multiple_of
         fit_to_tokenizer(model, self.tokenizer, ends, multiple=multiple)
@@ -270,6 +267,5 @@ def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> Run:
         allowed = f"a run folder with a {files.complete.name} file"
         problem = Problem(str(files.path), found, allowed=allowed, fix=fix if unfinished else "")
         raise RunError(problem)
-    recorded = yaml.safe_load(files.config.read_text(encoding="utf-8"))
-    cfg = change_recorded(recorded, str(files.config), overrides)
+    cfg = change_recorded(files.read_config(), str(files.config), overrides)
     return Run(files.path, cfg, files.read_metrics())

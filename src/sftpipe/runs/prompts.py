@@ -15,7 +15,7 @@ from sftpipe.data.prepare import PreparedData
 from sftpipe.data.prompts import prompt_of
 from sftpipe.data.samples import Conversation, Prompt
 from sftpipe.errors import Problem, RunError
-from sftpipe.runs.folder import RunFolder
+from sftpipe.runs.folder import RunFolder, damaged
 from sftpipe.storage import write_json
 
 KEPT = 5
@@ -32,11 +32,18 @@ def write_prompts(folder: RunFolder, data: PreparedData) -> None:
 
 
 def read_prompts(folder: RunFolder) -> list[tuple[Prompt, list[int]]]:
-    """Each prompt that was kept, and its ids; none in a folder of sftpipe 0.1."""
+    """Each prompt that was kept, and its ids; none in a folder of sftpipe 0.1.
+
+    Raises:
+        RunError: the file is damaged.
+    """
     if not folder.prompts.is_file():
         return []
-    entries = json.loads(folder.prompts.read_text(encoding="utf-8"))
-    return [(_prompt(entry["prompt"]), entry["input_ids"]) for entry in entries]
+    try:
+        entries = json.loads(folder.prompts.read_text(encoding="utf-8"))
+        return [(_prompt(entry["prompt"]), list(entry["input_ids"])) for entry in entries]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise damaged(folder.prompts) from None
 
 
 def check_prompts(folder: RunFolder, encoder: Encoder) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from sftpipe.data.prepare import PreparedData
 from sftpipe.environment import versions
 from sftpipe.errors import Problem, RunError
 from sftpipe.runs.folder import RunFolder
-from sftpipe.runs.plan import RunPlan, key_of
+from sftpipe.runs.plan import RunPlan
 from sftpipe.runs.prompts import write_prompts
 from sftpipe.storage import sha256_text, write_json, write_text
+from sftpipe.terminal import console
 
 
 def open_run(
@@ -46,11 +49,12 @@ def open_run(
     if plan.attempt == 1:
         config = yaml.safe_dump(to_plain(cfg), sort_keys=False, allow_unicode=True)
         write_text(folder.config, config)
+    if not _is_json(folder.preflight):
         write_json(folder.preflight, data.preflight.as_dict())
+    if not _is_json(folder.prompts):
         write_prompts(folder, data)
     tokenizer = data.tokenizer.backend_tokenizer.to_str() + str(data.tokenizer.chat_template)
     manifest = {
-        "run_key": key_of(cfg, data.sha256),
         "weights": weights,
         "device": device,
         "seed": cfg.seed,
@@ -59,10 +63,65 @@ def open_run(
             "rows": {name: len(rows) for name, rows in data.splits().items()},
         },
         "tokenizer_sha256": sha256_text(tokenizer),
+        "threads": threads(),
         **_provenance(),
     }
     # last: a folder with a manifest is a run that can be resumed
     write_json(folder.attempt(plan.attempt).manifest, manifest)
+
+
+def use_threads(folder: RunFolder) -> None:
+    """Compute with as many threads as the run began with, and say what else is not as it was.
+
+    Sums of floating-point numbers depend on the number of threads, and kernels on versions.
+    """
+    if not folder.manifest.is_file():
+        return
+    import torch
+
+    manifest = folder.read_manifest()
+    began_with = manifest.get("threads")
+    if isinstance(began_with, int) and began_with > 0:
+        torch.set_num_threads(began_with)
+    then, now = _facts(manifest), _facts(_provenance())
+    changed = [f"{name} {then[name]}, now {now[name]}" for name in now if then[name] != now[name]]
+    if changed:
+        what = ", ".join(changed)
+        console.print(f"resume    the run began with {what}: bits may differ", markup=False)
+
+
+_COMPUTING = ("python", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
+
+
+def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a manifest may change the bits of a result."""
+    versions, hardware = (dict(manifest.get(name) or {}) for name in ("versions", "hardware"))
+    found = {name: versions.get(name) for name in _COMPUTING}
+    return found | {name: hardware.get(name) for name in ("system", "machine")}
+
+
+def threads() -> int:
+    """The threads that torch computes with."""
+    import torch
+
+    return int(torch.get_num_threads())
+
+
+def write_hydra(plan: RunPlan, texts: Mapping[str, str]) -> None:
+    """Hydra's records of this attempt, as hydra.main would write them."""
+    records = RunFolder(plan.records).hydra
+    if texts:
+        records.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_text(records / name, text)
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _check_weights(folder: RunFolder, weights: str) -> None:

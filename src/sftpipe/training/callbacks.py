@@ -201,18 +201,28 @@ class LogFile(TrainerCallback):
         self._file = file
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        lines = self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
+        whole = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
+        found = {line: _step_of(line) for line in whole.splitlines()}
+        if None in found.values():
+            made_anew = "a line was cut off; it is written anew from the checkpoint"
+            console.print(f"resume    {self._file.name}: {made_anew}", markup=False)
         # what was logged before training is in no checkpoint
-        logged = state.log_history
-        before = [
-            line for line in lines if (e := json.loads(line))["step"] == 0 and e not in logged
-        ]
-        kept = [*before, *map(json.dumps, state.log_history)]
+        logged = [json.dumps(entry) for entry in state.log_history]
+        before = [line for line, step in found.items() if step == 0 and line not in logged]
+        kept = [*before, *logged]
         write_text(self._file, "".join(f"{line}\n" for line in kept))
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         with writing(self._file), self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(state.log_history[-1]) + "\n")
+
+
+def _step_of(line: str) -> int | None:
+    """The step of an entry of the log; None of a line that is no entry."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 # far less than a step adds to `state.epoch`, and far more than rounding does

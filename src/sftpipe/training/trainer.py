@@ -26,7 +26,7 @@ from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import ConfigError, ModelError, Problem
 from sftpipe.model.precision import Precision
 from sftpipe.storage import publish_files, publish_folder
-from sftpipe.training.callbacks import Counter, EpochEnd, LogFile, Unlogged
+from sftpipe.training.callbacks import Counter, EarlyStopping, EpochEnd, LogFile, Unlogged
 from sftpipe.training.divergence import Explosion, check_loss, check_weights
 
 T = TypeVar("T")
@@ -192,12 +192,12 @@ class SFTPipeTrainer(SFTTrainer):
             self.args.eval_on_start = False  # it was done at the start of the run
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
         """The best checkpoint is the one in the run folder, also where the folder was moved."""
-        trained = super()._init_training_state(*args, **kwargs)
+        trained = super()._init_training_state(max_steps, *args, **kwargs)
         best = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
-        if best.is_dir():
-            self.state.best_model_checkpoint = str(best)
+        self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+        self.state.compute_steps(self.args, max_steps)  # those of the config, not the checkpoint's
         for callback in self.callback_handler.callbacks:  # those that an older version did not have
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
@@ -323,6 +323,26 @@ class SFTPipeTrainer(SFTTrainer):
         output.metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(loss, 700.0))
         output.metrics[f"{metric_key_prefix}_mean_token_accuracy"] = right / max(1, tokens)
         return output
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers keeps the best checkpoint alone; a run that a signal stopped needs its last.
+
+        It goes on from there, and the best may be far behind.
+        """
+        limit = self.args.save_total_limit
+        if not self.has_ended:
+            self.args.save_total_limit = None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
+    @property
+    def has_ended(self) -> bool:
+        """True after the last step, and where early stopping has ended the training."""
+        callbacks = self.callback_handler.callbacks
+        early = any(isinstance(one, EarlyStopping) and one.has_ended for one in callbacks)
+        return early or bool(self.state.global_step >= self.state.max_steps)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what is the same in a run and in a resumed one, as JSON can say it.
