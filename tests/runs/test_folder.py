@@ -14,11 +14,15 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import yaml
 
+from sftpipe.config.recorded import complete
 from sftpipe.config.schema import TrainConfig, to_plain
 from sftpipe.config.upstream import MOVED, OURS, UPSTREAM, upstream_fields
+from sftpipe.data.source import fingerprint
 from sftpipe.errors import DataError, RunError
 from sftpipe.runs.folder import RunFolder
-from sftpipe.runs.plan import RunPlan, key_of, newest_checkpoint, plan_run, run_key
+from sftpipe.runs.plan import RunPlan, plan_run
+from sftpipe.runs.resumable import newest_checkpoint
+from sftpipe.runs.same_run import FREE_WITHOUT_BEST, Difference, differences, key_differences
 from sftpipe.storage import is_whole, publish_folder
 from support.configs import compose
 from support.errors import Pin, named, places, refused, told
@@ -50,14 +54,17 @@ def begin(
 ) -> Path:
     """A run folder as `open_run` and the trainer leave it."""
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(
-        json.dumps({"run_key": run_key(cfg), "weights": "base==1"})
-    )
+    sha256 = fingerprint(cfg.dataset, cfg.allowed_targets)
+    manifest = {"weights": "base==1", "data": {"sha256": sha256}, "created": "2026-01-02T03:04:05"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    RunFolder(folder).write_metrics({"validation": {}})
+    RunFolder(folder).write_samples([])
     (folder / "config.yaml").write_text(yaml.safe_dump(to_plain(cfg), sort_keys=False))
     for step in steps:
         with publish_folder(folder / f"checkpoint-{step}") as partial:
             (partial / "trainer_state.json").write_text(json.dumps({"global_step": step}))
             (partial / "model.safetensors").write_bytes(bytes(step))
+            (partial / "optimizer.pt").write_bytes(b"moments")
     if complete:
         RunFolder(folder).close()
     return folder
@@ -239,6 +246,56 @@ def test_each_start_is_counted() -> None:
     assert plan_run(cfg).attempt == 11
 
 
+def test_auto_says_what_it_found_and_does() -> None:
+    cfg = config("recipe=yoda", AUTO)
+    runs = Path("outputs/yoda")
+    assert (
+        plan_run(cfg).said == "no unfinished run of this config in outputs/yoda; a new one begins"
+    )
+    begin(runs / "1", config("recipe=yoda", "lora.r=8"), steps=(2,))
+    assert plan_run(cfg).said.splitlines()[1:] == [
+        "unfinished, and of another config: outputs/yoda/1: lora.r was 8 and is 16",
+        "to go on with that one: sftpipe train run=outputs/yoda/1 sft.resume_from_checkpoint=auto",
+    ]
+    begin(runs / "2", cfg, steps=(2,), complete=True)
+    assert plan_run(cfg).said.startswith("every run of this config in outputs/yoda is complete; a")
+    begin(runs / "3", cfg)
+    assert plan_run(cfg).said == (
+        "outputs/yoda/3 goes on from its first step: it has no whole checkpoint"
+    )
+    begin(runs / "4", cfg, steps=(2, 6))
+    assert plan_run(cfg).said == "outputs/yoda/4 goes on from step 6"
+    (runs / "4" / "config.yaml").write_text("a: [")
+    assert plan_run(cfg).said.startswith("passed over: outputs/yoda/4/config.yaml: damaged\nout")
+
+
+def test_auto_in_a_named_folder_says_what_it_does() -> None:
+    cfg = config("run=mine", AUTO)
+    assert plan_run(cfg).said == "mine holds no run; a new one begins there"
+    begin(Path("mine"), cfg, steps=(2,), complete=True)
+    assert plan_run(cfg).said == "mine is complete; there is nothing to do"
+
+
+def test_a_sweep_in_place_of_a_run_is_told_with_its_jobs(golden_error: Pin) -> None:
+    begin(Path("sweep/0"), config(), steps=(2,), complete=True)
+    begin(Path("sweep/1"), config(), steps=(2,))
+
+    error = refusal(config("run=sweep", AUTO))
+    assert told(error) == {"run=sweep": ("run=sweep/1",)}
+    golden_error(error)
+
+
+def test_more_epochs_are_another_run_and_the_two_ways_to_them_are_named() -> None:
+    begin(Path("mine"), config("recipe=yoda"), steps=(2,), complete=True)
+    begin(Path("full"), config("recipe=yoda", "lora=none", "quantization=none"), steps=(2,))
+
+    longer = config("recipe=yoda", "sft.num_train_epochs=9", f"{RESUME}=mine")
+    assert "lora.init_from=mine" in refusal(longer).problems[0].commands
+    words = ("lora=none", "quantization=none", "sft.max_steps=900", f"{RESUME}=full")
+    error = refusal(config("recipe=yoda", *words))
+    assert "model.name_or_path=full" in error.problems[0].commands
+
+
 # --- resume=PATH ----------------------------------------------------------------------------------
 
 
@@ -301,7 +358,64 @@ def test_a_path_to_a_run_without_a_whole_checkpoint_is_refused(golden_error: Pin
     begin(Path("mine"), config())
 
     error = refusal(config("sft.resume_from_checkpoint=mine"))
-    assert told(error) == {"sft.resume_from_checkpoint": (AUTO,)}
+    assert told(error) == {"sft.resume_from_checkpoint": (f"run=mine {AUTO}",)}
+    golden_error(error)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "samples.jsonl", "config.yaml", "manifest.json"])
+@pytest.mark.parametrize("content", [None, "", "{", "[3]", "\0"])
+def test_a_damaged_file_is_named_before_training(
+    name: str, content: str | None, golden_error: Pin
+) -> None:
+    begin(Path("mine"), config(), steps=(2,))
+    file = Path("mine", name)
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content)
+    if (name, content) == ("samples.jsonl", ""):  # no rows: a run without sample answers
+        return
+    error = refusal(config(f"{RESUME}=mine"))
+    assert name in str(error)
+    if content == "{":
+        golden_error(error)
+
+
+def test_weights_alone_are_not_gone_on_from(golden_error: Pin) -> None:
+    """Optimizer and schedule would begin anew, without a word."""
+    cfg = config(f"{RESUME}=mine", "+sft.save_only_model=true")
+    begin(Path("mine"), cfg)
+    with publish_folder(Path("mine/checkpoint-2")) as partial:
+        (partial / "model.safetensors").write_bytes(b"weights")
+
+    error = refusal(cfg)
+    assert places(error) == ["mine/checkpoint-2"]
+    golden_error(error)
+
+
+def test_rows_are_not_trained_twice(golden_error: Pin) -> None:
+    cfg = config(f"{RESUME}=mine", "+sft.ignore_data_skip=true")
+    begin(Path("mine"), cfg, steps=(2,))
+
+    error = refusal(cfg)
+    assert told(error) == {"sft.ignore_data_skip": ("sft.ignore_data_skip=false",)}
+    assert plan_run(config(f"{RESUME}=mine", "+sft.ignore_data_skip=false")).attempt == 2
+    golden_error(error)
+
+
+def test_a_best_checkpoint_that_is_gone_is_told_before_training(golden_error: Pin) -> None:
+    best = ("+sft.load_best_model_at_end=true", "sft.eval_strategy=steps", "+sft.eval_steps=100")
+    cfg = config(f"{RESUME}=mine", *best)
+    begin(Path("mine"), cfg, steps=(2,))
+    with publish_folder(Path("mine/checkpoint-6")) as partial:
+        state = {"global_step": 6, "best_global_step": 2}
+        (partial / "trainer_state.json").write_text(json.dumps(state))
+        (partial / "optimizer.pt").write_bytes(b"moments")
+    assert plan_run(cfg).checkpoint == Path("mine/checkpoint-6")
+    shutil.rmtree("mine/checkpoint-2")
+
+    error = refusal(cfg)
+    assert places(error) == ["mine/checkpoint-6"]
     golden_error(error)
 
 
@@ -394,7 +508,7 @@ def test_closing_a_run_marks_it(tmp_path: Path) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\n", (tmp_path / "COMPLETE").read_text())
 
 
-# --- the run key ----------------------------------------------------------------------------------
+# --- what makes two runs the same -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -408,19 +522,35 @@ def test_closing_a_run_marks_it(tmp_path: Path) -> None:
         "tracking=wandb",
     ],
 )
-def test_the_run_key_ignores_paths_tracking_and_processes(override: str) -> None:
-    assert run_key(config("recipe=yoda", override)) == run_key(config("recipe=yoda"))
+def test_paths_tracking_and_processes_make_no_other_run(override: str) -> None:
+    begin(Path("mine"), config("recipe=yoda"))
+    assert differences(RunFolder(Path("mine")), config("recipe=yoda", override)) == []
 
 
-def test_the_run_key_changes_with_the_bytes_of_the_data() -> None:
-    cfg = config("recipe=yoda")
-    assert len({key_of(cfg, "a"), key_of(cfg, "b"), run_key(cfg)}) == 3
+def test_a_config_of_a_version_without_some_keys_is_completed_with_todays_defaults() -> None:
+    before, now = to_plain(config("recipe=yoda")), to_plain(config("recipe=yoda"))
+    for group in ("dataset", "format", "evaluation", "preflight", "model", "tokenizer", "loss"):
+        for name in [name for name in before[group] if name not in ("path", "name_or_path")]:
+            if complete({**before, group: {}})[group].get(name) == before[group][name]:
+                del before[group][name]
+    del before["allowed_targets"], before["over_length"]
+    before["sft"] |= {"warmup_ratio": None, "adam_beta1": 0.9}  # what upstream's defaults say
+    assert len(before["dataset"]) < 8
+
+    assert key_differences(before, now) == []
+
+
+def test_a_key_that_this_version_does_not_know_is_a_difference() -> None:
+    before = to_plain(config("recipe=yoda"))
+    before["model"]["experts"] = 3
+    (found,) = key_differences(before, to_plain(config("recipe=yoda")))
+    assert str(found) == "model.experts was 3 and is None"
 
 
 # --- every key decides, or is known not to --------------------------------------------------------
 
-# where a run writes, what mirrors it, how fast it prepares, what is only reported; and data files,
-# whose bytes decide
+# where a run writes, what mirrors it, how fast it is, what is only reported or measured beside the
+# training, when checkpoints are written; and data files, whose bytes decide
 NOT_DECIDING = {
     "recipe",
     "output_dir",
@@ -428,8 +558,27 @@ NOT_DECIDING = {
     "sft.resume_from_checkpoint",
     "dataset.data_files",
     "dataset.num_proc",
+    "preflight.max_empty_rows",
+    "preflight.max_over_length_rows",
+    "preflight.duplicates",
     "preflight.unread",
     "preflight.default_system",
+    "preflight.show_rows",
+    "sft.ignore_data_skip",
+    "sft.save_only_model",
+    "sft.save_total_limit",
+    "sft.save_steps",
+    "sft.save_strategy",
+    "sft.logging_steps",
+    "sft.logging_strategy",
+    "sft.logging_first_step",
+    "sft.log_level",
+    "sft.dataloader_num_workers",
+    "sft.dataloader_prefetch_factor",
+    "sft.dataloader_pin_memory",
+    "sft.dataloader_persistent_workers",
+    "evaluation.sample_prompts",
+    "evaluation.max_new_tokens",
     "evaluation.batch_size",
     "evaluation.verdict",
     "evaluation.metrics",
@@ -491,19 +640,37 @@ def whole_config() -> TrainConfig:
 
 def test_every_key_of_the_config_decides_which_run_it_is_except_those_known_not_to() -> None:
     cfg = whole_config()
-    before = key_of(cfg, "data")
+    before = copy.deepcopy(to_plain(cfg))
     same = set()
     for key, (block, name, now) in changed(cfg).items():
         kept = getattr(block, name)
         setattr(block, name, now)
-        same |= {key} if key_of(cfg, "data") == before else set()
+        found = key_differences(before, to_plain(cfg))
+        same |= set() if found else {key}
         setattr(block, name, kept)
 
     assert same == NOT_DECIDING
-    assert key_of(cfg, "data") == before
+    assert key_differences(before, to_plain(cfg)) == []
     for group in ("packing", "evaluation", "tracking"):
         off = dataclasses.replace(cfg, **{group: None})
-        assert (key_of(off, "data") == before) == (group == "tracking")
+        assert (key_differences(before, to_plain(off)) == []) == (group == "tracking")
+
+
+@pytest.mark.parametrize(
+    "best",
+    [
+        ["+sft.load_best_model_at_end=true", "sft.eval_strategy=steps", "+sft.eval_steps=100"],
+        ["sft.save_strategy=best", "sft.eval_strategy=steps", "+sft.eval_steps=100"],
+    ],
+)
+def test_when_checkpoints_are_written_decides_where_the_best_of_them_is_kept(
+    best: list[str],
+) -> None:
+    before = to_plain(config("recipe=yoda", *best))
+    for key in FREE_WITHOUT_BEST:
+        now = copy.deepcopy(before)
+        now["sft"][key.partition(".")[2]] = "another"
+        assert [one.key for one in key_differences(before, now)] == [key]
 
 
 def test_a_refusal_lists_every_key_that_changed_with_both_values() -> None:
@@ -536,22 +703,21 @@ def lines_of(key: str, was: Any, now: Any) -> list[str]:
     return [f"{key} was {was!r} and is {now!r}"]
 
 
-def test_the_run_key_follows_the_bytes_of_the_data_and_not_their_path(
-    rows: Path, tmp_path: Path
-) -> None:
-    def key(file: Path) -> str:
-        return run_key(config("dataset=json", f"dataset.data_files={file}"))
+def test_the_bytes_of_the_data_decide_and_not_their_path(rows: Path, tmp_path: Path) -> None:
+    def on(file: Path) -> TrainConfig:
+        return config("dataset=json", f"dataset.data_files={file}")
 
-    copy = tmp_path / "copy.jsonl"
-    shutil.copy(rows, copy)
-    before = key(rows)
-    assert key(copy) == before
+    copied = tmp_path / "copy.jsonl"
+    shutil.copy(rows, copied)
+    run = RunFolder(begin(Path("mine"), on(rows)))
+    assert differences(run, on(copied)) == []
 
-    copy.write_text(copy.read_text() + '{"instruction": "c", "output": "d"}\n')
-    assert key(copy) != before
+    copied.write_text(copied.read_text() + '{"instruction": "c", "output": "d"}\n')
+    assert differences(run, on(copied)) == [Difference("the data")]
 
 
 def test_a_missing_data_file_names_its_key_and_the_nearest_file(rows: Path) -> None:
     cfg = config("dataset=json", "dataset.data_files=row.jsonl")
-    error = refused(DataError, lambda: run_key(cfg))
+    begin(Path("mine"), config("dataset=json", f"dataset.data_files={rows}"))
+    error = refused(DataError, lambda: differences(RunFolder(Path("mine")), cfg))
     assert told(error) == {"dataset.data_files": ("dataset.data_files=rows.jsonl",)}

@@ -99,9 +99,8 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_to_the_same_weights() ->
     assert (samples[-1]["phase"], samples[-1]["step"]) == ("after", 20)
 
     manifests = folder.read_manifest(), folder.attempt(2).read_manifest()
-    for key in ("run_key", "weights", "seed", "data", "tokenizer_sha256"):
+    for key in ("weights", "seed", "data", "tokenizer_sha256"):
         assert manifests[0][key] == manifests[1][key]
-    assert list(manifests[0]) == list(manifests[1])
 
 
 def test_an_interrupted_run_is_not_gone_on_with_by_another_config(

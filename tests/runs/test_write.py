@@ -10,12 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from sftpipe.config.schema import TrainConfig, to_plain
 from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import RunError
-from sftpipe.runs.plan import RunPlan, run_key
+from sftpipe.runs.plan import RunPlan
 from sftpipe.runs.write import open_run
 from sftpipe.storage import sha256_text
 from support.configs import compose
@@ -65,7 +66,7 @@ def test_a_new_run_writes_its_config_the_report_on_its_data_and_its_manifest(
     )
     assert set(manifest.pop("hardware")) == {"machine", "system", "cores"}
     assert manifest == {
-        "run_key": run_key(cfg),
+        "threads": torch.get_num_threads(),
         "weights": "base==1",
         "device": "a CPU",
         "seed": 7,

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import Interrupted
 from sftpipe.storage import is_whole
 from sftpipe.training.callbacks import Counter, LogFile, ProgressBar, StopOnSignal, watch
 from sftpipe.training.trainer import SFTPipeTrainer
+from support.stopping import SignalWithin
 from support.trainers import few, mean_loss, tiny, trained_weights, trainer_of
 
 COUNTED: dict[str, Any] = {
@@ -95,17 +95,6 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
 
 
 # --- stopped, and going on ------------------------------------------------------------------------
-
-
-class SignalWithin(TrainerCallback):
-    """Sends SIGTERM to this process while a step is made."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self._step - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def two_epochs(model: Path, data: PreparedData, folder: Path) -> SFTPipeTrainer:

@@ -41,6 +41,7 @@ def held(folder: Path) -> Iterator[None]:
     """
     file = RunFolder(folder).lock
     with writing(file):
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _acquire(file)
     stop = threading.Event()
@@ -56,6 +57,9 @@ def held(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # the folder may be gone, or read-only
             file.unlink()
         os.close(descriptor)
+        with contextlib.suppress(OSError):  # nothing was written: it ended before it began
+            if is_new:
+                folder.rmdir()
 
 
 def holder(folder: Path) -> Problem | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sftpipe.config.schema import TrainConfig
@@ -45,7 +45,7 @@ class RunPlan:
     attempt: int = 1
     checkpoint: Path | None = None
     complete: bool = False
-    said: str = ""
+    said: str = field(default="", compare=False)
 
     @property
     def day(self) -> datetime.date:
@@ -98,7 +98,8 @@ def _plan_from(cfg: TrainConfig, path: Path, where: str) -> RunPlan:
         fix = f"{override(where, str(folder))} takes the newest whole one"
         raise RunError(Problem(where, found, fix=fix))
     if not is_checkpoint and newest_checkpoint(folder) is None:
-        fix = f"{override('run', str(folder))} with `{_AUTO}` begins it at its first step"
+        words = f"{override('run', str(folder)).strip('`')} {_AUTO}"
+        fix = f"`{words}` begins it at its first step"
         raise RunError(Problem(where, f"{folder} holds no whole checkpoint", fix=fix))
     return _go_on(cfg, folder, path if is_checkpoint else None)
 

@@ -7,7 +7,7 @@ kept: a release with one more key would have another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,8 +91,8 @@ def differences(files: RunFolder, cfg: TrainConfig) -> list[Difference]:
         RunError: config.yaml or manifest.json is missing or damaged.
         DataError: a data file is missing.
     """
-    found = list(_differences(_deciding(files.read_config()), _deciding(to_plain(cfg)), ""))
     recorded = files.read_manifest().get("data", {}).get("sha256")
+    found = key_differences(files.read_config(), to_plain(cfg))
     # the data set's own keys say what is another about the data
     if not any(one.key.startswith("dataset.") for one in found):
         changed = recorded != fingerprint(cfg.dataset, cfg.allowed_targets)
@@ -100,13 +100,20 @@ def differences(files: RunFolder, cfg: TrainConfig) -> list[Difference]:
     return found
 
 
-def _deciding(tree: Mapping[str, Any]) -> dict[str, Any]:
+def key_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """The keys that decide a run and differ in two plain configs, completed with our defaults."""
+    trees = complete(before), complete(now)
+    free = FREE if any(map(_keeps_best, trees)) else (*FREE, *FREE_WITHOUT_BEST)
+    then, today = (_deciding(tree, free) for tree in trees)
+    return list(_differences(then, today, ""))
+
+
+def _deciding(kept: dict[str, Any], free: Sequence[str]) -> dict[str, Any]:
     """A completed config without the keys that are free."""
-    kept = complete(tree)
     name = (kept.get("model") or {}).get("name_or_path")
     if isinstance(name, str) and (Path(name).expanduser().is_dir() or name[:1] in "./~"):
         kept["model"]["name_or_path"] = "a folder"
-    for key in (*FREE, *(() if _keeps_best(kept) else FREE_WITHOUT_BEST)):
+    for key in free:
         group, _, rest = key.partition(".")
         if not rest:
             kept.pop(group, None)

@@ -202,27 +202,27 @@ class LogFile(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         whole = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
-        found = {line: _step_of(line) for line in whole.splitlines()}
-        if None in found.values():
+        found = [_entry(line) for line in whole.splitlines()]
+        if None in found:
             made_anew = "a line was cut off; it is written anew from the checkpoint"
             console.print(f"resume    {self._file.name}: {made_anew}", markup=False)
         # what was logged before training is in no checkpoint
-        logged = [json.dumps(entry) for entry in state.log_history]
-        before = [line for line, step in found.items() if step == 0 and line not in logged]
-        kept = [*before, *logged]
-        write_text(self._file, "".join(f"{line}\n" for line in kept))
+        logged = state.log_history
+        before = [entry for entry in found if entry and entry["step"] == 0 and entry not in logged]
+        write_text(self._file, "".join(f"{json.dumps(entry)}\n" for entry in [*before, *logged]))
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         with writing(self._file), self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(state.log_history[-1]) + "\n")
 
 
-def _step_of(line: str) -> int | None:
-    """The step of an entry of the log; None of a line that is no entry."""
+def _entry(line: str) -> dict[str, Any] | None:
+    """An entry of the log; None of a line that is none."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
+        entry = dict(json.loads(line))
+    except (ValueError, TypeError):
         return None
+    return entry if "step" in entry else None
 
 
 # far less than a step adds to `state.epoch`, and far more than rounding does
