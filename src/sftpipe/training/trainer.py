@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import RandomWindows
 from sftpipe.data.prepare import PreparedData
-from sftpipe.errors import ConfigError, ModelError, Problem
+from sftpipe.errors import ConfigError, ModelError, Problem, override
 from sftpipe.model.precision import Precision
 from sftpipe.storage import publish_files, publish_folder
 from sftpipe.training.callbacks import Counter, LogFile
@@ -35,7 +35,7 @@ def build_arguments(
     """The `SFTConfig` of the `sft` group, with what other keys own filled in.
 
     Raises:
-        ConfigError: transformers or TRL rejects a value.
+        ConfigError: transformers or TRL rejects a value, or it needs a GPU.
     """
     fields = {
         name: value
@@ -43,6 +43,9 @@ def build_arguments(
         if name not in ("resume_from_checkpoint", "max_length")
     }
     fields.setdefault("dataloader_pin_memory", precision.device == "cuda")
+    if fields.get("activation_offloading") and precision.device == "cpu":
+        key, found = "sft.activation_offloading", "true, and the run is on a CPU already"
+        raise ConfigError(Problem(key, found, fix=override(key, "false")))
     fields["use_cpu"] = precision.device == "cpu"
     try:
         return SFTConfig(
