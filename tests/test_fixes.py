@@ -12,7 +12,7 @@ import ast
 import functools
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import pytest
 
 import sftpipe
 from sftpipe import cli, errors
+from sftpipe.bench import PARTS
 from sftpipe.config.check import _all_keys
 from sftpipe.config.hydra import compose_requests
 from sftpipe.config.options import groups, run_groups
@@ -37,7 +38,7 @@ SOURCES = Path(sftpipe.__file__).parent
 # --- what may stand in the place of a part that is only known at run time -------------------------
 
 # {source of the part: a sample}; where a name means something else in another text, see TEXTS
-PARTS = {
+SAMPLES = {
     "_OFF": "evaluation.early_stopping=null",
     "FIX_ROW": "fix or remove the row",
     "example": "sftpipe train recipe=yoda",
@@ -75,10 +76,12 @@ PARTS = {
     "verb": "generate",
     "folder": "outputs/yoda/1",
 }
-# {the text: {part: sample}}, before PARTS
+# {the text: {part: sample}}, before SAMPLES
 TEXTS: dict[str, dict[str, str]] = {
     "`{group}={options[0]}`": {"group": "tracking", "options[0]": "wandb"},
     "`sftpipe list {key}`": {"key": "dataset"},
+    "`sftpipe list {match}`": {"match": "dataset"},
+    "`sftpipe bench {next(iter(PARTS))}`": {"next(iter(PARTS))": "step"},
     "`{group}.{other}={example}`, or leave it out": {
         "group": "sft",
         "other": "eval_strategy",
@@ -228,18 +231,21 @@ CALLS: dict[str, tuple[tuple[str, str], ...]] = {
 # beginnings of texts with backticks that are no fix: what they are
 NOT_TYPED = {
     "`package`, but no PyPI package is known to carry {name}": "the value of a key",
+    "`env` takes no words": "what was found",
+    "let an LLM score the answers": "help",
+    "PART is step: loss and gradients": "help",
     "a list of entries such as `- override /lora: default`": "YAML",
     "\n\ngroups and their options, the default first (`sftpipe list` says": "help",
 }
 # files with texts for people that are no fix: Markdown, and what the verbs say of themselves
-PROSE = ("runs/report.py", "verbs.py", "tables.py")
+PROSE = ("runs/report.py", "tables.py")
 
 # --- configs in which a fix has a meaning ---------------------------------------------------------
 
 ROWS = ["dataset=json", "dataset.data_files=a.jsonl"]
 BASES: list[list[str]] = [
-    ["recipe=yoda"],
     [],
+    ["recipe=yoda"],
     ["recipe=yoda", *ROWS],
     ["recipe=yoda", "dataset=csv", "dataset.data_files=a.csv"],
     ["recipe=yoda", "dataset=text", "dataset.data_files=a.txt", "format=text", "loss=full"],
@@ -273,23 +279,28 @@ BASES: list[list[str]] = [
 ]
 
 
-def composes(words: list[str]) -> str:
-    """Nothing where the words compose over one of `BASES`, else what the first of them says."""
-    first = ""
-    known = run_groups()
-    if all(word.split("=")[0].split(".")[0] in known for word in words):
+@functools.cache
+def composes(*words: str) -> str:
+    """Nothing where the words compose over one of `BASES`, else what the last of them says."""
+    tops = [word.split("=")[0].split(".")[0] for word in words]
+    if set(tops) <= set(run_groups()):
         bases: list[list[str]] = [[], ["generate.num_beams=4"], ["judge.mode=pairwise"]]
-        run = compose_requests
-    else:
-        bases, run = BASES, compose
+        run: Callable[..., object] = compose_requests
+    else:  # those that speak of the same group first: it is one of them, mostly
+        bases, run = sorted(BASES, key=lambda base: not _is_about(base, tops)), compose
+    said = ""
     for base in bases:
         try:
             run([*base, *words])
         except ConfigError as error:
-            first = first or str(error)
+            said = str(error)
         else:
             return ""
-    return first
+    return said
+
+
+def _is_about(base: Sequence[str], groups: Sequence[str]) -> bool:
+    return any(word.startswith((f"{group}.", f"{group}=")) for word in base for group in groups)
 
 
 PROGRAMS = ("pip", "hf", "wandb", "curl", "ollama", "chmod", "python", "lm-eval", "export")
@@ -306,14 +317,17 @@ def try_out(command: str) -> None:
             assert words[1] in ("--help", "--version"), command
             return
         overrides = [word for word in arguments.overrides if not word.startswith("run=")]
+        if arguments.verb == "bench":
+            assert set(overrides) <= set(PARTS)
+            return
         if arguments.verb == "list":
             assert set(overrides) <= set(groups()), command
         elif not arguments.multirun:
-            assert not overrides or composes(overrides) == "", command
+            assert not overrides or composes(*overrides) == "", command
     elif words[0] in PROGRAMS:
         assert len(words) > 1, command
     else:
-        assert composes(words) == "", (command, composes(words))
+        assert composes(*words) == "", (command, composes(*words))
 
 
 # --- where such texts and calls are ---------------------------------------------------------------
@@ -395,7 +409,7 @@ def calls() -> tuple[Site, ...]:
 
 
 def filled(site: Site) -> str:
-    samples = {**PARTS, **TEXTS.get(site.text, {})}
+    samples = {**SAMPLES, **TEXTS.get(site.text, {})}
     missing = [part for part in site.parts if part not in samples]
     assert not missing, f"{site.at}: no sample for {missing} of {site.text!r}"
     text = site.text
@@ -467,6 +481,6 @@ def test_what_stands_for_another_name_can_be_written() -> None:
     named = [*SYNONYMS.values(), *MOVED.values()]
     for target in {target for table in named for target in table.values()}:
         if "=" in target:
-            assert composes([target]) == "", target
+            assert composes(target) == "", target
         else:
             assert target in known() | set(groups()), target
