@@ -56,7 +56,7 @@ def seen_in_data(cfg: TrainConfig) -> Seen:
     batch = data.collate([data.train[row] for row in range(min(2, len(data.train)))])
     return {
         **seen,
-        "batch": {name: value.tolist() for name, value in batch.items()},
+        "batch": {name: str(value) for name, value in batch.items()},
         "report": json.dumps(data.preflight.as_dict(), sort_keys=True),
         "isolation": str(data.isolation),
         "vocabulary": len(data.tokenizer),
