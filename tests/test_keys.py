@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from sftpipe.config.schema import MixtureSource
+from sftpipe.config.schema import MixtureSource, RunConfig, TrainConfig
 from sftpipe.config.upstream import MOVED, OURS, UPSTREAM, upstream_fields
 from sftpipe.errors import ConfigError
 from sftpipe.model.load import load_base
@@ -443,18 +443,6 @@ DATA: dict[str, Try] = {
 }
 
 
-def leaves(cls: type, prefix: str) -> Iterator[str]:
-    """The dotted keys of a dataclass, of its blocks and of the sources of a mixture."""
-    hints = typing.get_type_hints(cls)
-    for one in dataclasses.fields(cls):
-        kinds = (hints[one.name], *typing.get_args(hints[one.name]))
-        block = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
-        if block is None:
-            yield f"{prefix}{one.name}"
-        else:
-            yield from leaves(typing.cast(type, block), f"{prefix}{one.name}.")
-
-
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files of `FILES`."""
@@ -601,6 +589,11 @@ _EVALUATES, _MIRRORS, _RECORDS = (
     "training/test_tracking.py",
     "runs/test_record.py",
 )
+_DRAWN = (
+    *("max_new_tokens", "min_new_tokens", "do_sample", "seed", "temperature", "top_k", "top_p"),
+    *("min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size", "num_beams"),
+    "length_penalty",
+)
 # {key: (file, the test)}; the test speaks of the key by name
 ELSEWHERE: dict[str, tuple[str, str]] = {
     "model.name_or_path": (
@@ -727,6 +720,19 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "generate.base": (_ASKS, "test_the_answer_to_a_prompt_is_printed"),
     "generate.data_files": (_ASKS, "test_a_file_of_rows_is_answered_in_its_order"),
     "generate.output": (_ASKS, "test_without_a_question_the_test_split_is_answered"),
+    **{
+        f"generate.{name}": (_ASKS, "test_each_key_of_drawing_changes_the_answers")
+        for name in _DRAWN
+    },
+    **{
+        f"judge.{name}": (_JUDGES, "test_the_judge_sees_input_correct_output_and_answer")
+        for name in ("model", "seed", "temperature")
+    },
+    "judge.retries": (
+        _JUDGES,
+        "test_a_bad_reply_is_asked_again_with_another_seed_and_a_reminder",
+    ),
+    "judge.api_key_env": (_JUDGES, "test_the_key_is_sent_as_bearer_and_never_written"),
     "judge.base_url": (_JUDGES, "test_a_server_that_never_replies_is_not_asked_for_every_row"),
     "judge.timeout_s": (_JUDGES, "test_a_server_that_never_replies_is_not_asked_for_every_row"),
     "judge.concurrency": (_JUDGES, "test_a_limit_that_lasts_stops_and_finished_rows_are_kept"),
@@ -736,8 +742,6 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     "judge.mode": (_JUDGES, "test_both_orders_are_asked_and_a_flip_is_a_tie"),
     "judge.prompt": ("evaluation/test_judge.py", "test_a_prompt_of_ones_own_must_show_everything"),
 }
-# of generate, in tests/runs/test_generate.py
-DRAWN = "test_each_key_of_drawing_changes_the_answers"
 # keys of which nothing can be seen here, and why
 UNSEEN = {
     "dataset.revision": "of sets of the hub, which no test reaches",
@@ -756,4 +760,24 @@ def test_the_test_that_sees_a_key_speaks_of_it(key: str) -> None:
     test = tests[name]
     first = min([one.lineno for one in test.decorator_list], default=test.lineno)
     body = "\n".join(text.splitlines()[first - 1 : test.end_lineno])
-    assert key.rpartition(".")[2] in body
+    name = key.rpartition(".")[2]
+    assert name in body or ("DRAWING" in body and f'"{name}": (' in text)
+
+
+def leaves(cls: type, prefix: str) -> Iterator[str]:
+    """The dotted keys of a dataclass, of its blocks and of the sources of a mixture."""
+    hints = typing.get_type_hints(cls)
+    for one in dataclasses.fields(cls):
+        kinds = (hints[one.name], *typing.get_args(hints[one.name]))
+        block = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+        if block is None:
+            yield f"{prefix}{one.name}"
+        else:
+            yield from leaves(typing.cast(type, block), f"{prefix}{one.name}.")
+
+
+def test_every_key_of_our_groups_has_its_row() -> None:
+    keys = {*leaves(TrainConfig, ""), *leaves(RunConfig, "")} - set(UPSTREAM)
+    tables = [*DATA, *ELSEWHERE, *UNSEEN]
+    assert set(tables) == keys
+    assert len(tables) == len(set(tables))
