@@ -27,7 +27,6 @@ from sftpipe.config.options import groups, run_groups
 from sftpipe.config.schema import GenerateConfig, JudgeConfig
 from sftpipe.config.synonyms import SYNONYMS
 from sftpipe.config.upstream import MOVED
-from sftpipe.data import source as data_source
 from sftpipe.errors import ConfigError
 from sftpipe.tokenizer import special_tokens
 from sftpipe.verbs import VERBS
@@ -105,7 +104,6 @@ TEXTS: dict[str, dict[str, str]] = {
         "override('dataset.data_files', value)": "`dataset.data_files=rows.jsonl`",
     },
     "`dataset={kind}` {files}": {"kind": "json"},
-    "`{key}={value}`": {"key": "dataset.data_files", "value": "rows.jsonl"},
     "`dataset.data_files='{name}/*.jsonl'`": {"name": "folder"},
     "`chmod +r {shlex.quote(one)}`": {"shlex.quote(one)": "'my file'"},
     "`~dataset.columns.{names[0]}`": {"names[0]": "output"},
@@ -128,6 +126,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "match": "rows",
     },
     "`{word}`": {"word": "lora.r=8"},
+    "`{key}={text}`": {"key": "dataset.split", "text": "train"},
     "`{shlex.quote(word)}`": {"shlex.quote(word)": "'lora.target_modules=\"a$b\"'"},
     '`"{word}"`': {"word": "dataset.data_files=[a, b]"},
     "`generate.max_new_tokens={least}` or less": {},
@@ -206,17 +205,21 @@ CALLS: dict[str, tuple[tuple[str, str], ...]] = {
     "override(key, f\"'{quoted}'\")": (("loss.response_template", "'### Answer:'"),),
     "override('tokenizer.unk_token', \"'[UNK]'\")": (("tokenizer.unk_token", "'[UNK]'"),),
     "override(f'format.fields.{ours}', field)": (("format.fields.content", "value"),),
-    "_override('dataset.data_files', path)": (
+    "override_text('dataset.data_files', path)": (
         ("dataset.data_files", "rows.jsonl"),
         ("dataset.data_files", "it's (1), $HOME.jsonl"),
         ("dataset.data_files", "나의 자료.jsonl"),
     ),
-    "_override('dataset.data_files', str(path.parent / near))": (
+    "override_text('dataset.data_files', str(path.parent / near))": (
         ("dataset.data_files", "a folder/rows.jsonl"),
     ),
-    "_override(where, match)": (("dataset.split", "validation"),),
-    "_override('dataset.split', unread[0])": (("dataset.split", "train"),),
-    "_override(key, match)": (("dataset.columns.output", "an answer"),),
+    "override_text(where, match)": (("dataset.split", "validation"),),
+    "override_text('dataset.split', unread[0])": (("dataset.split", "train"),),
+    "override_text(key, match)": (("dataset.columns.output", "an answer"),),
+    "override_text('format.text_field', match)": (("format.text_field", "text;a (b)"),),
+    "override_text(f'dataset.columns.{name}', match)": (
+        ("dataset.columns.output", "the output, it's $5"),
+    ),
     "override('dataset.encoding', one.encoding)": (("dataset.encoding", "utf-16"),),
     "override(key, match)": (("packing.strategy", "bfd"), ("model.dtype", "bfloat16")),
     "override(key, value)": (("lora.r", "8"), ("loss.response_template", "'a b'")),
@@ -276,6 +279,7 @@ BASES: list[list[str]] = [
     ["quantization=int8", "lora=default"],
     ["model=custom", "model.name_or_path=null", "model.init=random", "tokenizer=char"],
     ["recipe=yoda", "dataset.columns={output: a}"],
+    ["recipe=yoda", *ROWS, "format=text", "loss=full"],
 ]
 
 
@@ -394,7 +398,7 @@ def texts() -> tuple[Site, ...]:
     return tuple(found)
 
 
-_MAKERS = ("override", "_override")
+_MAKERS = ("override", "override_text", "_override")
 
 
 @functools.cache
@@ -429,10 +433,12 @@ def test_what_a_text_says_to_type_works_as_typed(site: Site) -> None:
 @pytest.mark.parametrize("site", calls(), ids=lambda site: site.at)
 def test_an_override_that_is_made_works_as_typed(site: Site) -> None:
     assert site.text in CALLS, f"{site.at}: no samples for {site.text}"
-    maker = errors.override
-    if site.text.startswith("_override"):
-        module = special_tokens if "tokenizer" in site.parts[0] else data_source
-        maker = module._override
+    makers = {
+        "override": errors.override,
+        "override_text": errors.override_text,
+        "_override": special_tokens._override,
+    }
+    maker = makers[site.text.partition("(")[0]]
     for key, value in CALLS[site.text]:
         (command,) = errors._TYPED.findall(maker(key, value))
         try_out(command)

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from sftpipe.config.schema import MixtureSource, RunConfig, TrainConfig
+from sftpipe.config.hydra import from_recorded
+from sftpipe.config.schema import MixtureSource, RunConfig, TrainConfig, to_plain
 from sftpipe.config.upstream import MOVED, OURS, UPSTREAM, upstream_fields
 from sftpipe.errors import ConfigError
 from sftpipe.model.load import load_base
@@ -781,3 +782,17 @@ def test_every_key_of_our_groups_has_its_row() -> None:
     tables = [*DATA, *ELSEWHERE, *UNSEEN]
     assert set(tables) == keys
     assert len(tables) == len(set(tables))
+
+
+def test_a_field_that_nothing_reads_is_refused_and_an_old_run_with_it_loads() -> None:
+    for words in (
+        ["+sft.eval_steps=5"],
+        ["+sft.do_eval=true"],
+        ["quantization.load_in_4bit=false"],
+    ):
+        base = ["recipe=yoda"]
+        with pytest.raises(ConfigError):
+            compose([*base, *words])
+    tree = to_plain(compose(["recipe=yoda"]))
+    tree["sft"] |= {"eval_steps": 5, "do_eval": True}
+    assert not {"eval_steps", "do_eval"} & from_recorded(tree, "config.yaml").sft.keys()
