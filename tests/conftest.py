@@ -120,7 +120,8 @@ def golden_error(
     request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., None]]:
     """Pin how an error reads, in a section of tests/golden/errors.txt that has the test's name;
-    a label tells the errors of one test apart. `make golden` writes the sections.
+    a label tells the errors of one test apart. `make golden` writes the sections. What an error
+    says to type is parsed as well.
     """
     write = request.config.getoption("--write-golden")
     test, texts = errors.section_of(request.node.nodeid), dict[str, str]()
@@ -128,6 +129,7 @@ def golden_error(
     folders = {GOLDEN: "<golden>", REPOSITORY: "<repository>", tmp_path: "<tmp>", base: "<tests>"}
 
     def pin(error: object, label: str = "") -> None:
+        errors.check_commands(error)
         name = f"{test}{errors.LABEL}{label}" if label else test
         assert name not in texts
         texts[name] = errors.neutral(str(error), folders)

@@ -162,6 +162,20 @@ def override(key: str, value: str) -> str:
     return f"`{shlex.quote(word)}`" if set(word) & set('"$\\!') else f'`"{word}"`'
 
 
+def override_text(key: str, text: str) -> str:
+    """As `override`, for a text of the user's, such as a file or a column, in quotes if need be."""
+    if _PLAIN_TEXT.fullmatch(text):
+        return f"`{key}={text}`"
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    typed = f"{key}='{escaped}'"
+    return typed if "`" in typed else f"`{shlex.quote(typed)}`"
+
+
+_PLAIN_TEXT = re.compile(
+    r"[A-Za-z_./][\w./@:+-]*", re.ASCII
+)  # neither Hydra nor a shell needs quotes
+
+
 def in_shell(word: str) -> str:
     """An override as a shell takes it: in quotes where it needs them."""
     key, equals, value = word.partition("=")

@@ -34,7 +34,7 @@ from sftpipe.model.weights import Weights, find_weights
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.load import Run, load_run
 from sftpipe.runs.lock import held
-from sftpipe.runs.plan import RunPlan, plan_run
+from sftpipe.runs.plan import RunPlan, check_still_true, plan_run
 from sftpipe.runs.write import open_run, use_threads, write_hydra
 from sftpipe.tables import parameter_line, preflight_summary, run_lines
 from sftpipe.terminal import console, quiet, quiet_libraries
@@ -128,6 +128,7 @@ def train(
         from sftpipe.training.tracking import check_tracking, track
         from sftpipe.training.trainer import build_arguments, build_trainer
 
+        check_still_true(plan)
         check_tracking(cfg.tracking)
         folder = RunFolder(plan.folder)
         write_hydra(plan, hydra or {})

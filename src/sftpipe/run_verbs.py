@@ -32,7 +32,7 @@ def _open_run(verb: str, command: RunCommand) -> Run:
     from sftpipe.runs.load import load_run
 
     if command.folder is None:
-        fix = f"`sftpipe {verb} run=DIR`"
+        fix = f"sftpipe {verb} run=DIR"
         raise ConfigError(Problem("run", f"null, and {verb} is about a finished run", fix=fix))
     return load_run(command.folder, command.rest)
 

@@ -285,7 +285,7 @@ def _list(arguments: Arguments) -> int:
                     wanted,
                     "no such group",
                     allowed=", ".join(files),
-                    fix=f"sftpipe list {match}" if match else "",
+                    fix=f"`sftpipe list {match}`" if match else "",
                 )
             )
     chosen = {
@@ -309,7 +309,7 @@ def _list(arguments: Arguments) -> int:
 def _env(arguments: Arguments) -> int:
     if arguments.overrides:
         raise ConfigError(
-            Problem(" ".join(arguments.overrides), "`env` takes no words", fix="sftpipe env")
+            Problem(" ".join(arguments.overrides), "`env` takes no words", fix="`sftpipe env`")
         )
     from sftpipe.environment import describe
 
@@ -334,7 +334,7 @@ def _bench(arguments: Arguments) -> int:
                 "sftpipe bench",
                 found,
                 allowed=", ".join(PARTS),
-                fix=f"sftpipe bench {next(iter(PARTS))}",
+                fix=f"`sftpipe bench {next(iter(PARTS))}`",
             )
         )
     measured = PARTS[part]()

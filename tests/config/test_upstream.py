@@ -117,6 +117,33 @@ FORBIDDEN = {
         "ddp_timeout",
         "parallelism_config",
         "local_rank",
+        "do_train",
+        "do_eval",
+        "do_predict",
+        "push_to_hub",
+        "hub_private_repo",
+        "hub_model_id",
+        "hub_strategy",
+        "hub_always_push",
+        "hub_revision",
+        "trackio_bucket_id",
+        "trackio_static_space_id",
+        "prediction_loss_only",
+        "eval_do_concat_batches",
+        "eval_use_gather_object",
+        "eval_accumulation_steps",
+        "include_for_metrics",
+        "batch_eval_metrics",
+        "remove_unused_columns",
+        "label_names",
+        "length_column_name",
+        "use_cache",
+        "ignore_data_skip",
+        "enable_jit_checkpoint",
+        "average_tokens_across_devices",
+        "log_on_each_node",
+        "log_level_replica",
+        "save_on_each_node",
     },
     "lora": {
         "task_type",
@@ -125,12 +152,23 @@ FORBIDDEN = {
         "auto_mapping",
         "peft_version",
         "runtime_config",
+        "megatron_config",
+        "megatron_core",
+        "use_qalora",
+        "qalora_group_size",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "loftq_config",
+        "arrow_config",
+        "fan_in_fan_out",
     },
+    "quantization": {"llm_int8_has_fp16_weight"},
 }
 
 
 def test_a_field_that_another_key_owns_or_nobody_may_set_is_refused_whatever_its_value() -> None:
-    tree = to_plain(compose(["lora=default"]))
+    tree = to_plain(compose(["lora=default", "quantization=nf4"]))
     for key in OWNED:
         group, _, name = key.partition(".")
         tree[group][name] = None

@@ -393,16 +393,6 @@ def test_weights_alone_are_not_gone_on_from(golden_error: Pin) -> None:
     golden_error(error)
 
 
-def test_rows_are_not_trained_twice(golden_error: Pin) -> None:
-    cfg = config(f"{RESUME}=mine", "+sft.ignore_data_skip=true")
-    begin(Path("mine"), cfg, steps=(2,))
-
-    error = refusal(cfg)
-    assert told(error) == {"sft.ignore_data_skip": ("sft.ignore_data_skip=false",)}
-    assert plan_run(config(f"{RESUME}=mine", "+sft.ignore_data_skip=false")).attempt == 2
-    golden_error(error)
-
-
 def test_a_best_checkpoint_that_is_gone_is_told_before_training(golden_error: Pin) -> None:
     best = ("+sft.load_best_model_at_end=true", "sft.eval_strategy=steps", "+sft.eval_steps=100")
     cfg = config(f"{RESUME}=mine", *best)
@@ -564,7 +554,6 @@ NOT_DECIDING = {
     "preflight.unread",
     "preflight.default_system",
     "preflight.show_rows",
-    "sft.ignore_data_skip",
     "sft.save_only_model",
     "sft.save_total_limit",
     "sft.save_steps",
@@ -576,7 +565,6 @@ NOT_DECIDING = {
     "sft.dataloader_num_workers",
     "sft.dataloader_prefetch_factor",
     "sft.dataloader_pin_memory",
-    "sft.dataloader_persistent_workers",
     "evaluation.sample_prompts",
     "evaluation.max_new_tokens",
     "evaluation.batch_size",
@@ -654,6 +642,17 @@ def test_every_key_of_the_config_decides_which_run_it_is_except_those_known_not_
     for group in ("packing", "evaluation", "tracking"):
         off = dataclasses.replace(cfg, **{group: None})
         assert (key_differences(before, to_plain(off)) == []) == (group == "tracking")
+
+
+def test_how_often_is_logged_decides_where_it_says_how_often_is_evaluated() -> None:
+    """transformers evaluates after so many steps where sft.eval_steps is not set."""
+    before = to_plain(config("recipe=yoda", "sft.eval_strategy=steps"))
+    now = copy.deepcopy(before)
+    now["sft"]["logging_steps"] = 3
+    assert [one.key for one in key_differences(before, now)] == ["sft.logging_steps"]
+    for one in (before, now):
+        one["sft"]["eval_steps"] = 7
+    assert key_differences(before, now) == []
 
 
 @pytest.mark.parametrize(

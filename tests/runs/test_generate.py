@@ -98,6 +98,35 @@ def test_keys_of_generate_go_before_those_of_evaluation(copy_run: Copy) -> None:
     assert [one.text for one in asked] == drawn
 
 
+# {key: (what is asked beside it, its value)}
+DRAWING: dict[str, tuple[dict[str, Any], Any]] = {
+    "max_new_tokens": ({}, 3),
+    "min_new_tokens": ({"max_new_tokens": 40, "do_sample": True, "temperature": 50.0}, 40),
+    "do_sample": ({}, True),
+    "seed": ({"do_sample": True}, 9),
+    "temperature": ({"do_sample": True}, 0.01),
+    "top_k": ({"do_sample": True}, 1),
+    "top_p": ({"do_sample": True}, 0.01),
+    "min_p": ({"do_sample": True}, 0.9),
+    "typical_p": ({"do_sample": True}, 0.01),
+    "repetition_penalty": ({}, 30.0),
+    "no_repeat_ngram_size": ({}, 1),
+    "num_beams": ({}, 4),
+    "length_penalty": ({"num_beams": 4, "max_new_tokens": 60}, -30.0),
+}
+
+
+@pytest.mark.parametrize("key", DRAWING)
+def test_each_key_of_drawing_changes_the_answers(key: str, copy_run: Copy) -> None:
+    run = copy_run()
+    rows = [{"prompt": f"{text} {at}"} for text in TEXTS for at in range(4)]
+    beside, value = DRAWING[key]
+    asked = {"max_new_tokens": 12, **beside}
+    before = [one.ids for one in run.generate(rows, **asked)]
+    assert [one.ids for one in run.generate(rows, **asked)] == before
+    assert [one.ids for one in run.generate(rows, **{**asked, key: value})] != before
+
+
 @pytest.mark.parametrize(
     ("keys", "where", "typed"),
     named(

@@ -418,7 +418,7 @@ def test_a_missing_key_is_named(
     if value is not None:
         monkeypatch.setenv("JUDGE_KEY", value)
     error = refused(ConfigError, lambda: judge(run, config(server, api_key_env="JUDGE_KEY")))
-    assert told(error) == {"judge.api_key_env": ("export JUDGE_KEY=...",)}
+    assert told(error) == {"judge.api_key_env": ()}
     if value in (None, "schlüssel"):
         golden_error(error)
 
@@ -431,7 +431,7 @@ def test_a_refused_key_stops_at_once_and_is_not_repeated(
     server.usual = Status(code, f"Bad key {KEY}.\x1b[31m")
     cfg = config(server, api_key_env="JUDGE_KEY")
     error = refused(ConfigError, lambda: judge(run, cfg))
-    assert told(error) == {"judge.api_key_env": ("export JUDGE_KEY=...",)}
+    assert told(error) == {"judge.api_key_env": ()}
     assert len(server.asked) == 1
     assert KEY not in str(error)
     assert "\x1b" not in str(error)

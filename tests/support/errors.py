@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,6 +58,20 @@ def examples(table: Iterable[Sequence[Any]], kind: int = 1) -> list[Any]:
         rows.append([*row, tuple(row[-kind:]) not in seen])
         seen.add(tuple(row[-kind:]))
     return named(rows)
+
+
+def check_commands(error: object) -> None:
+    """What an error says to type is a line for a shell, and Hydra reads its overrides."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for problem in getattr(error, "problems", ()):
+        for command in problem.commands:
+            words = shlex.split(command)
+            if words[0] == "sftpipe":
+                words = [word for word in words[2:] if "=" in word]
+            elif "=" not in words[0]:
+                continue  # another program
+            OverridesParser.create().parse_overrides(words)
 
 
 # --- the file -------------------------------------------------------------------------------------

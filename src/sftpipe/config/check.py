@@ -310,7 +310,7 @@ def of_a_finished_run(key: str, origin: Origin) -> Problem:
     """The problem of a key of conf/run.yaml in the config of a training run."""
     verb = RUN_VERBS[key.split(".")[0]]
     found = "asked of a finished run; training does not read it"
-    return Problem(origin.locate(key), found, fix=f"`sftpipe {verb} run=DIR {key}=...`")
+    return Problem(origin.locate(key), found, fix=f"sftpipe {verb} run=DIR {key}=...")
 
 
 def unknown_key(key: str, origin: Origin, siblings: Sequence[str]) -> Problem:
@@ -346,7 +346,7 @@ def unknown_key(key: str, origin: Origin, siblings: Sequence[str]) -> Problem:
 
 
 def _all_keys() -> list[str]:
-    """The dotted keys of a config, without those of upstream that other keys own."""
+    """The dotted keys of a config, without those of upstream that it may not set."""
     keys = []
     hints = typing.get_type_hints(TrainConfig)
     for field in dataclasses.fields(TrainConfig):
@@ -357,8 +357,8 @@ def _all_keys() -> list[str]:
         else:
             keys += [f"{field.name}.{inner.name}" for inner in dataclasses.fields(block)]
     for group, class_name in UPSTREAM.items():
-        moved = MOVED.get(group, {})
-        keys += [f"{group}.{name}" for name in upstream_fields(class_name) if name not in moved]
+        refused = {*MOVED.get(group, {}), *OURS.get(group, {})}
+        keys += [f"{group}.{name}" for name in upstream_fields(class_name) if name not in refused]
     return keys
 
 

@@ -36,6 +36,7 @@ from sftpipe.config.schema import (
     TrackingConfig,
     TrainConfig,
 )
+from sftpipe.config.upstream import READ_WITH, unread
 from sftpipe.errors import Problem, nearest, override, show_value, wrong_choice
 
 
@@ -43,6 +44,7 @@ def find_conflicts(cfg: TrainConfig) -> list[Problem]:
     """All conflicts of a config, each with what to type instead."""
     return [
         *_check_quantization(cfg),
+        *_check_upstream_pairs(cfg),
         *_check_dataset(cfg.dataset, "dataset"),
         *_check_format(cfg.format, "format"),
         *_check_tracking(cfg.tracking),
@@ -109,6 +111,10 @@ def _check_quantization(cfg: TrainConfig) -> list[Problem]:
         found = "load_in_4bit and load_in_8bit are both true"
         fix = "`quantization.load_in_8bit=false`, or `quantization.load_in_4bit=false`"
         problems.append(Problem("quantization", found, fix=fix))
+    if quantization and not (quantization.get("load_in_4bit") or quantization.get("load_in_8bit")):
+        found = "neither load_in_4bit nor load_in_8bit is true"
+        fix = "`quantization=nf4`, `quantization=int8`, or `quantization=none`"
+        problems.append(Problem("quantization", found, fix=fix))
     for name, allowed in (
         ("bnb_4bit_quant_type", ("nf4", "fp4")),
         ("bnb_4bit_compute_dtype", ("auto", "float32", "bfloat16", "float16")),
@@ -116,6 +122,20 @@ def _check_quantization(cfg: TrainConfig) -> list[Problem]:
         if name in quantization and quantization[name] not in allowed:
             key = f"quantization.{name}"
             problems.append(wrong_choice(key, quantization[name], allowed, key))
+    return problems
+
+
+def _check_upstream_pairs(cfg: TrainConfig) -> list[Problem]:
+    """Fields of upstream classes that nothing reads with the value of another field."""
+    problems = []
+    for group in READ_WITH:
+        fields: Mapping[str, Any] = getattr(cfg, group)
+        for name, (other, _, example) in unread(group, fields).items():
+            value = fields.get(other)
+            said = "not set" if value is None else str(value).lower()
+            found = f"nothing reads it with {group}.{other} {said}"
+            fix = f"`{group}.{other}={example}`, or leave it out"
+            problems.append(Problem(f"{group}.{name}", found, fix=fix))
     return problems
 
 

@@ -42,6 +42,7 @@ from sftpipe.config.options import (
 )
 from sftpipe.config.recorded import complete
 from sftpipe.config.schema import RUN_VERBS, RunConfig, TrainConfig
+from sftpipe.config.upstream import UPSTREAM, without_unread
 from sftpipe.errors import ConfigError, Problem, nearest, one_line, override
 
 _FOLDERS = ("hydra.run", "hydra.sweep.", "hydra.output_subdir", "hydra.job.chdir")
@@ -215,7 +216,11 @@ def from_recorded(
     Raises:
         ConfigError: the file holds what this version does not know, or a value is not allowed.
     """
-    changed = OmegaConf.create(complete(tree))
+    tree = complete(tree)
+    for group in UPSTREAM:
+        if isinstance(tree.get(group), dict):
+            tree = {**tree, group: without_unread(group, tree[group])}
+    changed = OmegaConf.create(tree)
     for key, value in overrides:
         group, _, inner = key.partition(".")
         if inner and changed.get(group) is None:  # switched off with group=none

@@ -47,7 +47,7 @@ def parse_run_command(verb: str, words: Sequence[str]) -> RunCommand:
     """
     named = [word.partition("=")[2] for word in words if _key(word) == "run"]
     if not named:
-        fix = f"`sftpipe {verb} run=DIR`, with the folder that `sftpipe train` printed"
+        fix = f"sftpipe {verb} run=DIR, with the folder that sftpipe train printed"
         raise ConfigError(Problem("run", "not set: which run?", fix=fix))
     groups = run_groups()
     others = [word for word in words if _key(word) != "run"]

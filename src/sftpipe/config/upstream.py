@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 
 # our groups whose keys are the fields of an upstream class
@@ -46,7 +47,46 @@ OURS: dict[str, dict[str, str]] = {
         "restore_callback_states_from_checkpoint": "a resumed run always restores them",
         "hub_token": "secrets stay out of configs and run folders; use `hf auth login` or HF_TOKEN",
         **dict.fromkeys(
+            ("do_train", "do_eval", "do_predict"), "the verb says what is done: train, evaluate"
+        ),
+        **dict.fromkeys(
             (
+                "push_to_hub",
+                "hub_private_repo",
+                "hub_model_id",
+                "hub_strategy",
+                "hub_always_push",
+                "hub_revision",
+                "trackio_bucket_id",
+                "trackio_static_space_id",
+            ),
+            "a run uploads nothing; `hf upload NAME RUN_FOLDER` puts a finished one on the hub",
+        ),
+        **dict.fromkeys(
+            (
+                "prediction_loss_only",
+                "eval_do_concat_batches",
+                "eval_use_gather_object",
+                "eval_accumulation_steps",
+                "include_for_metrics",
+                "batch_eval_metrics",
+            ),
+            "an evaluation sums up the loss and keeps no predictions; answers are asked by "
+            "the group evaluation",
+        ),
+        **dict.fromkeys(
+            ("remove_unused_columns", "label_names", "length_column_name"),
+            "rows are finished: ids, labels and their lengths, under names of sftpipe's own",
+        ),
+        "use_cache": "training needs no cache, and generation always has one",
+        "ignore_data_skip": "a resumed run goes on with the rows that it has not seen",
+        "enable_jit_checkpoint": "SIGTERM and SIGINT always end a run with a checkpoint",
+        **dict.fromkeys(
+            (
+                "average_tokens_across_devices",
+                "log_on_each_node",
+                "log_level_replica",
+                "save_on_each_node",
                 "deepspeed",
                 "fsdp",
                 "fsdp_config",
@@ -62,18 +102,71 @@ OURS: dict[str, dict[str, str]] = {
             "a run is one process on one device",
         ),
     },
-    "lora": dict.fromkeys(
-        (
-            "task_type",
-            "peft_type",
-            "inference_mode",
-            "auto_mapping",
-            "peft_version",
-            "runtime_config",
+    "lora": {
+        **dict.fromkeys(
+            (
+                "task_type",
+                "peft_type",
+                "inference_mode",
+                "auto_mapping",
+                "peft_version",
+                "runtime_config",
+            ),
+            "sftpipe trains causal language models and sets it",
         ),
-        "sftpipe trains causal language models and sets it",
-    ),
+        **dict.fromkeys(
+            ("megatron_config", "megatron_core"), "sftpipe trains models of transformers"
+        ),
+        **dict.fromkeys(
+            ("use_qalora", "qalora_group_size"),
+            "PEFT reads it with GPTQ weights alone, which sftpipe does not make",
+        ),
+        **dict.fromkeys(
+            ("eva_config", "corda_config", "lora_ga_config", "loftq_config"),
+            "it is of a start of the weights that needs a pass of its own over base or data",
+        ),
+        "arrow_config": "it routes between finished adapters, and a run trains one",
+        "fan_in_fan_out": "PEFT sets it by the kind of each layer",
+    },
+    "quantization": {
+        "llm_int8_has_fp16_weight": "the base is frozen, so its weights stay in 8 bits",
+    },
 }
+# fields that upstream reads with some values of another field alone: {group: {field: (the other
+# field, those values, one of them to type)}}; True stands for any but 0, false and null
+Reading = tuple[str, tuple[object, ...], str]
+_WORKERS: Reading = ("dataloader_num_workers", (True,), "2")
+READ_WITH: dict[str, dict[str, Reading]] = {
+    "sft": {
+        "eval_steps": ("eval_strategy", ("steps",), "steps"),
+        "eval_delay": ("eval_strategy", ("steps", "epoch"), "epoch"),
+        "activation_checkpointing_kwargs": ("activation_checkpointing", (True,), "true"),
+        "liger_kernel_config": ("use_liger_kernel", (True,), "true"),
+        "label_smoothing_factor": ("loss_type", ("nll", None), "nll"),
+        "dataloader_persistent_workers": _WORKERS,
+        "dataloader_prefetch_factor": _WORKERS,
+        "dataloader_multiprocessing_context": _WORKERS,
+    },
+    "quantization": {"llm_int8_threshold": ("load_in_8bit", (True,), "true")},
+}
+
+
+def unread(group: str, fields: Mapping[str, object]) -> dict[str, Reading]:
+    """The fields of a group that are set, and that nothing reads with the others as they are."""
+    found = {}
+    for name, reading in READ_WITH.get(group, {}).items():
+        value = fields.get(reading[0])
+        is_read = value in reading[1] or (True in reading[1] and bool(value))
+        if fields.get(name) and not is_read:
+            found[name] = reading
+    return found
+
+
+def without_unread(group: str, fields: Mapping[str, object]) -> dict[str, object]:
+    """Fields that an earlier version recorded, without those that it accepted and nothing read."""
+    dead = {*OURS.get(group, {}), *unread(group, fields)}
+    return {name: value for name, value in fields.items() if name not in dead}
+
 
 # fields of transformers' `GenerationConfig` that the group `generate` does not have, and why
 GENERATION_OWNED = {

@@ -28,7 +28,7 @@ from sftpipe.data.messages import (
     wrong_type,
 )
 from sftpipe.data.samples import Conversation, Prompt, PromptCompletion, Remark, Row, Sample, Text
-from sftpipe.errors import DataError, Problem, RowError, nearest
+from sftpipe.errors import DataError, Problem, RowError, nearest, override_text
 
 RETURNED, ERROR = "returned", "error"  # a row of format=function: the value, or its error
 
@@ -167,9 +167,9 @@ def layout_for(cfg: FormatConfig, rows: Sequence[Row]) -> Layout | None:
 def _missing(name: str, columns: Sequence[str], cfg: FormatConfig, split: str) -> Problem:
     """The problem of a column that the data set lacks, and how to map one onto it."""
     match = nearest(name, columns)
-    typed = [f"format.text_field={match}"] if match and cfg.type == "text" else []
-    typed += [f"dataset.columns.{name}={match}"] if match else []
-    way_out = [f"`{word}`" for word in typed] or [f"dataset.columns.{name}=COLUMN"]
+    typed = [override_text("format.text_field", match)] if match and cfg.type == "text" else []
+    typed += [override_text(f"dataset.columns.{name}", match)] if match else []
+    way_out = typed or [f"dataset.columns.{name}=COLUMN"]
     if cfg.type == "text" and not match:
         way_out = ["format.text_field=COLUMN", *way_out]
     return Problem(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import inspect
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from sftpipe.data.readers import FILE_KINDS, DataFiles, call_function, hash_file
 from sftpipe.data.rows import Rows, find_nested
 from sftpipe.data.stored import StoredRows
 from sftpipe.data.user_code import load_function
-from sftpipe.errors import DataError, Problem, nearest
+from sftpipe.errors import DataError, Problem, nearest, override_text
 from sftpipe.storage import digest
 
 SPLITS = ("train", "validation", "test")
@@ -38,7 +37,6 @@ _ENDINGS = {  # of a file name -> what reads it
     "txt": "text",
     **{kind: kind for kind in FILE_KINDS},
 }
-_PLAIN = re.compile(r"[A-Za-z_./][\w./@:+-]*", re.ASCII)  # neither Hydra nor a shell needs quotes
 
 Kind = Literal["mixture", "function", "embedded", "files", "hub"]
 
@@ -211,7 +209,7 @@ def _chosen_splits(tables: Mapping[str, StoredRows], cfg: DatasetConfig) -> Mapp
             where = "dataset.split" if ours == "train" else f"dataset.split.{ours}"
             match = nearest(theirs, tables) or next(iter(tables))
             found, allowed = f"no split {theirs!r}", ", ".join(tables)
-            raise DataError(Problem(where, found, allowed=allowed, fix=_override(where, match)))
+            raise DataError(Problem(where, found, allowed=allowed, fix=override_text(where, match)))
     return wanted
 
 
@@ -231,7 +229,7 @@ def _reject_file_name(path: str) -> None:
     is_file = Path(path).is_file()
     if is_file or path in ("jsonl", "tsv", "txt"):
         kind = kind_of_file(path)
-        files = _override("dataset.data_files", path) if is_file else "dataset.data_files=FILE"
+        files = override_text("dataset.data_files", path) if is_file else "dataset.data_files=FILE"
         problem = Problem(
             "dataset.path",
             repr(path),
@@ -239,15 +237,6 @@ def _reject_file_name(path: str) -> None:
             fix=f"`dataset={kind}` {files}",
         )
         raise DataError(problem)
-
-
-def _override(key: str, value: str) -> str:
-    """An override as a shell takes it, in backticks for `Problem.fix`."""
-    if _PLAIN.fullmatch(value):
-        return f"`{key}={value}`"
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    typed = f"{key}='{escaped}'"
-    return f"`{shlex.quote(typed)}`"
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -289,7 +278,7 @@ def _data_files(cfg: DatasetConfig) -> dict[str, list[str]]:
             f"dataset.data_files.{unread[0]}",
             "no split of that name is read",
             allowed=f"{', '.join(SPLITS)}, validation.NAME, or the one that dataset.split names",
-            fix=f"dataset.data_files.{match}=... or {_override('dataset.split', unread[0])}",
+            fix=f"dataset.data_files.{match}=... or {override_text('dataset.split', unread[0])}",
         )
         raise DataError(problem)
     folders = cfg.path == "arrow"
@@ -341,7 +330,7 @@ def _nothing_found(name: str, path: Path, folders: bool) -> Problem:
     return Problem(
         "dataset.data_files",
         f"no {what} {name} (looked in {path.resolve().parent})",
-        fix=_override("dataset.data_files", str(path.parent / near))
+        fix=override_text("dataset.data_files", str(path.parent / near))
         if near
         else f"name a {what} that exists",
     )
@@ -472,7 +461,7 @@ def _check_columns(rows: Rows, split: str, cfg: DatasetConfig) -> None:
                 f"the data set has no column {theirs!r}"
                 + (read if cfg.streaming and cfg.limit is not None else ""),
                 allowed=", ".join(known),
-                fix=_override(key, match) if match else f"{key}=COLUMN",
+                fix=override_text(key, match) if match else f"{key}=COLUMN",
             )
             raise DataError(problem)
     users: dict[str, list[str]] = {}

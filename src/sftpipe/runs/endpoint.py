@@ -197,7 +197,7 @@ class Endpoint:
         if name is None:
             fix = "judge.api_key_env=NAME, the environment variable that holds the key"
         else:
-            fix = f"`export {name}=...` with a key that may use {self._cfg.model}"
+            fix = f"export {name}=... with a key that may use {self._cfg.model}"
         return Problem("judge.api_key_env", found, fix=fix)
 
     def _not_found(self, found: str, said: str) -> Problem:
@@ -254,7 +254,7 @@ def _read_key(cfg: JudgeConfig) -> str | None:
     key = os.environ.get(name, "").strip()
     if not key or not key.isascii() or not key.isprintable():
         found = f"the environment variable {name} " + ("is not set" if not key else "holds no key")
-        raise ConfigError(Problem("judge.api_key_env", found, fix=f"`export {name}=...`"))
+        raise ConfigError(Problem("judge.api_key_env", found, fix=f"export {name}=..."))
     return key
 
 

@@ -58,6 +58,19 @@ class RunPlan:
         return RunFolder(self.folder).attempt(self.attempt).path
 
 
+def check_still_true(plan: RunPlan) -> None:
+    """A plan is made before the lock is held; another start may have come first.
+
+    Raises:
+        RunError: the folder holds what it did not hold then.
+    """
+    files = RunFolder(plan.folder)
+    begun = files.manifest.is_file() and files.attempts() >= plan.attempt
+    if files.complete.is_file() or begun:
+        found = "another process has trained here since this one looked"
+        raise RunError(Problem(str(plan.folder), found, fix="the same command again looks anew"))
+
+
 def stamp() -> str:
     """`<date>_<time>_<4 hex>`: sorts by time, and two starts in one second differ."""
     return f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(2)}"

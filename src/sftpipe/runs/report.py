@@ -209,15 +209,21 @@ def _samples_table(samples: Sequence[Mapping[str, Any]]) -> str:
 
 
 def answers_side_by_side(samples: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
-    """(prompt as people see it, answer before, answer after) of the rows of samples.jsonl."""
+    """(prompt as people see it, answer before, answer after) of the rows of samples.jsonl.
+
+    A resumed run may ask other prompts than it began with; what was not asked is a dash.
+    """
     before, after = (
-        [row for row in samples if row["phase"] == phase] for phase in ("before", "after")
+        [(row["prompt"], row["completion"]) for row in samples if row["phase"] == phase]
+        for phase in ("before", "after")
     )
-    prompts = short_prompts([row["prompt"] for row in before])
-    return [
-        (prompt, b["completion"], a["completion"])
-        for prompt, b, a in zip(prompts, before, after, strict=True)
-    ]
+    if [prompt for prompt, _ in before] != [prompt for prompt, _ in after]:
+        asked = dict.fromkeys(prompt for prompt, _ in (*before, *after))
+        before, after = (
+            [(prompt, dict(rows).get(prompt, "-")) for prompt in asked] for rows in (before, after)
+        )
+    prompts = short_prompts([prompt for prompt, _ in before])
+    return [(prompt, b, a) for prompt, (_, b), (_, a) in zip(prompts, before, after, strict=True)]
 
 
 def short_prompts(prompts: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from sftpipe.config.schema import TrainConfig
-from sftpipe.errors import Problem, RunError, override
+from sftpipe.errors import Problem, RunError
 from sftpipe.runs.folder import RunFolder
 from sftpipe.storage import is_whole
 
@@ -33,10 +33,6 @@ def check_checkpoint(cfg: TrainConfig, checkpoint: Path) -> None:
         found = f"weights alone ({key}=true): optimizer and schedule would begin anew"
         fix = "begin a new run, without sft.resume_from_checkpoint"
         raise RunError(Problem(str(checkpoint), found, fix=f"{fix}; `{key}=false` there"))
-    if cfg.sft.get("ignore_data_skip"):
-        key = "sft.ignore_data_skip"
-        found = "true: the rows of this epoch would be trained again"
-        raise RunError(Problem(key, found, fix=f"{override(key, 'false')}, or begin a new run"))
     if cfg.sft.get("load_best_model_at_end"):
         _check_best(checkpoint)
 

@@ -43,18 +43,17 @@ FREE = (
     "evaluation.data_files",
     "evaluation.base",
     "sft.resume_from_checkpoint",
-    "sft.ignore_data_skip",
     "sft.save_only_model",
     "sft.save_total_limit",
-    "sft.logging_steps",
     "sft.logging_strategy",
     "sft.logging_first_step",
     "sft.log_level",
     "sft.dataloader_num_workers",
     "sft.dataloader_prefetch_factor",
     "sft.dataloader_pin_memory",
-    "sft.dataloader_persistent_workers",
 )
+# free but where evaluations come as often as entries of the log: transformers' default
+LOGGING_STEPS = "sft.logging_steps"
 # free too where no best checkpoint is kept: it is the best of those that are written
 FREE_WITHOUT_BEST = ("sft.save_steps", "sft.save_strategy")
 LONGER = ("sft.num_train_epochs", "sft.max_steps")
@@ -104,6 +103,7 @@ def key_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[D
     """The keys that decide a run and differ in two plain configs, completed with our defaults."""
     trees = complete(before), complete(now)
     free = FREE if any(map(_keeps_best, trees)) else (*FREE, *FREE_WITHOUT_BEST)
+    free = free if any(map(_evaluates_when_it_logs, trees)) else (*free, LOGGING_STEPS)
     then, today = (_deciding(tree, free) for tree in trees)
     return list(_differences(then, today, ""))
 
@@ -126,6 +126,11 @@ def _keeps_best(tree: Mapping[str, Any]) -> bool:
     sft, evaluation = tree.get("sft") or {}, tree.get("evaluation") or {}
     ends_with_best = sft.get("load_best_model_at_end") or evaluation.get("early_stopping")
     return bool(ends_with_best) or sft.get("save_strategy") == "best"
+
+
+def _evaluates_when_it_logs(tree: Mapping[str, Any]) -> bool:
+    sft = tree.get("sft") or {}
+    return sft.get("eval_strategy") == "steps" and not sft.get("eval_steps")
 
 
 def _differences(before: Any, now: Any, prefix: str) -> Iterator[Difference]:

@@ -7,6 +7,7 @@ Shapes: B rows of a batch, T tokens of its longest row, N trained positions of t
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,13 +18,12 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import RandomWindows
 from sftpipe.data.prepare import PreparedData
-from sftpipe.errors import ConfigError, ModelError, Problem
+from sftpipe.errors import ConfigError, ModelError, Problem, override
 from sftpipe.model.precision import Precision
 from sftpipe.storage import publish_files, publish_folder
 from sftpipe.training.callbacks import Counter, EarlyStopping, EpochEnd, LogFile, Unlogged
@@ -38,7 +38,7 @@ def build_arguments(
     """The `SFTConfig` of the `sft` group, with what other keys own filled in.
 
     Raises:
-        ConfigError: transformers or TRL rejects a value.
+        ConfigError: transformers or TRL rejects a value, or it needs a GPU.
     """
     fields = {
         name: value
@@ -46,6 +46,9 @@ def build_arguments(
         if name not in ("resume_from_checkpoint", "max_length")
     }
     fields.setdefault("dataloader_pin_memory", precision.device == "cuda")
+    if fields.get("activation_offloading") and precision.device == "cpu":
+        key, found = "sft.activation_offloading", "true, and the run is on a CPU already"
+        raise ConfigError(Problem(key, found, fix=override(key, "false")))
     fields["use_cpu"] = precision.device == "cpu"
     try:
         return SFTConfig(
@@ -407,5 +410,27 @@ class SFTPipeTrainer(SFTTrainer):
             if self.state.best_model_checkpoint != best:  # transformers noted the staged path
                 self.state.best_model_checkpoint = best
                 self.state.save_to_json(str(partial / "trainer_state.json"))
+        self._rotate(final)
+
+    def _rotate(self, newest: Path) -> None:
+        """Remove the checkpoints that `sft.save_total_limit` has no room for.
+
+        The newest stays and the best; those of later steps, which a run left that goes on from an
+        earlier one, go first. transformers takes the highest step for the newest.
+        """
         limit = self.args.save_total_limit
-        rotate_checkpoints(str(final.parent), limit, best_model_checkpoint=best)
+        if limit is None or limit <= 0:
+            return
+        kept = {newest, Path(self.state.best_model_checkpoint or newest)}
+        others = [
+            (step < self.state.global_step, step, path)
+            for path in newest.parent.glob("checkpoint-*")
+            if path not in kept and (step := _step_of(path)) is not None
+        ]
+        for _, _, path in sorted(others)[: max(0, len(others) + len(kept) - limit)]:
+            shutil.rmtree(path)
+
+
+def _step_of(checkpoint: Path) -> int | None:
+    number = checkpoint.name.partition("-")[2]
+    return int(number) if number.isdigit() else None
