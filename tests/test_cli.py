@@ -25,14 +25,16 @@ from sftpipe.cli import _parse, main
 from sftpipe.config.hydra import compose
 from sftpipe.config.options import find_recipes, groups, run_groups
 from sftpipe.config.schema import TrainConfig, to_plain
+from sftpipe.data.source import fingerprint
 from sftpipe.environment import versions
 from sftpipe.errors import DataError, Interrupted, Problem
 from sftpipe.runs.load import Run
-from sftpipe.runs.plan import RunPlan, run_key
+from sftpipe.runs.plan import RunPlan
 from sftpipe.verbs import VERBS, Arguments
 from support.errors import Pin, named
 
 AUTO = "sft.resume_from_checkpoint=auto"
+HYDRA: dict[str, str] = {}  # what the fixture `trained` was given of them
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 Said = Callable[..., tuple[int, str, str]]
 
@@ -449,7 +451,7 @@ def test_auto_on_a_complete_run_changes_nothing(
     train = {"loss": 1.0, "steps": 1, "runtime_s": 1.0, "tokens_per_s": 1.0, "peak_memory_bytes": 1}
     files = {
         ".hydra/overrides.yaml": "- recipe=yoda\n",
-        "manifest.json": json.dumps({"run_key": run_key(cfg)}),
+        "manifest.json": json.dumps({"data": {"sha256": fingerprint(cfg.dataset)}}),
         "config.yaml": yaml.safe_dump(to_plain(cfg)),
         "metrics.json": json.dumps({"train": train}),
         "samples.jsonl": "",
@@ -462,7 +464,7 @@ def test_auto_on_a_complete_run_changes_nothing(
     code, out, err = said("train", *words, "--json")
 
     assert (code, json.loads(out)) == (0, {"run": "mine", "metrics": {"train": train}})
-    assert "mine is complete; there is nothing to do." in err
+    assert "mine is complete; there is nothing to do" in err
     assert {
         str(path.relative_to("mine")): path.read_text()
         for path in Path("mine").rglob("*")
@@ -485,13 +487,18 @@ def test_a_sweep_cannot_write_into_one_run_folder(
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[TrainConfig, RunPlan]]]:
-    """Let `train` end each run at once, one after the other as said; returns what it was given."""
+    """Let `train` end each run at once, one after the other as said; returns what it was given.
+
+    Hydra's records of a single run are at `HYDRA`.
+    """
+    HYDRA.clear()
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # a sweep sets it
 
     def ends(*outcomes: Any) -> list[tuple[TrainConfig, RunPlan]]:
         given: list[tuple[TrainConfig, RunPlan]] = []
 
-        def train(cfg: TrainConfig, plan: RunPlan) -> Run:
+        def train(cfg: TrainConfig, plan: RunPlan, hydra: dict[str, str] | None = None) -> Run:
+            HYDRA.update(hydra or {})
             given.append((cfg, plan))
             outcome = outcomes[len(given) - 1]
             if isinstance(outcome, Exception):
@@ -567,14 +574,13 @@ def test_a_run_begins_with_its_config_its_plan_and_hydras_records(said: Said, tr
 
     assert (code, json.loads(out), err) == (0, {"run": "mine", "metrics": {"train": 5}}, "")
     assert given == [(compose(["recipe=yoda", "lora.r=8", "run=mine"]), RunPlan(Path("mine")))]
-    records = {file.name: file.read_text() for file in Path("mine/.hydra").iterdir()}
-    assert set(records) == {"config.yaml", "hydra.yaml", "overrides.yaml"}
-    assert yaml.safe_load(records["overrides.yaml"]) == [
+    assert set(HYDRA) == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    assert yaml.safe_load(HYDRA["overrides.yaml"]) == [
         "recipe=yoda",
         "++lora.r=8",
         "++run=mine",
     ]
-    assert yaml.safe_load(records["hydra.yaml"])["hydra"]["run"]["dir"] == "mine"
+    assert yaml.safe_load(HYDRA["hydra.yaml"])["hydra"]["run"]["dir"] == "mine"
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,13 @@ TEXTS: dict[str, dict[str, str]] = {
     "`{shlex.quote(typed)}`": {"shlex.quote(typed)": "'dataset.columns={a: \"b\"}'"},
     '`"{typed}"`': {"typed": "tokenizer.special_tokens=['<a>']"},
     "`model.revision=null`": {},
+    "`sft.learning_rate={args.learning_rate / 10}`": {"args.learning_rate / 10": "2e-05"},
+    "`{words}` begins it at its first step": {
+        "words": "run=outputs/yoda/1 sft.resume_from_checkpoint=auto"
+    },
+    "`{typed}` as it was": {"typed": "lora.r=16 seed=42"},
+    "`{_AUTO}` goes on with it; or name a new folder": {"_AUTO": "sft.resume_from_checkpoint=auto"},
+    "{fix}; `{key}=false` there": {"key": "sft.save_only_model"},
     "{_reader_of(name, find)}`dataset.columns.{name}=null` if it is to be left out": {
         "_reader_of(name, find)": "format.system reads it; "
     },
@@ -223,6 +230,10 @@ CALLS: dict[str, tuple[tuple[str, str], ...]] = {
     "override('dataset.encoding', one.encoding)": (("dataset.encoding", "utf-16"),),
     "override(key, match)": (("packing.strategy", "bfd"), ("model.dtype", "bfloat16")),
     "override(key, value)": (("lora.r", "8"), ("loss.response_template", "'a b'")),
+    "override(key, str(folder))": (("model.name_or_path", "outputs/yoda_full/1"),),
+    "override('run', str(folder))": (("run", "outputs/yoda/1"),),
+    "override('run', str(named))": (("run", "outputs/sweep/1"),),
+    "override(self.key, str(value))": (("lora.r", "16"), ("sft.max_length", "null")),
     "override(where, str(folder))": (("sft.resume_from_checkpoint", "outputs/yoda/1"),),
     "_override('tokenizer.special_tokens', f\"[{','.join(map(_quoted, tokens))}]\")": (
         ("tokenizer.special_tokens", "['<a>','<|b|>']"),

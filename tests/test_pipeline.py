@@ -101,7 +101,7 @@ def test_a_run_that_is_complete_is_loaded_and_left_as_it_is(
     assert (again.dir, again.metrics) == (run.dir, run.metrics)
     assert {path: path.stat().st_mtime_ns for path in run.dir.rglob("*")} == before
     said = capsys.readouterr().err.replace("\n", "")
-    assert said == f"{run.dir} is complete; there is nothing to do."
+    assert said == f"resume    {run.dir} is complete; there is nothing to do"
 
 
 def test_batches_are_padded_with_pad_to_the_multiple_that_the_config_wants(

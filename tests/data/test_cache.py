@@ -26,8 +26,8 @@ import sftpipe
 from sftpipe import DataError, PreparedData, prepare, storage
 from sftpipe.data.encode import Encoder
 from sftpipe.data.labels import IGNORED
+from sftpipe.data.source import fingerprint
 from sftpipe.data.version import code_digest
-from sftpipe.runs.plan import key_of, run_key
 from sftpipe.storage import HASHES, cached
 from support.byte_model import write_byte_model
 from support.configs import compose
@@ -262,9 +262,9 @@ def test_reading_planning_and_writing_hash_a_file_once(
     cfg = compose(
         [f"model.name_or_path={models['plain']}", "dataset=json", f"dataset.data_files={file}"]
     )
-    planned = run_key(cfg)
+    planned = fingerprint(cfg.dataset)
     data = prepared()
-    assert key_of(cfg, data.sha256) == planned == run_key(cfg)
+    assert data.sha256 == planned == fingerprint(cfg.dataset)
     assert hashed.count(file) == 1
 
 
