@@ -8,6 +8,8 @@ early_stopping.py  TrainConfig                       -> keys of `sft` that early
 schema.py      the dataclasses of our groups, and the facts of each choice: FORMATS, LOSSES, ...
 validation_sets.py  dataset.data_files, a split       -> names of validation sets
 upstream.py    a class's name, such as "SFTConfig"   -> {field: annotation}, from its source
+values.py      a field of `sft`, `lora`, ..., a value  -> list[Problem]: ranges, choices, packages
+upstream_conflicts.py  TrainConfig                    -> list[Problem] among those three groups
 options.py     conf/, recipes/                       -> {group: [option]}, {recipe: Path}
 patterns.py    a pattern, such as "{question}"       -> list[str] of columns
 synonyms.py    a key of another tool                 -> our key

@@ -247,7 +247,7 @@ def literal_values(class_name: str, field: str) -> tuple[str, ...]:
     """The values in the `Literal[...]` of a field's annotation."""
     annotation = upstream_fields(class_name)[field] or ""
     return tuple(
-        one.value
+        str(one.value)
         for node in ast.walk(ast.parse(annotation, mode="eval"))
         if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal"
         for one in ast.walk(node.slice)
@@ -315,9 +315,9 @@ def _names_read(function: ast.FunctionDef) -> list[str]:
     found: list[str] = []
     for node in ast.walk(function):
         if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("ctx.optim_args."):
-            found += [one.value for one in node.args[:1] if isinstance(one, ast.Constant)]
+            found += [str(one.value) for one in node.args[:1] if isinstance(one, ast.Constant)]
         elif isinstance(node, ast.Compare) and ast.unparse(node.comparators[0]) == "ctx.optim_args":
-            found += [node.left.value] if isinstance(node.left, ast.Constant) else []
+            found += [str(node.left.value)] if isinstance(node.left, ast.Constant) else []
         elif isinstance(node, ast.For) and isinstance(node.iter, ast.Tuple):
             found += ast.literal_eval(node.iter)
     return found

@@ -116,7 +116,8 @@ def _check_bits(quantization: Mapping[str, Any]) -> list[Problem]:
         found = "neither load_in_4bit nor load_in_8bit is true, so nothing is quantized"
         fix = "`quantization=nf4`, `quantization=int8`, or `quantization=none`"
         return [Problem("quantization", found, fix=fix)]
-    kind = "4-bit" if four else "8-bit"
+    kind, other = ("4-bit", "int8") if four else ("8-bit", "nf4")
+    fix = f"`quantization={other}`, or leave it out"
     others = {
         "llm_int8_threshold": (four, 6.0),
         "llm_int8_has_fp16_weight": (four, False),
@@ -126,7 +127,7 @@ def _check_bits(quantization: Mapping[str, Any]) -> list[Problem]:
         "bnb_4bit_quant_storage": (eight, None),
     }
     return [
-        Problem(f"quantization.{name}", f"nothing reads it with {kind} weights", fix="leave it out")
+        Problem(f"quantization.{name}", f"nothing reads it with {kind} weights", fix=fix)
         for name, (is_unread, default) in others.items()
         if is_unread and quantization.get(name, default) != default
     ]
@@ -171,8 +172,8 @@ def _check_quantized_adapter(cfg: TrainConfig) -> list[Problem]:
     if not cfg.quantization or not cfg.lora:
         return []
     problems, start = [], str(cfg.lora.get("init_lora_weights", True))
-    if start.startswith(("pissa", "corda", "loftq")):
-        found = f"{start!r} decomposes the base weights, which are quantized"
+    if start.startswith(("pissa", "corda", "loftq", "orthogonal", "mica")):
+        found = f"{start!r} starts from the numbers of the base weights, which are quantized"
         fix = "`quantization=none`, or `lora.init_lora_weights=true`"
         where = "lora.init_lora_weights + quantization"
         problems.append(Problem(where, found, fix=fix))

@@ -284,8 +284,8 @@ def _sft() -> dict[str, Rule]:
 
 def _lora() -> dict[str, Rule]:
     # longer than most: a line or a few a field
-    literals = (True, False, *literal_values("LoraConfig", "init_lora_weights"))
-    starts = [one for one in literals if "[" not in str(one)]
+    literals = literal_values("LoraConfig", "init_lora_weights")
+    starts = (*(one for one in literals if "[" not in one), "lora_ga")
     return {
         "r": number(least=1, whole=True, like="16"),
         "lora_alpha": number(above=0, whole=True, like="32"),
@@ -296,10 +296,10 @@ def _lora() -> dict[str, Rule]:
         "target_parameters": _NAMES,
         "bias": choice(literal_values("LoraConfig", "bias"), like="none"),
         "init_lora_weights": Rule(
-            ", ".join(_plain(one) for one in literals) + ", lora_ga",
+            ", ".join(("true", "false", *literals, "lora_ga")),
             lambda value: (
                 isinstance(value, bool)
-                or value in (*starts, "lora_ga")
+                or (isinstance(value, str) and value in starts)
                 or (isinstance(value, str) and bool(re.fullmatch(r"pissa_niter_\d{1,3}", value)))
             ),
             "true",
