@@ -137,7 +137,7 @@ OF_EARLY_STOPPING: list[list[Any]] = [
     [
         "early stopping that saves at no step",
         [PATIENT, "sft.save_steps=0"],
-        {"sft.eval_steps + sft.save_steps": ("sft.save_steps=100", NEVER)},
+        {"sft.save_steps (command line)": ("sft.save_steps=100",)},
     ],
     [
         "early stopping by what no evaluation gives",

@@ -127,7 +127,7 @@ def test_a_field_that_the_yaml_leaves_out_needs_no_plus_and_may_have_one() -> No
             "lora=default",
             "lora.use_dora=true",
             "+lora.use_rslora=true",
-            "++lora.fan_in_fan_out=true",
+            "++lora.r=4",
         ]
     ).lora
 

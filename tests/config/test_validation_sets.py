@@ -66,7 +66,7 @@ def test_the_losses_of_a_log_entry_are_found() -> None:
         (["evaluation.early_stopping.patience=3"], "eval_news_loss"),
         (["sft.eval_strategy=steps", "sft.load_best_model_at_end=true"], "eval_news_loss"),
         (
-            ["sft.eval_strategy=steps", "sft.save_strategy=best sft.eval_strategy=epoch"],
+            ["sft.eval_strategy=steps", "sft.save_strategy=best"],
             "eval_news_loss",
         ),
         (
@@ -104,7 +104,7 @@ def test_without_names_the_metric_is_left_to_transformers() -> None:
 
 @pytest.mark.parametrize(
     "best",
-    ["evaluation.early_stopping.patience=3", "sft.save_strategy=best sft.eval_strategy=epoch"],
+    ["evaluation.early_stopping.patience=3", "sft.save_strategy=best"],
 )
 def test_a_metric_of_no_set_is_an_error_with_the_nearest(best: str, golden_error: Pin) -> None:
     error = config_error(*NAMED, *best.split(), "sft.metric_for_best_model=eval_cod_loss")

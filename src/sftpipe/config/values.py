@@ -99,7 +99,9 @@ def _hashable(value: Any) -> bool:
 
 
 def _plain(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _is_names(value: Any) -> bool:

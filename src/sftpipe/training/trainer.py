@@ -41,7 +41,8 @@ def build_arguments(
         ConfigError: transformers or TRL rejects a value.
     """
     fields = {
-        name: value
+        # torch takes no whole number for a beta
+        name: float(value) if name.startswith("adam_") else value
         for name, value in sft.items()
         if name not in ("resume_from_checkpoint", "max_length")
     }
