@@ -104,7 +104,7 @@ def test_without_names_the_metric_is_left_to_transformers() -> None:
 
 @pytest.mark.parametrize(
     "best",
-    ["evaluation.early_stopping.patience=3", "sft.save_strategy=best"],
+    ["evaluation.early_stopping.patience=3", "sft.save_strategy=best sft.eval_strategy=epoch"],
 )
 def test_a_metric_of_no_set_is_an_error_with_the_nearest(best: str, golden_error: Pin) -> None:
     error = config_error(*NAMED, *best.split(), "sft.metric_for_best_model=eval_cod_loss")

@@ -191,6 +191,7 @@ def test_problems_of_all_groups_come_together() -> None:
         "evaluation.temperature=-1",
         "preflight.max_empty_rows=nan",
         "preflight.max_over_length_rows=1.5",
+        "preflight.max_empty_rows=2",
         "dataset.validation_size=inf",
         "seed=4294967296",
         "dataset.shuffle_seed=-1",

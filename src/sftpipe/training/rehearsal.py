@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftConfig
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from sftpipe.config.schema import TokenizerConfig, TrainConfig
@@ -117,13 +116,13 @@ def _small_base(
     return load_base(cfg.model, cfg.quantization, small, precision, frozen=bool(cfg.lora))
 
 
-def _fit_ids(adapter: PeftConfig | None) -> None:
+def _fit_ids(adapter: Any) -> None:
     """Token ids of the adapter within the small vocabulary."""
     indices = getattr(adapter, "trainable_token_indices", None)
     if isinstance(indices, dict):
-        adapter.trainable_token_indices = {name: [5] for name in indices}  # type: ignore[union-attr]
+        adapter.trainable_token_indices = {name: [5] for name in indices}
     elif indices:
-        adapter.trainable_token_indices = [5]  # type: ignore[union-attr]
+        adapter.trainable_token_indices = [5]
 
 
 def _step(trainer: SFTPipeTrainer, cfg: TrainConfig, rows: list[list[int]]) -> None:
