@@ -145,6 +145,14 @@ TEXTS: dict[str, dict[str, str]] = {
     '`"{typed}"`': {"typed": "tokenizer.special_tokens=['<a>']"},
     "`model.revision=null`": {},
     "`sft.learning_rate={args.learning_rate / 10}`": {"args.learning_rate / 10": "2e-05"},
+    "`pip install {needed[1]}`, or `sft.optim=adamw_torch`": {"needed[1]": "galore-torch"},
+    "`quantization={other}`, or leave it out": {"other": "int8"},
+    "`{key}=null`": {"key": "sft.lr_scheduler_kwargs"},
+    "`sft.save_strategy={evaluates}`, or `sft.load_best_model_at_end=false`": {
+        "evaluates": "epoch"
+    },
+    "{fix}, or `{key}={off}`": {"key": "sft.load_best_model_at_end", "off": "false"},
+    "`sft.save_steps={evaluates}`, or `sft.load_best_model_at_end=false`": {"evaluates": "20"},
     "`{words}` begins it at its first step": {
         "words": "run=outputs/yoda/1 sft.resume_from_checkpoint=auto"
     },
@@ -231,6 +239,20 @@ CALLS: dict[str, tuple[tuple[str, str], ...]] = {
     "override(key, match)": (("packing.strategy", "bfd"), ("model.dtype", "bfloat16")),
     "override(key, value)": (("lora.r", "8"), ("loss.response_template", "'a b'")),
     "override(key, str(folder))": (("model.name_or_path", "outputs/yoda_full/1"),),
+    "override(key, f'{{{name}: {rule.example}}}')": (("sft.lr_scheduler_kwargs", "{power: 1.0}"),),
+    "override(key, f'{{{examples}}}')": (("sft.lr_scheduler_kwargs", "{min_lr_rate: 0.1}"),),
+    "override(key, f'{{{match}: {given[name]}}}')": (
+        ("sft.lr_scheduler_kwargs", "{num_cycles: 2}"),
+    ),
+    "override(key, example)": (("sft.optim_args", "null"),),
+    "override(f'{group}.{name}', example)": (
+        ("sft.learning_rate", "2e-4"),
+        ("lora.rank_pattern", "{q_proj: 8}"),
+    ),
+    "override('lora.target_modules', '[q_proj,v_proj]')": (
+        ("lora.target_modules", "[q_proj,v_proj]"),
+    ),
+    "override('lora.layers_to_transform', '[0,1]')": (("lora.layers_to_transform", "[0,1]"),),
     "override('run', str(folder))": (("run", "outputs/yoda/1"),),
     "override('run', str(named))": (("run", "outputs/sweep/1"),),
     "override(self.key, str(value))": (("lora.r", "16"), ("sft.max_length", "null")),
@@ -291,6 +313,11 @@ BASES: list[list[str]] = [
     ["model=custom", "model.name_or_path=null", "model.init=random", "tokenizer=char"],
     ["recipe=yoda", "dataset.columns={output: a}"],
     ["recipe=yoda", *ROWS, "format=text", "loss=full"],
+    ["recipe=yoda", "sft.lr_scheduler_type=polynomial"],
+    ["recipe=yoda", "sft.lr_scheduler_type=cosine_with_min_lr"],
+    ["recipe=yoda", "sft.lr_scheduler_type=cosine_with_restarts"],
+    ["recipe=yoda", "sft.optim=adamw_apex_fused"],
+    ["recipe=yoda", "lora.target_modules=[q_proj]"],
 ]
 
 

@@ -99,6 +99,23 @@ def prepare(
         )
 
 
+def check(cfg: TrainConfig) -> PreparedData:
+    """What `sftpipe check` does: the run in miniature, then finished, checked rows.
+
+    Raises:
+        SftpipeError: what `train` would end in before its first step, as far as that can be known
+            without the model.
+    """
+    with quiet(), quiet_libraries():
+        from sftpipe.model.precision import choose_precision
+        from sftpipe.training.rehearsal import rehearse
+
+        precision = choose_precision(cfg.model, use_cpu=bool(cfg.sft.get("use_cpu", False)))
+        weights = find_weights(cfg.model, cfg.seed)
+        rehearse(cfg, weights, precision)
+        return prepare(cfg, weights)
+
+
 def train(
     cfg: TrainConfig, plan: RunPlan | None = None, hydra: Mapping[str, str] | None = None
 ) -> Run:
@@ -125,6 +142,7 @@ def train(
         from sftpipe.runs.record import Record
         from sftpipe.runs.report import plot_loss, write_card
         from sftpipe.training.callbacks import watch
+        from sftpipe.training.rehearsal import rehearse
         from sftpipe.training.tracking import check_tracking, track
         from sftpipe.training.trainer import build_arguments, build_trainer
 
@@ -138,6 +156,7 @@ def train(
         weights = find_weights(cfg.model, cfg.seed)
         console.print(run_lines(weights.identity, precision.reason, plan.folder))
 
+        rehearse(cfg, weights, precision)
         data = prepare(cfg, weights, plan.day)
         console.print(f"data      {preflight_summary(data.preflight)}", markup=False)
         with console.status("Loading the model ..."):

@@ -193,10 +193,9 @@ def _config(arguments: Arguments) -> int:
 def _check(arguments: Arguments) -> int:
     from sftpipe.config.hydra import compose
     from sftpipe.data.preflight.preview import colored
-    from sftpipe.pipeline import prepare
+    from sftpipe.pipeline import check
 
-    cfg = compose(arguments.overrides)
-    data = prepare(cfg)
+    data = check(compose(arguments.overrides))
     if arguments.json:
         print(json.dumps(data.preflight.as_dict(), indent=2))
         return 0

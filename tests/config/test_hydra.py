@@ -123,10 +123,15 @@ def test_1e_4_is_a_float_in_a_group_file(shipped: Path) -> None:
 
 def test_a_field_that_the_yaml_leaves_out_needs_no_plus_and_may_have_one() -> None:
     lora = compose(
-        ["lora=default", "lora.use_dora=true", "+lora.use_rslora=true", "++lora.lora_bias=true"]
+        [
+            "lora=default",
+            "lora.use_dora=true",
+            "+lora.use_rslora=true",
+            "++lora.r=4",
+        ]
     ).lora
 
-    assert (lora["use_dora"], lora["use_rslora"], lora["lora_bias"]) == (True, True, True)
+    assert (lora["use_dora"], lora["use_rslora"], lora["r"]) == (True, True, 4)
 
 
 def test_a_recorded_config_reads_back_equal() -> None:
@@ -308,7 +313,6 @@ CALLBACK = "+hydra.callbacks.mine._target_=my_module.Mine"
         (CALLBACK, "hydra.callbacks"),
         ("+hydra.job.env_set.A=b", "hydra.job.env_set"),
         ("hydra.verbose=true", "hydra.verbose"),
-        ("hydra.mode=MULTIRUN", "hydra.mode"),
     ],
 )
 def test_what_only_hydra_main_acts_on_is_an_error_of_a_single_run(override: str, key: str) -> None:
@@ -403,3 +407,50 @@ def outcome(make: Callable[[], TrainConfig]) -> Any:
         return to_plain(make())
     except ConfigError as error:
         return str(error)
+
+
+# --- sweeps and search paths that are written where they cannot work ------------------------------
+
+SWEEPS = {
+    "mode": "hydra:\n  mode: MULTIRUN\n",
+    "params": "hydra:\n  sweeper:\n    params:\n      lora.r: 8,16\n",
+    "path": "hydra:\n  searchpath: [file:///tmp]\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("mode", "hydra.mode"),
+        ("params", "hydra.sweeper.params"),
+        ("path", "hydra.searchpath"),
+    ],
+)
+def test_a_recipe_makes_no_sweep_and_no_search_path(
+    name: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "sweeping.yaml").write_text(f"# A sweep.\n{SWEEPS[name]}")
+    for run in (compose, compose_run):
+        error = refused(ConfigError, lambda run=run: run(["recipe=sweeping", "lora=default"]))
+        assert list(told(error)) == [f"{key} (./recipes/sweeping.yaml)"]
+    if name == "params":
+        assert "sftpipe train -m recipe=sweeping lora=default lora.r=8,16" in str(error)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "hydra.mode=MULTIRUN",
+        "hydra.sweeper.params.lora.r=8,16",
+        "hydra.sweeper.params.lora.r=8",
+        "++hydra.sweeper.params={lora.r: '8,16'}",
+        "hydra.searchpath=[file:///tmp]",
+    ],
+)
+def test_a_command_line_makes_a_sweep_with_m_alone(word: str) -> None:
+    error = refused(ConfigError, lambda: compose(["recipe=yoda", word]))
+    (problem,) = error.problems
+    assert problem.where.startswith("hydra.")
+    assert "sftpipe train -m" in problem.fix or "leave it out" in problem.fix

@@ -18,6 +18,7 @@ from support.configs import compose, config_error
 from support.errors import Pin, told
 
 NAMED = ["dataset=json", "dataset.data_files={train: a, validation: {news: b, code: c}}"]
+BY_EPOCH = ("sft.eval_strategy=epoch", "sft.save_strategy=epoch")
 
 
 @pytest.mark.parametrize(
@@ -64,13 +65,26 @@ def test_the_losses_of_a_log_entry_are_found() -> None:
     [
         (["evaluation.early_stopping.patience=3"], "eval_news_loss"),
         (["sft.eval_strategy=steps", "sft.load_best_model_at_end=true"], "eval_news_loss"),
-        (["sft.eval_strategy=steps", "sft.save_strategy=best"], "eval_news_loss"),
         (
-            ["sft.load_best_model_at_end=true", "sft.metric_for_best_model=eval_code_perplexity"],
+            ["sft.eval_strategy=steps", "sft.save_strategy=best"],
+            "eval_news_loss",
+        ),
+        (
+            [
+                "sft.eval_strategy=epoch",
+                "sft.save_strategy=epoch",
+                "sft.load_best_model_at_end=true",
+                "sft.metric_for_best_model=eval_code_perplexity",
+            ],
             "eval_code_perplexity",
         ),
         (
-            ["sft.load_best_model_at_end=true", "sft.metric_for_best_model=code_loss"],
+            [
+                "sft.eval_strategy=epoch",
+                "sft.save_strategy=epoch",
+                "sft.load_best_model_at_end=true",
+                "sft.metric_for_best_model=code_loss",
+            ],
             "code_loss",
         ),
         ([], None),
@@ -88,9 +102,12 @@ def test_without_names_the_metric_is_left_to_transformers() -> None:
     assert "metric_for_best_model" not in cfg.sft
 
 
-@pytest.mark.parametrize("best", ["evaluation.early_stopping.patience=3", "sft.save_strategy=best"])
+@pytest.mark.parametrize(
+    "best",
+    ["evaluation.early_stopping.patience=3", "sft.save_strategy=best sft.eval_strategy=epoch"],
+)
 def test_a_metric_of_no_set_is_an_error_with_the_nearest(best: str, golden_error: Pin) -> None:
-    error = config_error(*NAMED, best, "sft.metric_for_best_model=eval_cod_loss")
+    error = config_error(*NAMED, *best.split(), "sft.metric_for_best_model=eval_cod_loss")
     key = "sft.metric_for_best_model"
     assert told(error) == {key: (f"{key}=eval_code_loss",)}
     golden_error(error)

@@ -221,7 +221,7 @@ def test_the_best_checkpoint_is_kept_named_and_loaded(
         "sft.eval_strategy=steps",
         "+sft.eval_steps=1",
         "+sft.load_best_model_at_end=true",
-        "sft.learning_rate=10",
+        "sft.learning_rate=1",
         "sft.lr_scheduler_type=constant_with_warmup",
         "sft.warmup_steps=1",
     )

@@ -131,7 +131,7 @@ def test_early_stopping_goes_by_one_set_and_counts_each_of_its_evaluations_once(
             "lora=none",
             "sft.max_steps=7",
             "sft.per_device_train_batch_size=2",
-            "sft.learning_rate=10",
+            "sft.learning_rate=1",
             "sft.lr_scheduler_type=constant_with_warmup",
             "sft.warmup_steps=1",
             "sft.eval_steps=1",

@@ -22,7 +22,7 @@ from support.trainers import few, tiny, trained_weights, trainer_of
 SPOILS = (
     "sft.per_device_train_batch_size=2",
     "sft.max_steps=7",
-    "sft.learning_rate=10",
+    "sft.learning_rate=1",
     "sft.lr_scheduler_type=constant_with_warmup",
     "sft.warmup_steps=1",
     "sft.save_steps=1",

@@ -9,6 +9,8 @@ schema.py      the dataclasses of our groups, and the facts of each choice: FORM
 validation_sets.py  dataset.data_files, a split       -> names of validation sets
 upstream.py    a class's name, such as "SFTConfig"   -> {field: annotation}, from its source
 recorded.py    the mapping of a config.yaml          -> the same with the keys that were added since
+values.py      a field of `sft`, `lora`, ..., a value  -> list[Problem]: ranges, choices, packages
+upstream_conflicts.py  TrainConfig                    -> list[Problem] among those three groups
 options.py     conf/, recipes/                       -> {group: [option]}, {recipe: Path}
 patterns.py    a pattern, such as "{question}"       -> list[str] of columns
 synonyms.py    a key of another tool                 -> our key

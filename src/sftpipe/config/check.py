@@ -8,6 +8,7 @@ other (conflicts.py). All problems of a config are reported together.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,6 +37,7 @@ from sftpipe.config.upstream import (
     generation_fields,
     upstream_fields,
 )
+from sftpipe.config.values import check_value
 from sftpipe.errors import ConfigError, Problem, nearest, show_value, wrong_choice
 
 # groups whose empty option means off: those of our own, and those of upstream fields
@@ -287,9 +289,13 @@ def _outside(value: Any, limits: Mapping[str, Any]) -> str:
     least, above, most = (limits.get(name) for name in ("at_least", "above", "at_most"))
     # "not >=" and not "<": NaN is outside too
     low = (least is not None and not value >= least) or (above is not None and not value > above)
-    if not low and (most is None or value <= most):
+    is_endless = isinstance(value, float) and not math.isfinite(value)
+    if not low and not is_endless and (most is None or value <= most):
         return ""
+    if least is above is most is None:
+        return "a finite number" if is_endless else ""
     bounds = f"{least} or more" if above is None else f"above {above}"
+    bounds += ", and finite" if is_endless and most is None else ""
     return bounds if most is None else f"{bounds}, at most {most}"
 
 
@@ -363,16 +369,17 @@ def _all_keys() -> list[str]:
 
 
 def _check_upstream(group: str, tree: Mapping[str, Any], origin: Origin) -> list[Problem]:
-    """The fields of an upstream class, by the names and annotations of its source."""
+    """The fields of an upstream class: names and annotations of its source, values by values.py."""
     known = upstream_fields(UPSTREAM[group])
     moved, ours = MOVED.get(group, {}), OURS.get(group, {})
     free = [name for name in known if name not in moved and name not in ours]
     problems = []
     for name, value in tree.items():
-        if name in free and accepts(known[name], value):
-            continue
         key = f"{group}.{name}"
         where = origin.locate(key)
+        if name in free and accepts(known[name], value):
+            problems += check_value(group, name, value, where)
+            continue
         if name in moved:
             fix = how_to_write(moved[name])
             problems.append(Problem(where, "another key owns this", fix=fix))

@@ -30,13 +30,12 @@ from sftpipe.config.schema import (
     LossConfig,
     MixtureSource,
     ModelConfig,
-    PreflightConfig,
     RunConfig,
     TokenizerConfig,
     TrackingConfig,
     TrainConfig,
 )
-from sftpipe.config.upstream import READ_WITH, unread
+from sftpipe.config.upstream_conflicts import find_upstream_conflicts
 from sftpipe.errors import Problem, nearest, override, show_value, wrong_choice
 
 
@@ -44,7 +43,7 @@ def find_conflicts(cfg: TrainConfig) -> list[Problem]:
     """All conflicts of a config, each with what to type instead."""
     return [
         *_check_quantization(cfg),
-        *_check_upstream_pairs(cfg),
+        *find_upstream_conflicts(cfg),
         *_check_dataset(cfg.dataset, "dataset"),
         *_check_format(cfg.format, "format"),
         *_check_tracking(cfg.tracking),
@@ -58,7 +57,6 @@ def find_conflicts(cfg: TrainConfig) -> list[Problem]:
         *_check_length(cfg),
         *_check_sampling(cfg.evaluation),
         *_check_sample_steps(cfg.evaluation),
-        *_check_shares(cfg.preflight),
     ]
 
 
@@ -111,31 +109,6 @@ def _check_quantization(cfg: TrainConfig) -> list[Problem]:
         found = "load_in_4bit and load_in_8bit are both true"
         fix = "`quantization.load_in_8bit=false`, or `quantization.load_in_4bit=false`"
         problems.append(Problem("quantization", found, fix=fix))
-    if quantization and not (quantization.get("load_in_4bit") or quantization.get("load_in_8bit")):
-        found = "neither load_in_4bit nor load_in_8bit is true"
-        fix = "`quantization=nf4`, `quantization=int8`, or `quantization=none`"
-        problems.append(Problem("quantization", found, fix=fix))
-    for name, allowed in (
-        ("bnb_4bit_quant_type", ("nf4", "fp4")),
-        ("bnb_4bit_compute_dtype", ("auto", "float32", "bfloat16", "float16")),
-    ):
-        if name in quantization and quantization[name] not in allowed:
-            key = f"quantization.{name}"
-            problems.append(wrong_choice(key, quantization[name], allowed, key))
-    return problems
-
-
-def _check_upstream_pairs(cfg: TrainConfig) -> list[Problem]:
-    """Fields of upstream classes that nothing reads with the value of another field."""
-    problems = []
-    for group in READ_WITH:
-        fields: Mapping[str, Any] = getattr(cfg, group)
-        for name, (other, _, example) in unread(group, fields).items():
-            value = fields.get(other)
-            said = "not set" if value is None else str(value).lower()
-            found = f"nothing reads it with {group}.{other} {said}"
-            fix = f"`{group}.{other}={example}`, or leave it out"
-            problems.append(Problem(f"{group}.{name}", found, fix=fix))
     return problems
 
 
@@ -657,13 +630,3 @@ def find_request_conflicts(cfg: RunConfig) -> list[Problem]:
         found = f"nothing reads it with judge.mode={judge.mode}"
         problems.append(Problem("judge.against", found, fix="`judge.mode=pairwise`"))
     return problems
-
-
-def _check_shares(preflight: PreflightConfig) -> list[Problem]:
-    names = ("max_empty_rows", "max_over_length_rows")
-    shares = {f"preflight.{name}": getattr(preflight, name) for name in names}
-    return [
-        Problem(key, repr(share), allowed="0 to 1")
-        for key, share in shares.items()
-        if not 0 <= share <= 1
-    ]

@@ -46,6 +46,7 @@ from sftpipe.config.upstream import UPSTREAM, without_unread
 from sftpipe.errors import ConfigError, Problem, nearest, one_line, override
 
 _FOLDERS = ("hydra.run", "hydra.sweep.", "hydra.output_subdir", "hydra.job.chdir")
+_SWEEPER = "hydra.sweeper.params."
 # what Hydra raises for bad YAML
 _BAD_YAML = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 
@@ -131,6 +132,7 @@ def _compose(overrides: Sequence[str], *, in_main: bool) -> ComposedRun:
         except _BAD_YAML as error:
             raise ConfigError(*problems, _not_composed(error, parsed)) from None
     origin = _origin(composed.hydra.runtime.choices, parsed, groups())
+    problems += _check_sweeping(composed, origin, overrides)
     problems += [] if in_main else _check_settings(composed, origin, overrides)
     return ComposedRun(_from_composed(composed, origin, parsed, problems), composed)
 
@@ -156,9 +158,44 @@ def _check_settings(
     """The settings that would have no effect on a run that does not go through hydra.main."""
     found = "a single run does not go through hydra.main, and nothing else acts on it"
     used = [key for key in _ONLY_IN_MAIN if OmegaConf.select(composed, key)]
-    used += ["hydra.mode"] if composed.hydra.mode == RunMode.MULTIRUN else []
     fix = f"leave it out, or train a sweep of one run: {_sweep(overrides)}"
     return [Problem(origin.locate(key), found, fix=fix) for key in used]
+
+
+def _check_sweeping(
+    composed: DictConfig, origin: Origin, overrides: Sequence[str]
+) -> list[Problem]:
+    """Settings of a recipe that would make a sweep."""
+    problems = []
+    if composed.hydra.mode == RunMode.MULTIRUN:
+        problems.append(_no_sweep_here(origin.locate("hydra.mode"), "MULTIRUN", overrides))
+    for key, values in _leaves_of(OmegaConf.select(composed, "hydra.sweeper.params")):
+        swept = [*overrides, f"{key}={values}".replace(" ", "")]
+        where = origin.locate("hydra.sweeper.params")
+        problems.append(_no_sweep_here(where, f"{key}={values}", swept))
+    return problems
+
+
+def _leaves_of(params: Any) -> list[tuple[str, Any]]:
+    """(key, values) of `hydra.sweeper.params`, also where its keys are written as a tree."""
+    found = []
+    for key, value in (params or {}).items():
+        inner = _leaves_of(value) if isinstance(value, Mapping) else [("", value)]
+        found += [(f"{key}.{name}".rstrip("."), one) for name, one in inner]
+    return found
+
+
+def _no_sweep_here(where: str, found: str, words: Sequence[str]) -> Problem:
+    """sftpipe checks every job, and names its folder, before the first begins."""
+    reason = f"{found}, and a sweep is written on the command line alone"
+    fix = f"leave it out, and type the values there: {_sweep(words or ['recipe=yoda'])}"
+    return Problem(where, reason, fix=fix)
+
+
+def _no_search_path(where: str) -> Problem:
+    found = "options of your own cannot be added to those of sftpipe"
+    fix = "leave it out; recipes are read from recipes/ of the working folder"
+    return Problem(where, found, fix=fix)
 
 
 def _origin(
@@ -447,6 +484,8 @@ def _unparsable(text: str) -> Problem:
         fix = override("recipe", recipe) if recipe else ""
         return Problem(text, "neither a flag nor key=value", allowed=allowed, fix=fix)
     key, value = text.split("=", 1)
+    if key.lstrip("+").startswith(_SWEEPER):
+        return _no_sweep_here(key, text, [f"{key.partition(_SWEEPER)[2]}={value}"])
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     quoted = override(key, f'"{escaped}"')
     found = f"Hydra cannot read the value {value!r}"
@@ -463,6 +502,13 @@ def _check_override(one: Override, options: Mapping[str, Sequence[str]]) -> list
     if key.startswith(_FOLDERS):
         found, fix = "sftpipe names the folders itself", "run=DIR, or output_dir=DIR"
         return [Problem(origin.locate(key), found, fix=fix)]
+    if key.startswith(_SWEEPER):
+        text = f"{key.removeprefix(_SWEEPER)}={one.get_value_element_as_str()}"
+        return [_no_sweep_here(origin.locate(key), text, [text])]
+    if f"{key}." == _SWEEPER or (key == "hydra.mode" and one.value() == "MULTIRUN"):
+        return [_no_sweep_here(origin.locate(key), str(one.value()), ["lora.r=8,16"])]
+    if key == "hydra.searchpath":
+        return [_no_search_path(origin.locate(key))]
     if key not in options:
         # conf/chat_template holds no options, and Hydra would take it for a group
         if key in RUN_VERBS:
@@ -508,7 +554,9 @@ def _check_recipe(file: Path, options: Mapping[str, Sequence[str]]) -> list[Prob
     if not isinstance(entries, list):
         allowed = "a list of entries such as `- override /lora: default`"
         return [Problem(f"defaults ({location})", repr(entries), allowed=allowed)]
-    problems = []
+    problems, settings = [], read_yaml(file).get("hydra")
+    if isinstance(settings, dict) and "searchpath" in settings:
+        problems.append(_no_search_path(f"hydra.searchpath ({location})"))
     for entry in entries:
         if isinstance(entry, str) and entry not in ("_self_", *options["recipe"]):
             match = nearest(entry, options["recipe"])

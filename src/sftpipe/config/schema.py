@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Optional
 
+_SEEDS = 2**32 - 1  # numpy takes no larger one
+
 
 def _choice(*choices: str) -> Any:
     """A string field that takes one of `choices`; the first is the default."""
@@ -251,7 +253,7 @@ class DatasetConfig:
     # the order of the splits in the file; the last takes the rest
     split_order: list[str] = field(default_factory=lambda: ["train", "validation", "test"])
     # shuffle before splitting; default: keep the order of the file
-    shuffle_seed: Optional[int] = None
+    shuffle_seed: Optional[int] = _at_least(0, _SEEDS, default=None)
     # at most so many rows of each split
     limit: Optional[int] = _at_least(1, default=None)
     # read the source row by row and stop at `limit`
@@ -334,9 +336,9 @@ class PreflightConfig:
     """Limits that the data must keep before the first step."""
 
     # share of rows that teach nothing: unreadable, or without a trained token
-    max_empty_rows: float
+    max_empty_rows: float = _at_least(0, 1)
     # share of rows that are dropped for their length (over_length=drop, truncate)
-    max_over_length_rows: float
+    max_over_length_rows: float = _at_least(0, 1)
     # rows that are in two splits
     duplicates: str = _choice("error", "warn")
     # texts that hold special tokens of the chat template
@@ -374,7 +376,7 @@ class EvaluationConfig:
     # draw each token of an answer, by `seed`, instead of taking the most likely one
     do_sample: bool = False
     # of do_sample: below 1 likely tokens get likelier
-    temperature: float = 1.0
+    temperature: float = _at_least(0, default=1.0)
     # of do_sample: draw among so many; 0: among all
     top_k: int = _at_least(0, default=50)
     # prompts that are answered together
@@ -418,7 +420,7 @@ class GenerateConfig:
     # prompts that are answered together
     batch_size: Optional[int] = _at_least(1, default=None)
     # of do_sample; null: the run's seed
-    seed: Optional[int] = _at_least(0, default=None)
+    seed: Optional[int] = _at_least(0, _SEEDS, default=None)
     max_new_tokens: Optional[int] = _at_least(1, default=None)
     # an answer does not end before it has so many
     min_new_tokens: Optional[int] = _at_least(0, default=None)
@@ -438,7 +440,7 @@ class GenerateConfig:
     # above 1: beam search
     num_beams: Optional[int] = _at_least(1, default=None)
     # of num_beams: above 0 favours longer answers
-    length_penalty: Optional[float] = None
+    length_penalty: Optional[float] = _at_least(-100, 100, default=None)
 
 
 @dataclass
@@ -528,7 +530,7 @@ class TrainConfig:
     tracking: Optional[TrackingConfig]
     # name of the recipe, for the run folder
     recipe: Optional[str] = None
-    seed: int = _at_least(0, default=42)
+    seed: int = _at_least(0, _SEEDS, default=42)
     # rows longer than sft.max_length
     over_length: str = _choice("error", "drop", "truncate")
     # packages and modules that dotted paths may name, beside sftpipe

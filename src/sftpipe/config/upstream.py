@@ -1,4 +1,4 @@
-"""Field names and types of the upstream config classes, read from their installed sources.
+"""Field names, types and values of the upstream config classes, read from installed sources.
 
 `BitsAndBytesConfig` takes any keyword without complaint and importing `SFTConfig` costs seconds of
 torch, so the sources are parsed with `ast` instead: exact for the versions that are installed, and
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -192,15 +193,7 @@ def generation_fields() -> tuple[str, ...]:
     Its constructor takes any keyword, so only the source knows them.
     """
     source = _package_dir("transformers") / "generation" / "configuration_utils.py"
-    tree = ast.parse(source.read_text(encoding="utf-8"))
-    (cls,) = (
-        node
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and node.name == "GenerationConfig"
-    )
-    (init,) = (
-        node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"
-    )
+    init = _function(_class(source, "GenerationConfig").body, "__init__")
     return tuple(
         str(node.args[0].value)
         for node in ast.walk(init)
@@ -277,10 +270,8 @@ def _package_dir(package: str) -> Path:
 
 def _class_fields(source: Path, class_name: str) -> dict[str, str | None]:
     """Dataclass fields of a class; the parameters of its `__init__` where it is no dataclass."""
-    tree = ast.parse(source.read_text(encoding="utf-8"))
-    classes = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
     fields: dict[str, str | None] = {}
-    for node in classes[class_name]:
+    for node in _class(source, class_name).body:
         if isinstance(node, ast.AnnAssign) and _is_init_field(node):
             fields[ast.unparse(node.target)] = ast.unparse(node.annotation)
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
@@ -288,6 +279,31 @@ def _class_fields(source: Path, class_name: str) -> dict[str, str | None]:
                 annotation = argument.annotation
                 fields[argument.arg] = ast.unparse(annotation) if annotation else None
     return fields
+
+
+@functools.cache
+def _tree(source: Path) -> ast.Module:
+    return ast.parse(source.read_text(encoding="utf-8"))
+
+
+def _class(source: Path, name: str) -> ast.ClassDef:
+    classes = (node for node in _tree(source).body if isinstance(node, ast.ClassDef))
+    return next(node for node in classes if node.name == name)
+
+
+def _function(body: list[ast.stmt], name: str) -> ast.FunctionDef:
+    functions = (node for node in body if isinstance(node, ast.FunctionDef))
+    return next(node for node in functions if node.name == name)
+
+
+def _assigned(body: list[ast.stmt], name: str) -> ast.expr:
+    """What a name is assigned to, with or without an annotation."""
+    for node in body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        value = getattr(node, "value", None)
+        if any(isinstance(one, ast.Name) and one.id == name for one in targets) and value:
+            return typing.cast(ast.expr, value)
+    raise LookupError(name)
 
 
 def _is_init_field(node: ast.AnnAssign) -> bool:
@@ -303,6 +319,130 @@ def _is_init_field(node: ast.AnnAssign) -> bool:
         and keyword.value.value is False
         for keyword in keywords
     )
+
+
+# --- the values that upstream's sources list ------------------------------------------------------
+
+_ENUMS = {
+    "OptimizerNames": "training_args.py",
+    "DebugOption": "debug_utils.py",
+    **dict.fromkeys(
+        ("SchedulerType", "IntervalStrategy", "SaveStrategy", "HubStrategy"), "trainer_utils.py"
+    ),
+}
+
+
+def enum_values(name: str) -> tuple[str, ...]:
+    """The values of one of transformers' enums, in their order."""
+    return tuple(_members(name).values())
+
+
+@functools.cache
+def _members(name: str) -> dict[str, str]:
+    """{name of a member: its value} of an enum."""
+    cls = _class(_package_dir("transformers") / _ENUMS[name], name)
+    return {
+        ast.unparse(node.targets[0]): ast.literal_eval(node.value)
+        for node in cls.body
+        if isinstance(node, ast.Assign)
+    }
+
+
+@functools.cache
+def field_choices(field: str) -> tuple[str, ...]:
+    """The `choices` in the metadata of a field of `TrainingArguments`."""
+    source = _package_dir("transformers") / "training_args.py"
+    call = _assigned(_class(source, "TrainingArguments").body, field)
+    for node in ast.walk(call):
+        if isinstance(node, ast.Dict):
+            pairs = zip(node.keys, node.values, strict=True)
+            for key, value in pairs:
+                if isinstance(key, ast.Constant) and key.value == "choices":
+                    return tuple(ast.literal_eval(value))
+    raise LookupError(field)
+
+
+def literal_values(class_name: str, field: str) -> tuple[str, ...]:
+    """The values in the `Literal[...]` of a field's annotation."""
+    annotation = upstream_fields(class_name)[field] or ""
+    return tuple(
+        str(one.value)
+        for node in ast.walk(ast.parse(annotation, mode="eval"))
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal"
+        for one in ast.walk(node.slice)
+        if isinstance(one, ast.Constant)
+    )
+
+
+# what the trainer itself hands to the function of a schedule
+_OF_TRAINER = {"self", "optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+# schedules that transformers calls without the keywords of the config
+_BARE = ("constant", "constant_with_warmup")
+
+
+@functools.cache
+def scheduler_arguments(schedule: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Keywords of a schedule for `lr_scheduler_kwargs`: (all, those without a default)."""
+    source = _package_dir("transformers") / "optimization.py"
+    functions = _assigned(_tree(source).body, "TYPE_TO_SCHEDULER_FUNCTION")
+    assert isinstance(functions, ast.Dict)
+    members = _members("SchedulerType")
+    named = {
+        members[ast.unparse(key).rpartition(".")[2]]: ast.unparse(value)
+        for key, value in zip(functions.keys, functions.values, strict=True)
+        if key is not None
+    }
+    if schedule not in named or schedule in _BARE:
+        return (), ()
+    function = _function(_tree(source).body, named[schedule])
+    if schedule == "reduce_lr_on_plateau":
+        torch = _package_dir("torch") / "optim" / "lr_scheduler.py"
+        function = _function(_class(torch, "ReduceLROnPlateau").body, "__init__")
+    elif function.args.kwarg is not None:  # a class behind it takes them
+        function = _function(_class(source, "GreedyLR").body, "__init__")
+    names = [one.arg for one in function.args.args]
+    bare = names[: len(names) - len(function.args.defaults)]
+    known = tuple(name for name in names if name not in _OF_TRAINER)
+    return known, tuple(name for name in bare if name not in _OF_TRAINER)
+
+
+@functools.cache
+def optimizer_arguments(optimizer: str) -> tuple[str, ...]:
+    """The names that transformers reads of `optim_args` for an optimizer."""
+    body = _tree(_package_dir("transformers") / "trainer_optimizer.py").body
+    table = _assigned(body, "_OPTIMIZER_HANDLERS")
+    assert isinstance(table, ast.Dict)
+    members = _members("OptimizerNames")
+    handlers = {}
+    for key, value in zip(table.keys, table.values, strict=True):
+        if key is not None:
+            handlers[members[ast.unparse(key).rpartition(".")[2]]] = ast.unparse(value)
+        elif isinstance(value, ast.Call):  # **dict.fromkeys(LIST, function)
+            names, function = map(ast.unparse, value.args)
+            for one in ast.walk(_assigned(body, names)):
+                if isinstance(one, ast.Attribute):
+                    handlers[members[one.attr]] = function
+    handler = handlers.get(optimizer, "")
+    # the function of bitsandbytes reads them for one of its optimizers; to another it hands texts
+    if not handler or ("bitsandbytes" in handler and "ademamix" not in optimizer):
+        return ()
+    return tuple(dict.fromkeys(_names_read(_function(body, handler))))
+
+
+def _names_read(function: ast.FunctionDef) -> list[str]:
+    """Strings that a function looks up in `ctx.optim_args`, one by one or in a loop."""
+    found: list[str] = []
+    for node in ast.walk(function):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("ctx.optim_args."):
+            found += [str(one.value) for one in node.args[:1] if isinstance(one, ast.Constant)]
+        elif isinstance(node, ast.Compare) and ast.unparse(node.comparators[0]) == "ctx.optim_args":
+            found += [str(node.left.value)] if isinstance(node.left, ast.Constant) else []
+        elif isinstance(node, ast.For) and isinstance(node.iter, ast.Tuple):
+            found += ast.literal_eval(node.iter)
+    return found
+
+
+# --- types ----------------------------------------------------------------------------------------
 
 
 def accepts(annotation: str | None, value: object) -> bool:

@@ -5,6 +5,7 @@ The config comes with the weights, or `model.config` describes it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -40,6 +41,28 @@ def model_config(cfg: ModelConfig, weights: Weights) -> PretrainedConfig:
         return AutoConfig.for_model(kind, **described)
     except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
         raise rejected(error) from None
+
+
+_VOCABULARY, _WIDTH = 512, 256  # of the small model: tokens, and the inner width of its MLP
+
+
+def small_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of a model of the same class that is built and run in a moment.
+
+    It masks as the whole one does, and its modules have the same names: it has two layers, or one
+    of each kind of layer if there are more.
+    """
+    config = copy.deepcopy(config)
+    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
+    config.num_hidden_layers = max(2, len(kinds))
+    if kinds:
+        config.layer_types = (kinds * 2)[: config.num_hidden_layers]
+    config.vocab_size = min(config.vocab_size, _VOCABULARY)
+    config.pad_token_id, config.bos_token_id, config.eos_token_id = 0, 1, 2
+    for name in ("intermediate_size", "moe_intermediate_size", "ffn_dim"):
+        if isinstance(getattr(config, name, None), int):
+            setattr(config, name, min(getattr(config, name), _WIDTH))
+    return config
 
 
 def rejected(error: Exception) -> ModelError:

@@ -6,26 +6,24 @@ own class. T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sftpipe.config.schema import PACKING, ModelConfig, TrainConfig
 from sftpipe.data.packing import Collator, Isolation
 from sftpipe.errors import ModelError, Problem, one_line
-from sftpipe.model.architecture import model_config
+from sftpipe.model.architecture import model_config, small_config
 from sftpipe.model.weights import Weights
 from sftpipe.storage import cached, digest, sha256_cached, write_json
 
 LENGTHS = (6, 9, 7)  # tokens of the three sequences
 # differences below are rounding; leaks begin near 0.05
 EXACT = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 1e-2}
-_VOCABULARY, _WIDTH = 512, 256  # of the small model: tokens, and the inner width of its MLP
 
 
 def find_isolation(cfg: TrainConfig, weights: Weights) -> Isolation | None:
@@ -50,7 +48,7 @@ def small_isolation(cfg: ModelConfig, weights: Weights) -> Isolation:
     Raises:
         ModelError: sequences leak whatever is given to the model.
     """
-    config = _small(model_config(cfg, weights))
+    config = small_config(model_config(cfg, weights))
     extra = (
         {}
         if cfg.attn_implementation in ("auto", "flash_attention_2")
@@ -175,18 +173,3 @@ def _logits(model: PreTrainedModel, sequences: list[list[int]], method: str) -> 
             return model(**inputs, use_cache=False).logits[0].float()
     finally:
         model.train(was_training)
-
-
-def _small(config: PretrainedConfig) -> PretrainedConfig:
-    """The config of a model that is built and run in a moment, and masks as the whole one does."""
-    config = copy.deepcopy(config)
-    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
-    config.num_hidden_layers = max(2, len(kinds))
-    if kinds:
-        config.layer_types = (kinds * 2)[: config.num_hidden_layers]
-    config.vocab_size = min(config.vocab_size, _VOCABULARY)
-    config.pad_token_id, config.bos_token_id, config.eos_token_id = 0, 1, 2
-    for name in ("intermediate_size", "moe_intermediate_size", "ffn_dim"):
-        if isinstance(getattr(config, name, None), int):
-            setattr(config, name, min(getattr(config, name), _WIDTH))
-    return config

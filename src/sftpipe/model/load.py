@@ -117,6 +117,8 @@ def quantization_config(
     fields = dict(quantization)
     if fields.get("bnb_4bit_compute_dtype") == "auto":
         fields["bnb_4bit_compute_dtype"] = precision.compute
+    if "llm_int8_threshold" in fields:  # it takes no whole number
+        fields["llm_int8_threshold"] = float(fields["llm_int8_threshold"])
     return BitsAndBytesConfig(**fields)
 
 

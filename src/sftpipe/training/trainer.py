@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import RandomWindows
 from sftpipe.data.prepare import PreparedData
-from sftpipe.errors import ConfigError, ModelError, Problem, override
+from sftpipe.errors import ConfigError, ModelError, Problem, one_line, override
 from sftpipe.model.precision import Precision
 from sftpipe.storage import publish_files, publish_folder
 from sftpipe.training.callbacks import Counter, EarlyStopping, EpochEnd, LogFile, Unlogged
@@ -41,7 +41,8 @@ def build_arguments(
         ConfigError: transformers or TRL rejects a value, or it needs a GPU.
     """
     fields = {
-        name: value
+        # torch takes no whole number for a beta
+        name: float(value) if name.startswith("adam_") else value
         for name, value in sft.items()
         if name not in ("resume_from_checkpoint", "max_length")
     }
@@ -67,7 +68,7 @@ def build_arguments(
             packing=False,
             shuffle_dataset=False,
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError, OSError) as error:
         raise ConfigError(
             Problem("sft", f"SFTConfig refuses it: {error}", fix="see SFTConfig in TRL's docs")
         ) from None
@@ -106,8 +107,10 @@ def build_trainer(
             peft_config=adapter,
         )
     except ValueError as error:
-        found = f"the adapter does not fit the model: {error}"
-        raise ModelError(Problem("lora", found, fix="see lora.target_modules")) from None
+        group = "lora" if adapter else "sft"
+        found = f"TRL or PEFT refuses it with this model: {one_line(error)}"
+        fix = "another value of the key that it names"
+        raise ModelError(Problem(group, found, fix=fix)) from None
     if data.preflight.packing and data.preflight.packing.strategy == "blocks":
         trainer.train_dataset = RandomWindows(data.train)
     trainer.add_callback(LogFile(log))
