@@ -13,6 +13,7 @@ import encodings.aliases
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sftpipe.config.lora import check_initialisation
 from sftpipe.config.options import how_to_write
 from sftpipe.config.patterns import pattern_fields
 from sftpipe.config.schema import (
@@ -43,6 +44,7 @@ def find_conflicts(cfg: TrainConfig) -> list[Problem]:
     """All conflicts of a config, each with what to type instead."""
     return [
         *_check_quantization(cfg),
+        *(check_initialisation(cfg) if cfg.lora else []),
         *_check_dataset(cfg.dataset, "dataset"),
         *_check_format(cfg.format, "format"),
         *_check_tracking(cfg.tracking),

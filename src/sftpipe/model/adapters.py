@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,10 @@ def lora_config(
     if rows and not {"trainable_token_indices", "modules_to_save"} & fields.keys():
         fields["trainable_token_indices"] = dict(rows)
     try:
-        config = LoraConfig(task_type="CAUSAL_LM", **fields)
+        with warnings.catch_warnings():
+            # of PEFT's conversion of PiSSA, which cannot do this; ours can
+            warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_patt")
+            config = LoraConfig(task_type="CAUSAL_LM", **fields)
     except (TypeError, ValueError) as error:
         found, fix = f"PEFT refuses it: {error}", "see LoraConfig in PEFT's docs"
         raise ModelError(Problem("lora", found, fix=fix)) from None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sftpipe.config.lora import INITIAL_ADAPTER
 from sftpipe.errors import Problem, RunError
 from sftpipe.storage import write_json, write_text
 
@@ -93,6 +94,11 @@ class RunFolder:
     def card(self) -> Path:
         """The model card."""
         return self.path / "README.md"
+
+    @property
+    def initial_adapter(self) -> Path:
+        """What a PiSSA or OLoRA adapter began as; a resumed run makes its base weights of it."""
+        return self.path / INITIAL_ADAPTER
 
     @property
     def hydra(self) -> Path:
