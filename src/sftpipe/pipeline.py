@@ -34,7 +34,7 @@ from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.load import Run, load_run
 from sftpipe.runs.plan import RunPlan, plan_run
 from sftpipe.runs.write import open_run
-from sftpipe.tables import parameter_line, preflight_summary, run_lines
+from sftpipe.tables import adapter_line, parameter_line, preflight_summary, run_lines
 from sftpipe.terminal import console, quiet, quiet_libraries
 from sftpipe.tokenizer.make import make_tokenizer
 
@@ -57,9 +57,11 @@ def prepare(
     with quiet(), quiet_libraries():
         from sftpipe.model.architecture import check_windows
         from sftpipe.model.isolation import find_isolation
+        from sftpipe.model.targets import check_targets
 
         weights = weights or find_weights(cfg.model, cfg.seed)
         check_windows(cfg, weights)
+        check_targets(cfg, weights)
         sources = load_sources(cfg.dataset, cfg.format, cfg.allowed_targets)
         sources = call_row_functions(sources, cfg)
         tokenizer, new_tokens = make_tokenizer(
@@ -141,6 +143,9 @@ def train(cfg: TrainConfig, plan: RunPlan | None = None) -> Run:
 
         adapter = adapters.make_adapter(cfg.lora, model, weights, data.trained_tokens())
         trainer = build_trainer(arguments, model, adapter, data, precision, folder.log)
+        if adapter is not None:
+            modules = adapters.adapted_modules(trainer.model)
+            console.print(adapter_line(modules, adapter.r), markup=False)
         console.print(parameter_line(*adapters.count_parameters(trainer.model)))
         questions = sample_questions(cfg, data, trainer.model.config)
         record = Record(folder, trainer, data, cfg.evaluation, questions, plan.checkpoint)

@@ -106,6 +106,7 @@ def test_first_weights_that_are_lost_end_the_resumed_run(
     assert told(error) == {str(tmp_path / "initial_adapter"): ()}
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
 def test_a_tied_output_embedding_cannot_be_split(
     tiny_model: Path, data: PreparedData, tmp_path: Path
 ) -> None:

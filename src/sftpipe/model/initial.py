@@ -112,16 +112,18 @@ def _layers(model: PeftModel, init: str) -> dict[str, LoraLayer]:
     }
     shared = _shared(model)
     for name, layer in layers.items():
-        weight = getattr(layer.get_base_layer(), "weight", None)
+        base = layer.get_base_layer()
+        weight = getattr(base, "weight", None)
         turned = init == "olora" and getattr(layer, "fan_in_fan_out", False)
-        if weight is None or weight.ndim != 2 or turned or id(weight) in shared:
-            last = name.rpartition(".")[2]
-            why = "whose weight is also another module's" if weight is not None else "as this one"
-            if turned or (weight is not None and id(weight) not in shared):
-                why = f"of the kind {type(layer.get_base_layer()).__name__}"
-            found = f"{init} does not work for {last}, {why}"
-            fix = "`lora.init_lora_weights=true`"
-            raise ModelError(Problem("lora.init_lora_weights", found, fix=fix))
+        if weight is None or weight.ndim != 2 or turned:
+            why = f"a {type(base).__name__}"
+        elif id(weight) in shared:
+            why = "whose weights are also those of another module"
+        else:
+            continue
+        found = f"{init} cannot start from {name.rpartition('.')[2]}, {why}"
+        fix = "`lora.init_lora_weights=true`"
+        raise ModelError(Problem("lora.init_lora_weights", found, fix=fix))
     return layers
 
 
