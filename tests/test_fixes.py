@@ -38,6 +38,7 @@ SOURCES = Path(sftpipe.__file__).parent
 
 # {source of the part: a sample}; where a name means something else in another text, see TEXTS
 SAMPLES = {
+    "_DEFAULT": "lora.init_lora_weights=true",
     "_OFF": "evaluation.early_stopping=null",
     "FIX_ROW": "fix or remove the row",
     "example": "sftpipe train recipe=yoda",
@@ -148,6 +149,7 @@ TEXTS: dict[str, dict[str, str]] = {
     "`pip install {needed[1]}`, or `sft.optim=adamw_torch`": {"needed[1]": "galore-torch"},
     "`quantization={other}`, or leave it out": {"other": "int8"},
     "`{key}=null`": {"key": "sft.lr_scheduler_kwargs"},
+    "`{key}={ALL}`": {"key": "lora.target_modules", "ALL": "all-linear"},
     "`sft.save_strategy={evaluates}`, or `sft.load_best_model_at_end=false`": {
         "evaluates": "epoch"
     },
@@ -238,7 +240,7 @@ CALLS: dict[str, tuple[tuple[str, str], ...]] = {
     "override('dataset.encoding', one.encoding)": (("dataset.encoding", "utf-16"),),
     "override(key, match)": (("packing.strategy", "bfd"), ("model.dtype", "bfloat16")),
     "override(key, value)": (("lora.r", "8"), ("loss.response_template", "'a b'")),
-    "override(key, str(folder))": (("model.name_or_path", "outputs/yoda_full/1"),),
+    "override('model.name_or_path', str(folder))": (("model.name_or_path", "outputs/yoda_full/1"),),
     "override(key, f'{{{name}: {rule.example}}}')": (("sft.lr_scheduler_kwargs", "{power: 1.0}"),),
     "override(key, f'{{{examples}}}')": (("sft.lr_scheduler_kwargs", "{min_lr_rate: 0.1}"),),
     "override(key, f'{{{match}: {given[name]}}}')": (
@@ -255,6 +257,13 @@ CALLS: dict[str, tuple[tuple[str, str], ...]] = {
     "override('lora.layers_to_transform', '[0,1]')": (("lora.layers_to_transform", "[0,1]"),),
     "override('run', str(folder))": (("run", "outputs/yoda/1"),),
     "override('run', str(named))": (("run", "outputs/sweep/1"),),
+    "override(key, _list(kept))": (("lora.layers_to_transform", "[0,1]"),),
+    "override(key, str(rank + 1))": (("lora.r", "8"),),
+    "override(key, f\"[{','.join(kept)}]\" if kept else empty)": (
+        ("lora.target_modules", "[q_proj,v_proj]"),
+        ("lora.target_modules", "all-linear"),
+        ("lora.modules_to_save", "null"),
+    ),
     "override(self.key, str(value))": (("lora.r", "16"), ("sft.max_length", "null")),
     "override(where, str(folder))": (("sft.resume_from_checkpoint", "outputs/yoda/1"),),
     "_override('tokenizer.special_tokens', f\"[{','.join(map(_quoted, tokens))}]\")": (
@@ -316,7 +325,6 @@ BASES: list[list[str]] = [
     ["recipe=yoda", "sft.lr_scheduler_type=polynomial"],
     ["recipe=yoda", "sft.lr_scheduler_type=cosine_with_min_lr"],
     ["recipe=yoda", "sft.lr_scheduler_type=cosine_with_restarts"],
-    ["recipe=yoda", "sft.optim=adamw_apex_fused"],
     ["recipe=yoda", "lora.target_modules=[q_proj]"],
 ]
 

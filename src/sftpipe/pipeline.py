@@ -36,7 +36,7 @@ from sftpipe.runs.load import Run, load_run
 from sftpipe.runs.lock import held
 from sftpipe.runs.plan import RunPlan, check_still_true, plan_run
 from sftpipe.runs.write import open_run, use_threads, write_hydra
-from sftpipe.tables import parameter_line, preflight_summary, run_lines
+from sftpipe.tables import adapter_line, parameter_line, preflight_summary, run_lines
 from sftpipe.terminal import console, quiet, quiet_libraries
 from sftpipe.tokenizer.make import make_tokenizer
 
@@ -59,9 +59,11 @@ def prepare(
     with quiet(), quiet_libraries():
         from sftpipe.model.architecture import check_windows
         from sftpipe.model.isolation import find_isolation
+        from sftpipe.model.targets import check_targets
 
         weights = weights or find_weights(cfg.model, cfg.seed)
         check_windows(cfg, weights)
+        check_targets(cfg, weights)
         sources = load_sources(cfg.dataset, cfg.format, cfg.allowed_targets)
         sources = call_row_functions(sources, cfg)
         tokenizer, new_tokens = make_tokenizer(
@@ -169,6 +171,9 @@ def train(
 
         adapter = adapters.make_adapter(cfg.lora, model, weights, data.trained_tokens())
         trainer = build_trainer(arguments, model, adapter, data, precision, folder.log)
+        if adapter is not None:
+            modules = adapters.adapted_modules(trainer.model)
+            console.print(adapter_line(modules, adapter.r), markup=False)
         console.print(parameter_line(*adapters.count_parameters(trainer.model)))
         questions = sample_questions(cfg, data, trainer.model.config)
         record = Record(folder, trainer, data, cfg.evaluation, questions, plan.checkpoint)

@@ -173,6 +173,13 @@ def parameter_line(trained: int, total: int) -> str:
     return f"training  {trained:,} of {total:,} parameters ({trained / total:.2%})"
 
 
+def adapter_line(modules: Sequence[str], rank: int) -> str:
+    """Which kinds of modules have an adapter, and how many modules that are."""
+    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in modules))
+    counts = f"{len(kinds)} kinds, {len(modules)} modules"
+    return f"adapter   {', '.join(kinds)} ({counts}), r={rank}"
+
+
 def print_run(run: Run) -> None:
     """The numbers of a run, and its answers before and after, on stdout."""
     from sftpipe.runs.folder import RunFolder

@@ -285,12 +285,12 @@ def test_a_sweep_in_place_of_a_run_is_told_with_its_jobs(golden_error: Pin) -> N
     golden_error(error)
 
 
-def test_more_epochs_are_another_run_and_the_two_ways_to_them_are_named() -> None:
+def test_more_epochs_are_another_run_and_the_way_to_them_is_named() -> None:
     begin(Path("mine"), config("recipe=yoda"), steps=(2,), complete=True)
     begin(Path("full"), config("recipe=yoda", "lora=none", "quantization=none"), steps=(2,))
 
     longer = config("recipe=yoda", "sft.num_train_epochs=9", f"{RESUME}=mine")
-    assert "lora.init_from=mine" in refusal(longer).problems[0].commands
+    assert "sft.num_train_epochs was 1.0 and is 9" in refusal(longer).problems[0].found
     words = ("lora=none", "quantization=none", "sft.max_steps=900", f"{RESUME}=full")
     error = refusal(config("recipe=yoda", *words))
     assert "model.name_or_path=full" in error.problems[0].commands
@@ -394,7 +394,7 @@ def test_weights_alone_are_not_gone_on_from(golden_error: Pin) -> None:
 
 
 def test_a_best_checkpoint_that_is_gone_is_told_before_training(golden_error: Pin) -> None:
-    best = ("+sft.load_best_model_at_end=true", "sft.eval_strategy=steps", "+sft.eval_steps=100")
+    best = ("+sft.load_best_model_at_end=true", "sft.eval_strategy=steps", "+sft.eval_steps=20")
     cfg = config(f"{RESUME}=mine", *best)
     begin(Path("mine"), cfg, steps=(2,))
     with publish_folder(Path("mine/checkpoint-6")) as partial:
@@ -658,8 +658,8 @@ def test_how_often_is_logged_decides_where_it_says_how_often_is_evaluated() -> N
 @pytest.mark.parametrize(
     "best",
     [
-        ["+sft.load_best_model_at_end=true", "sft.eval_strategy=steps", "+sft.eval_steps=100"],
-        ["sft.save_strategy=best", "sft.eval_strategy=steps", "+sft.eval_steps=100"],
+        ["+sft.load_best_model_at_end=true", "sft.eval_strategy=steps", "+sft.eval_steps=20"],
+        ["sft.save_strategy=best", "sft.eval_strategy=steps", "+sft.eval_steps=20"],
     ],
 )
 def test_when_checkpoints_are_written_decides_where_the_best_of_them_is_kept(

@@ -43,7 +43,6 @@ def test_a_right_config_passes_and_moves_no_random_state(tiny_model: Path) -> No
 ONLY_OBJECTS = {
     "lora.target_modules=[foo]": "lora.target_modules",
     "lora.target_modules=[lm_head]": "lora.target_modules",
-    "lora.init_lora_weights=corda": "lora.init_lora_weights",
     "sft.router_aux_loss_coef=0.1": "sft.router_aux_loss_coef",
     "sft.lr_scheduler_type=polynomial sft.lr_scheduler_kwargs={lr_end:0.5}": (
         "sft.lr_scheduler_kwargs"

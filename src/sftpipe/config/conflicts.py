@@ -13,6 +13,7 @@ import encodings.aliases
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sftpipe.config.lora import check_initialisation
 from sftpipe.config.options import how_to_write
 from sftpipe.config.patterns import pattern_fields
 from sftpipe.config.schema import (
@@ -44,6 +45,7 @@ def find_conflicts(cfg: TrainConfig) -> list[Problem]:
     return [
         *_check_quantization(cfg),
         *find_upstream_conflicts(cfg),
+        *(check_initialisation(cfg) if cfg.lora else []),
         *_check_dataset(cfg.dataset, "dataset"),
         *_check_format(cfg.format, "format"),
         *_check_tracking(cfg.tracking),

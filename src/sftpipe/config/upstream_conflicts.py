@@ -26,7 +26,6 @@ def find_upstream_conflicts(cfg: TrainConfig) -> list[Problem]:
         *_check_best(cfg),
         *_check_bits(cfg.quantization),
         *_check_adapter(cfg.lora),
-        *_check_quantized_adapter(cfg),
     ]
 
 
@@ -140,21 +139,4 @@ def _check_adapter(lora: Mapping[str, Any]) -> list[Problem]:
         other = "lora.use_dora=true" if lora.get("use_dora") else f"lora.init_lora_weights={start}"
         found = f"true, and PEFT has no bias with {other}"
         problems.append(Problem("lora.lora_bias", found, fix="`lora.lora_bias=false`"))
-    return problems
-
-
-def _check_quantized_adapter(cfg: TrainConfig) -> list[Problem]:
-    """Initialisations that change the base weights, and DoRA, on quantized weights."""
-    if not cfg.quantization or not cfg.lora:
-        return []
-    problems, start = [], str(cfg.lora.get("init_lora_weights", True))
-    if start.startswith(("pissa", "corda", "loftq", "orthogonal", "mica")):
-        found = f"{start!r} starts from the numbers of the base weights, which are quantized"
-        fix = "`quantization=none`, or `lora.init_lora_weights=true`"
-        where = "lora.init_lora_weights + quantization"
-        problems.append(Problem(where, found, fix=fix))
-    if cfg.lora.get("use_dora") and cfg.quantization.get("load_in_8bit"):
-        found = "DoRA needs the numbers of the base weights, which PEFT cannot read from int8"
-        fix = "`quantization=nf4`, or `lora.use_dora=false`"
-        problems.append(Problem("lora.use_dora + quantization", found, fix=fix))
     return problems

@@ -6,5 +6,7 @@ architecture.py   ModelConfig, Weights                -> PretrainedConfig; check
 isolation.py      ModelConfig, Weights                -> Isolation of packed sequences, measured
 load.py           ModelConfig, Weights, Precision     -> PreTrainedModel
 embedding.py      PreTrainedModel, tokenizer          -> the same model, with a row for each token
+targets.py        the `lora` group, a model           -> nothing, where it trains what it names
+initial.py        PeftModel                           -> PiSSA and OLoRA taken out of the base
 adapters.py       the `lora` group, PreTrainedModel   -> LoraConfig, PeftModel
 """

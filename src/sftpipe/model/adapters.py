@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from sftpipe.errors import ModelError, Problem
 from sftpipe.model.embedding import is_tied
+from sftpipe.model.targets import check_matches
 from sftpipe.model.weights import Weights
 
 
@@ -20,8 +23,10 @@ def make_adapter(
     """The adapter of a run, which also trains the rows of new tokens; None with lora=none.
 
     Raises:
-        ModelError: see `token_rows` and `lora_config`.
+        ModelError: see `check_matches`, `token_rows` and `lora_config`.
     """
+    if lora:
+        check_matches(lora, model)
     return lora_config(lora, weights, token_rows(model, new_tokens)) if lora else None
 
 
@@ -67,7 +72,10 @@ def lora_config(
     if rows and not {"trainable_token_indices", "modules_to_save"} & fields.keys():
         fields["trainable_token_indices"] = dict(rows)
     try:
-        config = LoraConfig(task_type="CAUSAL_LM", **fields)
+        with warnings.catch_warnings():
+            # of PEFT's conversion of PiSSA, which cannot do this; ours can
+            warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_patt")
+            config = LoraConfig(task_type="CAUSAL_LM", **fields)
     except (TypeError, ValueError) as error:
         found, fix = f"PEFT refuses it: {error}", "see LoraConfig in PEFT's docs"
         raise ModelError(Problem("lora", found, fix=fix)) from None
@@ -97,6 +105,11 @@ def load_adapter(base: PreTrainedModel, folder: str) -> PeftModel:
             )
         )
     return PeftModel.from_pretrained(base, folder)
+
+
+def adapted_modules(model: torch.nn.Module) -> list[str]:
+    """The names of the modules that have an adapter; empty where all weights are trained."""
+    return [name for name, one in model.named_modules() if isinstance(one, LoraLayer)]
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from sftpipe.config.lora import INITIAL_ADAPTER
 from sftpipe.errors import Problem, RunError
 from sftpipe.storage import write_json, write_text
 
@@ -100,6 +101,11 @@ class RunFolder:
     def lock(self) -> Path:
         """Held by the process that trains the run: who, where and since when."""
         return self.path / ".lock"
+
+    @property
+    def initial_adapter(self) -> Path:
+        """What a PiSSA or OLoRA adapter began as; a resumed run makes its base weights of it."""
+        return self.path / INITIAL_ADAPTER
 
     @property
     def hydra(self) -> Path:

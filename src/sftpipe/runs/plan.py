@@ -104,7 +104,7 @@ def _plan_from(cfg: TrainConfig, path: Path, where: str) -> RunPlan:
         raise RunError(Problem(where, f"{path} is not in run={cfg.run}", fix="leave run out"))
     _check_same_run(cfg, folder, where)
     if RunFolder(folder).complete.exists():
-        fix = f"leave it out to start a new run; {_train_further(cfg, folder)}"
+        fix = f"leave it out to start a new run{_train_further(cfg, folder)}"
         raise RunError(Problem(where, f"{folder} is finished", fix=fix))
     if is_checkpoint and not is_whole(path):
         found = f"{path} is damaged: its files are not those that were hashed"
@@ -234,11 +234,11 @@ def _check_same_run(cfg: TrainConfig, folder: Path, where: str) -> None:
     as_before = f"`{typed}` as it was" if typed else "the same config"
     fix = f"{as_before}; or start a new run, without {_RESUME}"
     if any(one.key in LONGER for one in changed):
-        fix = f"{fix}; {_train_further(cfg, folder)}"
+        fix += _train_further(cfg, folder)
     raise RunError(Problem(where, found, fix=fix))
 
 
 def _train_further(cfg: TrainConfig, folder: Path) -> str:
-    """How a trained model is trained on, as a run of its own."""
-    key = "lora.init_from" if cfg.lora else "model.name_or_path"
-    return f"{override(key, str(folder))} trains its model further, in a new run"
+    """How trained weights are trained on, as a run of their own; of an adapter there is no way."""
+    further = override("model.name_or_path", str(folder))
+    return "" if cfg.lora else f"; {further} trains its model further, in a new run"

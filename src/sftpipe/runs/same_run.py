@@ -27,7 +27,6 @@ FREE = (
     "tracking",
     "dataset.data_files",
     "dataset.num_proc",
-    "lora.init_from",
     "preflight.max_empty_rows",
     "preflight.max_over_length_rows",
     "preflight.duplicates",

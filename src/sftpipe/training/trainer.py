@@ -20,10 +20,12 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
+from sftpipe.config.lora import INITIAL_ADAPTER
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import RandomWindows
 from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import ConfigError, ModelError, Problem, one_line, override
+from sftpipe.model.initial import make_plain, start_from_base, takes_from_base
 from sftpipe.model.precision import Precision
 from sftpipe.storage import publish_files, publish_folder
 from sftpipe.training.callbacks import Counter, EarlyStopping, EpochEnd, LogFile, Unlogged
@@ -95,6 +97,8 @@ def build_trainer(
     Raises:
         ModelError: PEFT or TRL rejects the model with this adapter.
     """
+    if init := getattr(adapter, "init_lora_weights", None) if takes_from_base(adapter) else None:
+        adapter.init_lora_weights = True  # type: ignore[union-attr]
     try:
         trainer = SFTPipeTrainer(
             adapter_dtype=precision.trained,
@@ -107,10 +111,12 @@ def build_trainer(
             peft_config=adapter,
         )
     except ValueError as error:
-        group = "lora" if adapter else "sft"
         found = f"TRL or PEFT refuses it with this model: {one_line(error)}"
-        fix = "another value of the key that it names"
-        raise ModelError(Problem(group, found, fix=fix)) from None
+        where, fix = "lora" if adapter else "sft", "another value of the key that it names"
+        raise ModelError(Problem(where, found, fix=fix)) from None
+    if init:
+        trainer.initial = Path(arguments.output_dir) / INITIAL_ADAPTER
+        start_from_base(trainer.model, init, trainer.initial, arguments.seed)
     if data.preflight.packing and data.preflight.packing.strategy == "blocks":
         trainer.train_dataset = RandomWindows(data.train)
     trainer.add_callback(LogFile(log))
@@ -172,6 +178,8 @@ class SFTPipeTrainer(SFTTrainer):
         self._tr_loss, self._globalstep_last_logged = torch.tensor(0.0), 0
         # the folder in which transformers writes the checkpoint that is being made
         self._staging: Path | None = None
+        # what an adapter that was taken out of the base weights began as
+        self.initial: Path | None = None
 
     @property
     def counter(self) -> Counter:
@@ -387,6 +395,8 @@ class SFTPipeTrainer(SFTTrainer):
         check_weights(self)
         with publish_files(Path(self.args.output_dir), self._bytes_trained()) as partial:
             self._save(str(partial))
+            if self.initial is not None:
+                make_plain(partial, self.initial)
             self.state.save_to_json(str(partial / "trainer_state.json"))
 
     def _get_output_dir(self, trial: Any) -> str:
