@@ -23,7 +23,7 @@ from support.errors import places, told
 NAN, INF = math.nan, math.inf
 # key -> (values that pass, values that are refused)
 PROBES: dict[str, tuple[list[Any], list[Any]]] = {
-    "sft.learning_rate": ([0, 1e-4, 1], [-1, 1000.0, NAN, INF, None]),
+    "sft.learning_rate": ([0, 1e-4, 1, 100], [-1, 1000.0, NAN, INF, None]),
     "sft.per_device_train_batch_size": ([1, 8], [0, -1, None]),
     "sft.per_device_eval_batch_size": ([1], [0, -1]),
     "sft.gradient_accumulation_steps": ([1, 4], [0, -1]),
@@ -34,7 +34,7 @@ PROBES: dict[str, tuple[list[Any], list[Any]]] = {
     "sft.adam_beta1": ([0, 0.9], [1, 2, -0.1]),
     "sft.adam_beta2": ([0.999], [2, NAN]),
     "sft.adam_epsilon": ([1e-8], [0, -1]),
-    "sft.weight_decay": ([0, 0.1], [-0.1, NAN, 3]),
+    "sft.weight_decay": ([0, 0.1, 1], [-0.1, NAN, 3]),
     "sft.max_grad_norm": ([0, 1], [-1, NAN]),
     "sft.warmup_steps": ([0, 0.03, 10], [-1, 1.5, NAN]),
     "sft.lr_scheduler_type": (["cosine"], ["zigzag"]),
@@ -147,6 +147,7 @@ TOGETHER: list[tuple[list[str], list[str]]] = [
     (["sft.optim_args='beta=1'"], ["sft.optim_args"]),
     (["sft.optim=sgd", "sft.optim_args=momentum"], ["sft.optim_args"]),
     (["sft.dataloader_prefetch_factor=2"], ["sft.dataloader_prefetch_factor"]),
+    (["sft.optim_target_modules=all-linear"], ["sft.optim_target_modules"]),
     (["sft.load_best_model_at_end=true"], ["sft.load_best_model_at_end"]),
     (
         ["sft.load_best_model_at_end=true", "sft.eval_strategy=epoch"],

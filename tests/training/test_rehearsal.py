@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import random
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +9,13 @@ import pytest
 import torch
 
 from sftpipe.config.schema import TrainConfig
-from sftpipe.config.upstream import enum_values
-from sftpipe.config.values import check_value, package_of
-from sftpipe.data.prepare import PreparedData
-from sftpipe.errors import ConfigError, SftpipeError
+from sftpipe.config.values import check_value
+from sftpipe.errors import ConfigError
 from sftpipe.model.weights import find_weights
 from sftpipe.training.rehearsal import rehearse
-from support.errors import places
+from support.errors import places, refused, told
 from support.models import CPU
-from support.trainers import few, tiny, trainer_of
+from support.trainers import tiny
 
 
 def refusal(cfg: TrainConfig) -> list[str]:
@@ -52,6 +47,12 @@ ONLY_OBJECTS = {
 }
 
 
+def test_activations_are_moved_to_the_cpu_from_another_device(tiny_model: Path) -> None:
+    cfg = tiny(tiny_model, "sft.activation_offloading=true")
+    error = refused(ConfigError, lambda: rehearse(cfg, find_weights(cfg.model), CPU))
+    assert told(error) == {"sft.activation_offloading": ("sft.activation_offloading=false",)}
+
+
 @pytest.mark.parametrize("words", ONLY_OBJECTS)
 def test_what_only_the_objects_find_names_its_key(words: str, tiny_model: Path) -> None:
     assert refusal(tiny(tiny_model, *words.split(" "))) == [ONLY_OBJECTS[words]]
@@ -75,76 +76,3 @@ ONLY_TABLE = [
 @pytest.mark.parametrize(("group", "name", "value"), ONLY_TABLE)
 def test_what_only_the_table_finds(group: str, name: str, value: Any, tiny_model: Path) -> None:
     assert check_value(group, name, value, name)
-
-
-# --- random configs, two real steps ---------------------------------------------------------------
-
-
-def drawn(rng: random.Random) -> list[str]:
-    """A few keys with values that their rules take."""
-    optimizers = [name for name in enum_values("OptimizerNames") if package_of(name) is None]
-    optimizers = [name for name in optimizers if "bnb" not in name and "bit" not in name]
-    choices: dict[str, list[Any]] = {
-        "sft.learning_rate": [0, 1e-5, 1e-3],
-        "sft.optim": [name for name in optimizers if name != "ademamix"],
-        "sft.lr_scheduler_type": ["linear", "cosine", "constant", "polynomial", "inverse_sqrt"],
-        "sft.warmup_steps": [0, 0.5, 1, 10],
-        "sft.weight_decay": [0, 0.1, 0.9],
-        "sft.max_grad_norm": [0, 0.1, 1],
-        "sft.adam_beta1": [0, 0.5, 0.99],
-        "sft.adam_beta2": [0, 0.5, 0.9999],
-        "sft.adam_epsilon": [1e-8, 1],
-        "sft.label_smoothing_factor": [0, 0.1, 0.9],
-        "sft.loss_type": ["nll", "dft"],
-        "sft.neftune_noise_alpha": [1, 10],
-        "sft.gradient_accumulation_steps": [1, 3],
-        "sft.per_device_train_batch_size": [1, 2, 5],
-        "sft.pad_to_multiple_of": [1, 8],
-        "sft.activation_checkpointing": ["true", "false"],
-        "sft.train_sampling_strategy": ["random", "sequential", "group_by_length"],
-        "sft.logging_steps": [1, 0.5],
-        "sft.torch_empty_cache_steps": [1],
-        "sft.include_num_input_tokens_seen": ["all", "non_padding"],
-        "lora.r": [1, 3, 16],
-        "lora.lora_alpha": [1, 64],
-        "lora.lora_dropout": [0, 0.5],
-        "lora.bias": ["none", "all", "lora_only"],
-        "lora.init_lora_weights": ["true", "false", "gaussian", "olora", "pissa", "pissa_niter_2"],
-        "lora.use_rslora": ["true"],
-        "lora.use_dora": ["true"],
-        "lora.rank_pattern": ["{q_proj: 2}"],
-        "lora.modules_to_save": ["[norm]"],
-    }
-    keys = rng.sample(sorted(choices), rng.randint(2, 6))
-    return [f"{key}={rng.choice(choices[key])}" for key in keys]
-
-
-def two_steps(seed: int, model: Path, data: PreparedData, folder: Path) -> str:
-    """ "" for a run that ends right, or for an error of ours; else what went wrong."""
-    words = drawn(random.Random(seed))
-    try:
-        cfg = tiny(model, *words, "sft.max_steps=2", "sft.save_strategy=no")
-        with warnings.catch_warnings():  # TRL says what it will remove one day
-            warnings.simplefilter("ignore", FutureWarning)
-            trainer = trainer_of(cfg, few(data, 12), folder)
-            loss = trainer.train().training_loss
-    except SftpipeError:
-        return ""
-    except Exception as error:
-        return f"{words}: {type(error).__name__}: {error}"
-    return "" if math.isfinite(loss) else f"{words}: {loss}"
-
-
-def test_random_values_train_or_are_refused(
-    tiny_model: Path, data: PreparedData, tmp_path: Path
-) -> None:
-    failures = [two_steps(seed, tiny_model, data, tmp_path / str(seed)) for seed in range(12)]
-    assert [one for one in failures if one] == []
-
-
-@pytest.mark.slow
-def test_five_hundred_random_values_train_or_are_refused(
-    tiny_model: Path, data: PreparedData, tmp_path: Path
-) -> None:
-    failures = [two_steps(seed, tiny_model, data, tmp_path / str(seed)) for seed in range(500)]
-    assert [one for one in failures if one] == []

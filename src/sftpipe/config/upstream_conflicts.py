@@ -22,6 +22,7 @@ def find_upstream_conflicts(cfg: TrainConfig) -> list[Problem]:
         *check_schedule(cfg.sft),
         *check_optimizer_arguments(cfg.sft),
         *_check_read_with(cfg),
+        *_check_optimizer_modules(cfg.sft),
         *_check_metric_schedule(cfg.sft),
         *_check_best(cfg),
         *_check_bits(cfg.quantization),
@@ -44,6 +45,17 @@ def _check_read_with(cfg: TrainConfig) -> list[Problem]:
 
 
 # --- sft ------------------------------------------------------------------------------------------
+
+
+def _check_optimizer_modules(sft: Mapping[str, Any]) -> list[Problem]:
+    """The modules that GaLore and APOLLO are for; the other optimizers have all of them."""
+    key, optimizer = "sft.optim_target_modules", str(sft.get("optim", "adamw_torch"))
+    if not sft.get("optim_target_modules") or optimizer.startswith(("galore_", "apollo_")):
+        return []
+    found = f"nothing reads it with sft.optim={optimizer}"
+    return [
+        Problem(key, found, allowed="an optimizer galore_... or apollo_...", fix=f"`{key}=null`")
+    ]
 
 
 def _check_metric_schedule(sft: Mapping[str, Any]) -> list[Problem]:

@@ -163,7 +163,7 @@ def _sft() -> dict[str, Rule]:
         ),
         "max_length": number(least=1, whole=True, like="1024"),
         # --- optimizer and schedule ---
-        "learning_rate": number(least=0, most=1, like="2e-4"),
+        "learning_rate": number(least=0, most=100, like="2e-4"),
         "lr_scheduler_type": choice(enum_values("SchedulerType"), like="linear"),
         "lr_scheduler_kwargs": _MAPPING,  # see _check_schedule
         "warmup_steps": Rule(
@@ -176,7 +176,7 @@ def _sft() -> dict[str, Rule]:
         "optim": choice(enum_values("OptimizerNames"), like="adamw_torch"),
         "optim_args": _TEXT,  # see _check_optimizer
         "optim_target_modules": _TARGETS,
-        "weight_decay": number(least=0, below=1, like="0.01"),
+        "weight_decay": number(least=0, most=1, like="0.01"),
         "adam_beta1": number(least=0, below=1, like="0.9"),
         "adam_beta2": number(least=0, below=1, like="0.999"),
         "adam_epsilon": number(above=0, most=1, like="1e-8"),
@@ -187,7 +187,7 @@ def _sft() -> dict[str, Rule]:
             "nll, dft",
             lambda value: value in ("nll", "dft"),
             "nll",
-            why="chunked_nll is TRL's old name of nll, which needs no full logits either",
+            why="TRL's chunked_nll is an old name of nll, and sftpipe has no other loss",
         ),
         "router_aux_loss_coef": number(least=0, like="0.001"),
         # --- memory and speed ---

@@ -237,6 +237,15 @@ class SFTPipeTrainer(SFTTrainer):
             return EpochLengthSampler(self.args.seed, sampler)
         return sampler
 
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """All rows: `sft.dataloader_drop_last` is about the batches of training."""
+        drops = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = False
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drops
+
     # --- loss -------------------------------------------------------------------------------------
 
     def _project(

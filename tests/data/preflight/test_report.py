@@ -16,7 +16,7 @@ from tokenizers import Regex, normalizers
 from sftpipe.data.encode import Encoder
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import Isolation
-from sftpipe.data.preflight.checks import pattern_override
+from sftpipe.data.preflight.checks import less_than_one_batch, pattern_override
 from sftpipe.data.preflight.facts import equal_before, padding_of, padding_share
 from sftpipe.data.preflight.report import Preflight, SplitReport, check_data
 from sftpipe.data.prepare import PreparedData, _joined
@@ -322,6 +322,16 @@ def test_no_dropped_row_passes_when_none_is_allowed(tokenizer: Any) -> None:
     )
     error = error_of(with_dropped(1), tokenizer=tokenizer, max_empty_rows=0)
     assert re.findall(r"\d+", error.problems[0].found) == ["1", "100", "1"]
+
+
+def test_rows_that_fill_no_batch_are_refused_where_such_a_batch_is_dropped() -> None:
+    drops = compose(["recipe=yoda", "sft.dataloader_drop_last=true"])
+    (problem,) = less_than_one_batch(7, drops)
+    assert problem.commands == (
+        "sft.dataloader_drop_last=false",
+        "sft.per_device_train_batch_size=7",
+    )
+    assert less_than_one_batch(8, drops) == less_than_one_batch(7, compose(["recipe=yoda"])) == []
 
 
 def test_a_split_without_a_row_left_fails_whatever_is_allowed(tokenizer: Any) -> None:

@@ -219,6 +219,23 @@ def less_than_one_window(find: Findings) -> list[Problem]:
     return [problem] if problem else []
 
 
+def less_than_one_batch(rows: int, cfg: TrainConfig) -> list[Problem]:
+    """`sft.dataloader_drop_last` on so few rows that no step would be made.
+
+    Args:
+        rows: of the training split, after packing.
+        cfg: the config of the run.
+    """
+    size = cfg.sft.get("per_device_train_batch_size", 8)
+    is_random = cfg.packing is not None and cfg.packing.strategy == "blocks"  # windows, not rows
+    if rows >= size or is_random or not cfg.sft.get("dataloader_drop_last"):
+        return []
+    where = "sft.dataloader_drop_last + sft.per_device_train_batch_size"
+    found = f"the one batch that there is has {rows} of {size} rows and is dropped: no step is left"
+    fix = f"`sft.dataloader_drop_last=false`, or `sft.per_device_train_batch_size={rows}`"
+    return [Problem(where, found, fix=fix)]
+
+
 def counts_beyond_sources(find: Findings) -> list[Problem]:
     """A mixture asks a source for more rows than it has; no row is repeated."""
     problems = []

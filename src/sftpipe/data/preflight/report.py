@@ -22,6 +22,7 @@ from sftpipe.data.preflight.checks import (
     RUN_WARNINGS,
     Findings,
     PartFindings,
+    less_than_one_batch,
 )
 from sftpipe.data.preflight.duplicates import Duplicates, find_duplicates
 from sftpipe.data.preflight.facts import padding_of, read_facts
@@ -142,6 +143,7 @@ def check_data(
     run = Findings(parts, found, duplicates, encoder, cfg)
     problems = [problem for one in found for check in PART_ERRORS for problem in check(one)]
     problems += [problem for check in RUN_ERRORS for problem in check(run)]
+    problems += less_than_one_batch(len(rows["train"]), cfg)
     if problems:
         raise DataError(*problems)
     return Preflight(
