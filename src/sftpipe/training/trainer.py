@@ -112,7 +112,9 @@ def build_trainer(
         )
     except ValueError as error:
         found = f"TRL or PEFT refuses it with this model: {one_line(error)}"
-        where, fix = "lora" if adapter else "sft", "another value of the key that it names"
+        where = "lora" if adapter else "sft"
+        where = "lora.target_modules" if "target_modules" in str(error) else where
+        fix = "another value of the key that it names"
         raise ModelError(Problem(where, found, fix=fix)) from None
     if init:
         trainer.initial = Path(arguments.output_dir) / INITIAL_ADAPTER
