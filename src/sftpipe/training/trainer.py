@@ -93,9 +93,9 @@ def build_trainer(
     Raises:
         ModelError: PEFT or TRL rejects the model with this adapter.
     """
-    init = adapter.init_lora_weights if takes_from_base(adapter) else None
-    if init:
-        adapter.init_lora_weights = True
+    init = None
+    if adapter is not None and takes_from_base(adapter):
+        init, adapter.init_lora_weights = adapter.init_lora_weights, True
     try:
         trainer = SFTPipeTrainer(
             adapter_dtype=precision.trained,
