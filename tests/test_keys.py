@@ -101,7 +101,6 @@ SFT = {
     "torch_compile_backend": seen("eager"),
     "torch_compile_mode": seen("max-autotune"),
     "torch_empty_cache_steps": unseen(GPU, "1"),
-    "auto_find_batch_size": unseen("it acts when memory is used up", "true"),
     "accelerator_config": seen("{split_batches: true}"),
     "dataloader_drop_last": seen("true", "sft.max_steps=-1", "sft.per_device_train_batch_size=5"),
     "dataloader_num_workers": seen("1"),

@@ -35,3 +35,9 @@ def test_every_name_is_found() -> None:
     for name, found in INITIALISATIONS.items():
         value = {"true": True, "false": False, NITER: "pissa_niter_16"}.get(name, name)
         assert initialisation(value) is found
+
+
+def test_an_orthogonal_start_needs_even_ranks() -> None:
+    error = config_error(*LORA, f"+{KEY}=orthogonal", "lora.r=7", "+lora.rank_pattern={q_proj: 3}")
+    assert places(error) == ["lora.r", "lora.rank_pattern.q_proj"]
+    assert error.problems[0].commands == ("lora.r=8",)

@@ -53,7 +53,6 @@ PROBES: dict[str, tuple[list[Any], list[Any]]] = {
     "sft.eval_strategy": (["epoch"], ["best"]),
     "sft.train_sampling_strategy": (["random", "group_by_length"], ["shuffle"]),
     "sft.dataloader_multiprocessing_context": (["spawn", None], ["thread"]),
-    "sft.auto_find_batch_size": ([False], [True]),
     "sft.torch_compile_mode": (["default", None], ["fast"]),
     "sft.log_level": (["info"], ["loud"]),
     "lora.r": ([1, 64], [0, -1]),

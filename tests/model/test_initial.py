@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from sftpipe.config.lora import INITIALISATIONS, NITER, initialisation, known_to_peft
 from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import ModelError
-from support.errors import places, refused, told
+from sftpipe.model.initial import start_from_base
+from support.errors import refused, told
+from support.models import llama
 from support.trainers import few, tiny, trainer_of
 
 IDS = torch.arange(2, 34)[None]
@@ -107,10 +109,10 @@ def test_first_weights_that_are_lost_end_the_resumed_run(
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
-def test_a_tied_output_embedding_cannot_be_split(
-    tiny_model: Path, data: PreparedData, tmp_path: Path
-) -> None:
-    words = ["lora.init_lora_weights=pissa", "lora.target_modules=[lm_head]"]
-    error = refused(ModelError, lambda: trainer_of(tiny(tiny_model, *words), data, tmp_path))
+def test_weights_of_two_modules_cannot_be_split(tmp_path: Path) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"], r=2)
+    model = get_peft_model(llama(64, tied=True), config)
+    error = refused(ModelError, lambda: start_from_base(model, "pissa", tmp_path / "first", 0))
     assert "lm_head" in error.problems[0].found
-    assert places(error) == ["lora.target_modules"]
+    assert told(error) == {"lora.init_lora_weights": ("lora.init_lora_weights=true",)}
+    assert not (tmp_path / "first").exists()

@@ -82,13 +82,6 @@ def choice(options: Sequence[Any], *, like: str = "", null: bool | None = None) 
     return Rule(shown, lambda value: _hashable(value) and (type(value), value) in known, like, null)
 
 
-def only(value: Any, why: str) -> Rule:
-    """A field that upstream lets one change, and that has one right value in sftpipe."""
-    allowed = _plain(value)
-    same = (type(value), value)
-    return Rule(allowed, lambda given: (type(given), given) == same, allowed, True, why)
-
-
 def _is_number(value: Any) -> bool:
     is_plain = isinstance(value, int | float) and not isinstance(value, bool)
     return is_plain and math.isfinite(value)
@@ -207,9 +200,6 @@ def _sft() -> dict[str, Rule]:
             lambda value: _is_mapping(value, lambda one: isinstance(one, bool)),
         ),
         "torch_empty_cache_steps": _COUNT,
-        "auto_find_batch_size": only(
-            False, "a run that halves its batches by itself is another run when it is resumed"
-        ),
         "full_determinism": _FLAG,
         "use_cpu": _FLAG,
         "pad_to_multiple_of": number(least=1, whole=True, like="8"),

@@ -97,8 +97,9 @@ def build_trainer(
     Raises:
         ModelError: PEFT or TRL rejects the model with this adapter.
     """
-    if init := getattr(adapter, "init_lora_weights", None) if takes_from_base(adapter) else None:
-        adapter.init_lora_weights = True  # type: ignore[union-attr]
+    init = None
+    if adapter is not None and takes_from_base(adapter):
+        init, adapter.init_lora_weights = adapter.init_lora_weights, True
     try:
         trainer = SFTPipeTrainer(
             adapter_dtype=precision.trained,
@@ -112,10 +113,9 @@ def build_trainer(
         )
     except ValueError as error:
         found = f"TRL or PEFT refuses it with this model: {one_line(error)}"
-        where = "lora" if adapter else "sft"
-        where = "lora.target_modules" if "target_modules" in str(error) else where
+        key = "lora.target_modules" if "target_modules" in str(error) else "sft"
         fix = "another value of the key that it names"
-        raise ModelError(Problem(where, found, fix=fix)) from None
+        raise ModelError(Problem(key, found, fix=fix)) from None
     if init:
         trainer.initial = Path(arguments.output_dir) / INITIAL_ADAPTER
         start_from_base(trainer.model, init, trainer.initial, arguments.seed)
