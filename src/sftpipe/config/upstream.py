@@ -44,7 +44,7 @@ MOVED: dict[str, dict[str, str]] = {
 OURS: dict[str, dict[str, str]] = {
     "sft": {
         "eos_token": "EOS stays what the tokenizer says",
-        "auto_find_batch_size": "a run that halves its batches by itself is another run when resumed",
+        "auto_find_batch_size": "a run that halves its batches itself is another run when resumed",
         "disable_tqdm": "sftpipe draws its own progress bar",
         "restore_callback_states_from_checkpoint": "a resumed run always restores them",
         "hub_token": "secrets stay out of configs and run folders; use `hf auth login` or HF_TOKEN",

@@ -97,9 +97,7 @@ def build_trainer(
     Raises:
         ModelError: PEFT or TRL rejects the model with this adapter.
     """
-    init = None
-    if adapter is not None and takes_from_base(adapter):
-        init, adapter.init_lora_weights = adapter.init_lora_weights, True
+    init = _start_plain(adapter)
     try:
         trainer = SFTPipeTrainer(
             adapter_dtype=precision.trained,
@@ -123,6 +121,14 @@ def build_trainer(
         trainer.train_dataset = RandomWindows(data.train)
     trainer.add_callback(LogFile(log))
     return trainer
+
+
+def _start_plain(adapter: Any) -> str | None:
+    """Let PEFT begin a plain adapter; returns the start that `start_from_base` gives it then."""
+    if adapter is None or not takes_from_base(adapter):
+        return None
+    init, adapter.init_lora_weights = str(adapter.init_lora_weights), True
+    return init
 
 
 class WindowSampler(torch.utils.data.Sampler[int]):
