@@ -47,6 +47,13 @@ def test_each_rule_has_a_reason_an_example_and_tests_that_exist(rule: str) -> No
     assert set(named) - names_of_tests() == set()
 
 
+def test_each_promise_of_reliability_names_tests_that_exist() -> None:
+    text = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert len(named) > 30
+    assert named - names_of_tests() == set()
+
+
 def test_comments_cite_rules_that_exist() -> None:
     cited = [
         rule

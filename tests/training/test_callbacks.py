@@ -83,6 +83,25 @@ def test_the_log_keeps_what_was_logged_before_training_and_ends_at_the_checkpoin
     ]
 
 
+def test_a_torn_line_of_the_log_is_written_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that was full, or a machine that lost its power, cuts the last line anywhere."""
+    file = tmp_path / "log.jsonl"
+    logged = [{"loss": 3.0, "step": 1}, {"loss": 2.0, "step": 2}]
+    before = json.dumps({"eval_loss": 4.0, "step": 0})
+    for torn in ('{"loss": 2.0, "st', "{}", "[1]", "nul", "\x00\x00"):
+        file.write_text(f'{before}\n{{"loss": 3.0, "step": 1}}\n{torn}')
+        LogFile(file).on_train_begin(None, SimpleNamespace(log_history=logged), None)
+        assert [json.loads(line) for line in file.read_text().splitlines()] == [
+            json.loads(before),
+            *logged,
+        ]
+        assert capsys.readouterr().err == (
+            "resume    log.jsonl: a line was cut off; it is written anew from the checkpoint\n"
+        )
+
+
 def test_a_second_signal_ends_the_process_at_once() -> None:
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
