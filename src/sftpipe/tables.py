@@ -176,7 +176,7 @@ def parameter_line(trained: int, total: int) -> str:
 def adapter_line(modules: Sequence[str], rank: int) -> str:
     """Which kinds of modules have an adapter, and how many modules that are."""
     kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in modules))
-    counts = f"{len(kinds)} kinds, {len(modules)} modules"
+    counts = f"{len(kinds)} {'kind' if len(kinds) == 1 else 'kinds'}, {len(modules)} modules"
     return f"adapter   {', '.join(kinds)} ({counts}), r={rank}"
 
 

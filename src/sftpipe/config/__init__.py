@@ -12,7 +12,6 @@ upstream.py    a class's name, such as "SFTConfig"   -> {field: annotation}, fro
 recorded.py    the mapping of a config.yaml          -> the same with the keys that were added since
 values.py      a field of `sft`, `lora`, ..., a value  -> list[Problem]: ranges, choices, packages
 upstream_conflicts.py  TrainConfig                    -> list[Problem] among those three groups
-lora.py        lora.init_lora_weights                -> Initialisation: what it does to the base
 options.py     conf/, recipes/                       -> {group: [option]}, {recipe: Path}
 patterns.py    a pattern, such as "{question}"       -> list[str] of columns
 synonyms.py    a key of another tool                 -> our key

@@ -460,7 +460,7 @@ class JudgeConfig:
     # of pairwise: the run folder to compare with; null: the run's base model
     against: Optional[str] = None
     temperature: Optional[float] = _at_least(0, default=0.0)
-    seed: Optional[int] = 123
+    seed: Optional[int] = _at_least(0, default=123)
     max_tokens: Optional[int] = _at_least(1, default=None)
     # requests that are under way together
     concurrency: int = _at_least(1, default=4)
