@@ -149,6 +149,7 @@ TEXTS: dict[str, dict[str, str]] = {
     "`pip install {needed[1]}`, or `sft.optim=adamw_torch`": {"needed[1]": "galore-torch"},
     "`quantization={other}`, or leave it out": {"other": "int8"},
     "`{key}=null`": {"key": "sft.lr_scheduler_kwargs"},
+    "`sft.dataloader_drop_last=false`, or `sft.per_device_train_batch_size={rows}`": {"rows": "4"},
     "`{key}={ALL}`": {"key": "lora.target_modules", "ALL": "all-linear"},
     "`sft.save_strategy={evaluates}`, or `sft.load_best_model_at_end=false`": {
         "evaluates": "epoch"

@@ -54,7 +54,7 @@ def load_base(
     Raises:
         ModelError: the weights cannot be loaded.
     """
-    extra = _attention(cfg)
+    extra = attention(cfg)
     if quantization:
         extra["quantization_config"] = quantization_config(quantization, precision)
     try:
@@ -101,7 +101,7 @@ def random_base(
         torch.manual_seed(seed)
         try:
             model = AutoModelForCausalLM.from_config(
-                config, dtype=precision.trained, **_attention(cfg)
+                config, dtype=precision.trained, **attention(cfg)
             )
         except (ValueError, TypeError, ImportError, RuntimeError) as error:
             raise rejected(error) from None
@@ -122,7 +122,8 @@ def quantization_config(
     return BitsAndBytesConfig(**fields)
 
 
-def _attention(cfg: ModelConfig) -> dict[str, Any]:
+def attention(cfg: ModelConfig) -> dict[str, Any]:
+    """The keyword of `model.attn_implementation` for transformers, or none."""
     auto = cfg.attn_implementation == "auto"
     return {} if auto else {"attn_implementation": cfg.attn_implementation}
 
