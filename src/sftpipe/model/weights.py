@@ -66,6 +66,19 @@ class Weights:
         named = f"{self.name}{files}"
         return named if self.seed is None else f"random {named} (seed {self.seed})"
 
+    def are(self, identity: str | None) -> bool:
+        """True if an identity, of a manifest, is that of these weights.
+
+        The name of a hashed folder does not count. Earlier versions hashed every file of a run
+        folder.
+        """
+        if identity == self.identity:
+            return True
+        if not self.hashed or self.seed is not None or identity is None:
+            return False
+        hashes = (self.identity, f" sha256:{_sha256_files(Path(self.path), every=True)}")
+        return identity.partition(" sha256:")[2] in {one.partition(" sha256:")[2] for one in hashes}
+
 
 def find_weights(cfg: ModelConfig, seed: int | None = None) -> Weights:
     """Decide where the base weights come from (`model.name_or_path`, `model.source`).
@@ -124,12 +137,13 @@ def _from_folder(folder: Path) -> Weights:
     return Weights(str(folder), None, folder.resolve().name, hashed=True)
 
 
-def _sha256_files(folder: Path) -> str:
+def _sha256_files(folder: Path, *, every: bool = False) -> str:
     """One hash of a folder's files: their names and their bytes.
 
-    Of a run folder, those of the model alone: verbs on a finished run write into it.
+    Of a run folder, those of the model alone, because verbs on a finished run write into it, or
+    `every` file.
     """
-    is_run = (folder / MANIFEST).is_file()
+    is_run = (folder / MANIFEST).is_file() and not every
     files = sorted(
         file
         for file in folder.iterdir()

@@ -18,6 +18,7 @@ from sftpipe.config.schema import TrainConfig, to_plain
 from sftpipe.data.prepare import PreparedData
 from sftpipe.environment import versions
 from sftpipe.errors import Problem, RunError
+from sftpipe.model.further import adapter_identity
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.plan import RunPlan
 from sftpipe.runs.prompts import write_prompts
@@ -40,11 +41,13 @@ def open_run(
         data: the prepared data.
 
     Raises:
-        RunError: the base weights are not those that the run began with.
+        RunError: the base weights, or the adapter that it goes on from, are not those that the
+            run began with.
     """
-    folder = RunFolder(plan.folder)
+    folder, adapter = RunFolder(plan.folder), adapter_identity(cfg.lora)
     if plan.attempt > 1:
         _check_weights(folder, weights)
+        _check_adapter(folder, adapter)
     plan.records.mkdir(parents=True, exist_ok=True)
     if plan.attempt == 1:
         config = yaml.safe_dump(to_plain(cfg), sort_keys=False, allow_unicode=True)
@@ -56,6 +59,7 @@ def open_run(
     tokenizer = data.tokenizer.backend_tokenizer.to_str() + str(data.tokenizer.chat_template)
     manifest = {
         "weights": weights,
+        **({"adapter": adapter} if adapter else {}),
         "device": device,
         "seed": cfg.seed,
         "data": {
@@ -129,6 +133,14 @@ def _check_weights(folder: RunFolder, weights: str) -> None:
     if began_with != weights:
         found = f"it began with the weights {began_with}, and these are {weights}"
         fix = "pin model.source and model.revision, or start a new run"
+        raise RunError(Problem(str(folder.path), found, fix=fix))
+
+
+def _check_adapter(folder: RunFolder, adapter: str | None) -> None:
+    began_from = folder.read_manifest().get("adapter")
+    if began_from != adapter:
+        found = f"it began from the adapter {began_from}, and lora.init_from is now {adapter}"
+        fix = "put the old adapter back, or start a new run"
         raise RunError(Problem(str(folder.path), found, fix=fix))
 
 
