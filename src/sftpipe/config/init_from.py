@@ -193,7 +193,10 @@ def _differs(where: str, key: str, value: Any, saved: Any) -> Problem:
         fix = override(key, {True: "true", False: "false", None: "null"}[saved])
     elif isinstance(saved, int | float):
         fix = override(key, str(saved))
+    elif isinstance(saved, list):
+        fix = override(key, f"[{','.join(map(str, saved))}]")
     else:
-        fix = ""
+        fix = override(key, f"'{saved}'") if isinstance(saved, str) else ""
+    fix = f"{fix}, or leave it out" if fix else "leave it out"
     allowed = "what the adapter has; only lora.lora_dropout is free"
-    return Problem(where, found, allowed=allowed, fix=f"{fix}, or leave it out".lstrip(", "))
+    return Problem(where, found, allowed=allowed, fix=fix)

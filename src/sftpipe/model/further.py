@@ -111,10 +111,9 @@ def take_weights(model: PeftModel, lora: Mapping[str, Any]) -> None:
     files = find_adapter(lora["init_from"])
     numbers = load_file(files.weights)
     ours = get_peft_model_state_dict(model, save_embedding_layers=False)
-    odd = sorted({name for name in ours.keys() ^ numbers.keys()})
-    odd += [
-        name for name in ours.keys() & numbers.keys() if ours[name].shape != numbers[name].shape
-    ]
+    odd = sorted(ours.keys() ^ numbers.keys())
+    both = ours.keys() & numbers.keys()
+    odd += sorted(name for name in both if ours[name].shape != numbers[name].shape)
     if odd:
         found = f"{files.path} does not fit the model: {', '.join(odd[:4])}"
         raise ModelError(Problem(KEY, found, allowed="an adapter of this base"))
