@@ -82,9 +82,9 @@ def check_tokens(
         differ = sorted(theirs.items() ^ tokenizer.get_vocab().items(), key=lambda one: one[1])
         if differ:
             names = ", ".join(dict.fromkeys(repr(token) for token, _ in differ[:8]))
-            found = f"{files.path} was trained with other tokens: {names} are not in both, or have"
+            found = f"the tokens of {files.path} and of this run differ, in their ids or names:"
             fix = f"{override('tokenizer.name_or_path', str(files.path))} takes that run's"
-            raise ModelError(Problem(KEY, f"{found} other ids", fix=fix))
+            raise ModelError(Problem(KEY, f"{found} {names}", fix=fix))
         return
     tables = files.saved.get("trainable_token_indices") or {}
     lists = tables.values() if isinstance(tables, Mapping) else [tables]
