@@ -170,7 +170,7 @@ def train(
             model, data.tokenizer, data.end_ids(), data.new_tokens, cfg.tokenizer.pad_to_multiple_of
         )
         isolation.verify(model, data.isolation)
-        open_run(plan, cfg, weights.identity, precision.reason, data)
+        open_run(plan, cfg, weights, precision.reason, data)
 
         adapter = adapters.make_adapter(cfg.lora, model, weights, data.trained_tokens())
         trainer = build_trainer(arguments, model, adapter, data, precision, folder.log)

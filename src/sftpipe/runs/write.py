@@ -19,6 +19,7 @@ from sftpipe.data.prepare import PreparedData
 from sftpipe.environment import versions
 from sftpipe.errors import Problem, RunError
 from sftpipe.model.further import adapter_identity
+from sftpipe.model.weights import Weights
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.plan import RunPlan
 from sftpipe.runs.prompts import write_prompts
@@ -27,7 +28,7 @@ from sftpipe.terminal import console
 
 
 def open_run(
-    plan: RunPlan, cfg: TrainConfig, weights: str, device: str, data: PreparedData
+    plan: RunPlan, cfg: TrainConfig, weights: Weights, device: str, data: PreparedData
 ) -> None:
     """Write what is known before training: config, preflight, manifest.
 
@@ -36,7 +37,7 @@ def open_run(
     Args:
         plan: of `plan_run`.
         cfg: the config.
-        weights: identity of the base weights.
+        weights: the base weights.
         device: hardware and precision, in words.
         data: the prepared data.
 
@@ -45,8 +46,9 @@ def open_run(
             run began with.
     """
     folder, adapter = RunFolder(plan.folder), adapter_identity(cfg.lora)
+    named = weights.identity
     if plan.attempt > 1:
-        _check_weights(folder, weights)
+        named = _check_weights(folder, weights)
         _check_adapter(folder, adapter)
     plan.records.mkdir(parents=True, exist_ok=True)
     if plan.attempt == 1:
@@ -58,7 +60,7 @@ def open_run(
         write_prompts(folder, data)
     tokenizer = data.tokenizer.backend_tokenizer.to_str() + str(data.tokenizer.chat_template)
     manifest = {
-        "weights": weights,
+        "weights": named,
         **({"adapter": adapter} if adapter else {}),
         "device": device,
         "seed": cfg.seed,
@@ -128,12 +130,14 @@ def _is_json(file: Path) -> bool:
     return True
 
 
-def _check_weights(folder: RunFolder, weights: str) -> None:
+def _check_weights(folder: RunFolder, weights: Weights) -> str:
+    """The name that the run has for its weights."""
     began_with = folder.read_manifest().get("weights")
-    if began_with != weights:
-        found = f"it began with the weights {began_with}, and these are {weights}"
+    if not weights.are(began_with):
+        found = f"it began with the weights {began_with}, and these are {weights.identity}"
         fix = "pin model.source and model.revision, or start a new run"
         raise RunError(Problem(str(folder.path), found, fix=fix))
+    return str(began_with)
 
 
 def _check_adapter(folder: RunFolder, adapter: str | None) -> None:
