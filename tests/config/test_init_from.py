@@ -136,6 +136,10 @@ def _residual(folder: Path) -> None:
     saved(folder, init_lora_weights="pissa_niter_4")
 
 
+def _routed(folder: Path) -> None:
+    saved(folder, arrow_config={"top_k": 2})
+
+
 def _newer(folder: Path) -> None:
     saved(folder, use_tomorrow=True, peft_version="9.0")
 
@@ -151,6 +155,7 @@ def _newer(folder: Path) -> None:
             _damaged,
             _other_kind,
             _residual,
+            _routed,
             _newer,
         )
     ),

@@ -36,7 +36,7 @@ def changed(lively_run: Path, lively_base: Path, tmp_path: Path) -> Changed:
     base = Path(shutil.copytree(lively_base, tmp_path / "lively"))
     config = folder / "config.yaml"
     tree = yaml.safe_load(config.read_text(encoding="utf-8"))
-    tree["model"]["name_or_path"], tree["run"] = str(base), str(folder)
+    tree["model"]["name_or_path"] = str(base)
     config.write_text(yaml.safe_dump(tree), encoding="utf-8")
     before = find_weights(load_run(folder).config.model).identity
     weights = bytearray((base / "model.safetensors").read_bytes())

@@ -135,6 +135,9 @@ def _check_kind(folder: str, saved: Mapping[str, Any]) -> None:
         raise ConfigError(Problem(KEY, found, fix=fix))
     known = upstream_fields("LoraConfig")
     new = [name for name, value in saved.items() if value and name not in known]
+    if odd := [name for name in _NOT_FOR_A_RUN if saved.get(name)]:
+        found = f"{folder} was made with {', '.join(odd)}, which no run can have"
+        raise ConfigError(Problem(KEY, found, allowed="a plain LoRA, DoRA or rsLoRA"))
     if new:
         found = f"{folder} sets {', '.join(new)}, which the installed PEFT does not know"
         fix = f"a newer PEFT; the adapter was saved by {saved.get('peft_version', 'another one')}"
@@ -142,6 +145,7 @@ def _check_kind(folder: str, saved: Mapping[str, Any]) -> None:
 
 
 _SIZES = ("r", "lora_alpha")
+_NOT_FOR_A_RUN = ("use_qalora", "arrow_config", "megatron_config")
 
 
 def adopt(lora: Mapping[str, Any], origin: Located) -> tuple[dict[str, Any], list[Problem]]:

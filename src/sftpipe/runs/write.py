@@ -45,11 +45,8 @@ def open_run(
         RunError: the base weights, or the adapter that it goes on from, are not those that the
             run began with.
     """
-    folder, adapter = RunFolder(plan.folder), adapter_identity(cfg.lora)
-    named = weights.identity
-    if plan.attempt > 1:
-        named = _check_weights(folder, weights)
-        _check_adapter(folder, adapter)
+    folder = RunFolder(plan.folder)
+    begins_with = _begins_with(plan, cfg, weights)
     plan.records.mkdir(parents=True, exist_ok=True)
     if plan.attempt == 1:
         config = yaml.safe_dump(to_plain(cfg), sort_keys=False, allow_unicode=True)
@@ -60,8 +57,7 @@ def open_run(
         write_prompts(folder, data)
     tokenizer = data.tokenizer.backend_tokenizer.to_str() + str(data.tokenizer.chat_template)
     manifest = {
-        "weights": named,
-        **({"adapter": adapter} if adapter else {}),
+        **begins_with,
         "device": device,
         "seed": cfg.seed,
         "data": {
@@ -130,22 +126,27 @@ def _is_json(file: Path) -> bool:
     return True
 
 
-def _check_weights(folder: RunFolder, weights: Weights) -> str:
-    """The name that the run has for its weights."""
-    began_with = folder.read_manifest().get("weights")
-    if not weights.are(began_with):
-        found = f"it began with the weights {began_with}, and these are {weights.identity}"
+def _begins_with(plan: RunPlan, cfg: TrainConfig, weights: Weights) -> dict[str, str]:
+    """Base weights and adapter of a run, as its manifest names them."""
+    adapter = adapter_identity(cfg.lora)
+    now = {"weights": weights.identity, **({"adapter": adapter} if adapter else {})}
+    if plan.attempt == 1:
+        return now
+    manifest = RunFolder(plan.folder).read_manifest()
+    before: dict[str, str] = {
+        name: manifest[name] for name in ("weights", "adapter") if name in manifest
+    }
+    where = str(plan.folder)
+    if not weights.are(before.get("weights")):
+        found = f"it began with the weights {before.get('weights')}, and these are {now['weights']}"
         fix = "pin model.source and model.revision, or start a new run"
-        raise RunError(Problem(str(folder.path), found, fix=fix))
-    return str(began_with)
-
-
-def _check_adapter(folder: RunFolder, adapter: str | None) -> None:
-    began_from = folder.read_manifest().get("adapter")
-    if began_from != adapter:
-        found = f"it began from the adapter {began_from}, and lora.init_from is now {adapter}"
-        fix = "put the old adapter back, or start a new run"
-        raise RunError(Problem(str(folder.path), found, fix=fix))
+        raise RunError(Problem(where, found, fix=fix))
+    if before.get("adapter") != adapter:
+        found = (
+            f"it began from the adapter {before.get('adapter')}, and lora.init_from is {adapter}"
+        )
+        raise RunError(Problem(where, found, fix="put the old adapter back, or start a new run"))
+    return before
 
 
 def _provenance() -> dict[str, Any]:
