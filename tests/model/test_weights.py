@@ -565,5 +565,5 @@ def test_a_run_with_an_adapter_is_no_base_and_says_how_to_go_on(
 ) -> None:
     (run / "config.json").rename(run / "adapter_config.json")
     error = refusal(str(run))
-    assert told(error) == {"model.name_or_path": (f"\"lora.init_from='{run}'\"",)}
+    assert told(error) == {"model.name_or_path": (f"lora.init_from={run}",)}
     golden_error(error)

@@ -138,8 +138,9 @@ def check(tree: dict[str, Any], origin: Origin, earlier: Sequence[Problem] = ())
         if not tree.get(group):
             tree[group] = None if group in _OPTIONAL else {}
     # a recorded config, whose keys come from no option, is the adapter's already
-    if origin.choices and tree["lora"] and tree["lora"].get("init_from") is not None:
-        tree["lora"], unlike = adopt(tree["lora"], origin)
+    lora = tree["lora"]
+    if origin.choices and isinstance(lora, Mapping) and lora.get("init_from") is not None:
+        tree["lora"], unlike = adopt(lora, origin)
         problems += unlike
     built = builder.build(TrainConfig, tree, "")
     builder.build_sources(built.dataset)

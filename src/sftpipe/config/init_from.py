@@ -193,14 +193,18 @@ def _same(one: Any, other: Any) -> bool:
 
 def _differs(where: str, key: str, value: Any, saved: Any) -> Problem:
     found = f"{value!r}, and the adapter of {KEY} has {saved!r}"
-    if isinstance(saved, bool) or saved is None:
-        fix = override(key, {True: "true", False: "false", None: "null"}[saved])
-    elif isinstance(saved, int | float):
-        fix = override(key, str(saved))
-    elif isinstance(saved, list):
-        fix = override(key, f"[{','.join(map(str, saved))}]")
-    else:
-        fix = override(key, f"'{saved}'") if isinstance(saved, str) else ""
-    fix = f"{fix}, or leave it out" if fix else "leave it out"
+    typed = _typed(saved)
+    fix = f"{override(key, typed)}, or leave it out" if typed else "leave it out"
     allowed = "what the adapter has; only lora.lora_dropout is free"
     return Problem(where, found, allowed=allowed, fix=fix)
+
+
+def _typed(value: Any) -> str:
+    """A plain value in Hydra's syntax; "" for a mapping."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
+    if isinstance(value, str):
+        return f"'{value}'"
+    return str(value) if isinstance(value, int | float) else ""

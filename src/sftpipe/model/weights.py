@@ -129,7 +129,7 @@ def _from_folder(folder: Path) -> Weights:
         raise ModelError(Problem(key, f"{folder} is an unfinished run", allowed="a finished one"))
     if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
         found = f"{folder} holds an adapter, and no model"
-        goes_on = override("lora.init_from", f"'{folder}'")
+        goes_on = override("lora.init_from", str(folder))
         fix = f"name its base; {goes_on} beside that trains the adapter further"
         raise ModelError(Problem(key, found, allowed=allowed, fix=fix))
     if not (folder / "config.json").is_file():
