@@ -94,6 +94,10 @@ def test_keys_as_its_run_was_asked_for_them_are_taken(tmp_path: Path) -> None:
     lora = compose([f"lora.init_from={run}", *words]).lora
     assert lora.items() >= {"r": 32, "lora_alpha": 64, "target_modules": "all-linear"}.items()
     assert "init_lora_weights" not in lora
+    error = config_error(f"lora.init_from={run}", "lora.target_modules=[q_proj]")
+    assert told(error) == {
+        "lora.target_modules (command line)": ("\"lora.target_modules='all-linear'\"",)
+    }
 
 
 def test_of_ways_to_begin_the_one_that_decides_what_is_trained_is_kept(tmp_path: Path) -> None:

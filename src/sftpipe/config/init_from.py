@@ -168,7 +168,8 @@ def adopt(lora: Mapping[str, Any], origin: Located) -> tuple[dict[str, Any], lis
             Problem(where, one.found, allowed=one.allowed, fix=one.fix) for one in error.problems
         ]
         return dict(lora), problems
-    kept, problems = {"init_from": str(files.path), **files.group()}, []
+    theirs = files.group()
+    kept, problems = {"init_from": str(files.path), **theirs}, []
     for name, value in lora.items():
         key = f"lora.{name}"
         if name == "init_from" or not origin.is_chosen(key):
@@ -176,7 +177,8 @@ def adopt(lora: Mapping[str, Any], origin: Located) -> tuple[dict[str, Any], lis
         if name == _FREE or name not in files.saved:  # a name that PEFT does not know is reported
             kept[name] = value
         elif not any(_same(value, one) for one in _values(name, files)):
-            problems.append(_differs(origin.locate(key), key, value, files.saved[name]))
+            own = theirs.get(name, files.saved[name])
+            problems.append(_differs(origin.locate(key), key, value, own))
     return kept, problems
 
 
