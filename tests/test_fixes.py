@@ -33,6 +33,8 @@ from sftpipe.verbs import VERBS
 from support.configs import compose
 
 SOURCES = Path(sftpipe.__file__).parent
+_OLD = Path(__file__).parent / "fixtures" / "run_0_1_0"
+ADAPTER = str(_OLD / "interrupted" / "checkpoint-18")
 
 # --- what may stand in the place of a part that is only known at run time -------------------------
 
@@ -272,6 +274,20 @@ CALLS: dict[str, tuple[tuple[str, str], ...]] = {
         ("tokenizer.special_tokens", f"[{special_tokens._quoted('$a')},'\\\\']"),
     ),
     "_override(key, _quoted(match))": (("tokenizer.pad_token", "'<pad>'"),),
+    "override(key, str(folder))": (
+        ("model.name_or_path", "outputs/yoda_full/1"),
+        ("lora.init_from", ADAPTER),
+    ),
+    "override('lora.init_from', str(folder))": (("lora.init_from", ADAPTER),),
+    "override('tokenizer.name_or_path', str(files.path))": (
+        ("tokenizer.name_or_path", "outputs/yoda/1"),
+    ),
+    "override(key, typed)": (
+        ("lora.r", "16"),
+        ("lora.use_dora", "false"),
+        ("lora.bias", "'none'"),
+        ("lora.target_modules", "[q_proj,v_proj]"),
+    ),
     "override(key, 'false')": (("sft.activation_offloading", "false"),),
 }
 # beginnings of texts with backticks that are no fix: what they are

@@ -57,6 +57,7 @@ def prepare(
     """
     # longer than most: a line a step, so that one read shows all of them
     with quiet(), quiet_libraries():
+        from sftpipe.model import further
         from sftpipe.model.architecture import check_windows
         from sftpipe.model.isolation import find_isolation
         from sftpipe.model.targets import check_targets
@@ -64,6 +65,7 @@ def prepare(
         weights = weights or find_weights(cfg.model, cfg.seed)
         check_windows(cfg, weights)
         check_targets(cfg, weights)
+        further.check_base(cfg.lora, weights)
         sources = load_sources(cfg.dataset, cfg.format, cfg.allowed_targets)
         sources = call_row_functions(sources, cfg)
         tokenizer, new_tokens = make_tokenizer(
@@ -75,6 +77,7 @@ def prepare(
             corpus=partial(tokenizer_corpus, sources, cfg=cfg),
             corpus_key=corpus_key(sources, cfg),
         )
+        further.check_tokens(cfg.lora, tokenizer, new_tokens)
         encoder = make_encoder(tokenizer, cfg, day)
         readers = sample_readers(sources, tokenizer, cfg)
         parts = encode_sources(sources, readers, encoder, cfg)
@@ -139,7 +142,7 @@ def train(
     # longer than most: see `prepare`
     with held(plan.folder), quiet(), quiet_libraries():
         from sftpipe.evaluation.questions import sample_questions
-        from sftpipe.model import adapters, embedding, isolation, load
+        from sftpipe.model import adapters, embedding, further, isolation, load
         from sftpipe.model.precision import choose_precision
         from sftpipe.runs.record import Record
         from sftpipe.runs.report import plot_loss, write_card
@@ -167,10 +170,11 @@ def train(
             model, data.tokenizer, data.end_ids(), data.new_tokens, cfg.tokenizer.pad_to_multiple_of
         )
         isolation.verify(model, data.isolation)
-        open_run(plan, cfg, weights.identity, precision.reason, data)
+        open_run(plan, cfg, weights, precision.reason, data)
 
         adapter = adapters.make_adapter(cfg.lora, model, weights, data.trained_tokens())
         trainer = build_trainer(arguments, model, adapter, data, precision, folder.log)
+        further.take_weights(trainer.model, cfg.lora)
         if adapter is not None:
             modules = adapters.adapted_modules(trainer.model)
             console.print(adapter_line(modules, adapter.r), markup=False)

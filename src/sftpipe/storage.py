@@ -31,6 +31,8 @@ from sftpipe.errors import Problem, StorageError
 from sftpipe.terminal import console
 
 HASHES = "hashes.json"  # {relative file: sha256}, the last file written into a published folder
+# of a run folder: written before training, and after everything else
+MANIFEST, COMPLETE = "manifest.json", "COMPLETE"
 RECENT_S = 1.0  # clocks of file systems are coarse: a younger file can change and keep its time
 
 CAP_BYTES = 20 * 2**30  # of all entries together; the least recently used ones go first

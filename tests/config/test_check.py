@@ -14,7 +14,7 @@ from sftpipe.config.hydra import from_recorded
 from sftpipe.config.options import conf_dir, groups
 from sftpipe.config.schema import to_plain
 from sftpipe.config.synonyms import SYNONYMS
-from sftpipe.config.upstream import MOVED, OURS, UPSTREAM, upstream_fields
+from sftpipe.config.upstream import ADDED, MOVED, OURS, UPSTREAM, upstream_fields
 from sftpipe.errors import ConfigError
 from support.configs import compose, config_error
 from support.errors import Pin, places, refused
@@ -257,6 +257,7 @@ def _our_keys() -> set[str]:
             for field in upstream_fields(name)
             if field not in {*MOVED.get(group, {}), *OURS.get(group, {})}
         }
+        ours |= {f"{group}.{field}" for field in ADDED.get(group, ())}
     return ours | {key for key in plain if key not in groups()}
 
 

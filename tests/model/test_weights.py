@@ -528,3 +528,42 @@ def test_a_pinned_revision_is_not_passed_over(
         assert told(error) == {"model.revision": ("model.revision=null",)}
         assert "'abc'" in error.problems[0].found
         golden_error(error, label)
+
+
+# --- a run folder ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(folder: Path) -> Path:
+    """What a finished run of all weights looks like, in small."""
+    for name in ("manifest.json", "COMPLETE", "README.md", "tokenizer.json"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+def test_what_is_written_into_a_finished_run_leaves_its_weights_what_they_are(run: Path) -> None:
+    before = find_weights(ModelConfig(str(run))).identity
+    for name in ("evaluation.json", "responses.json", "answers.jsonl", "README.md", "judge.json"):
+        (run / name).write_text("later")
+    assert find_weights(ModelConfig(str(run))).identity == before
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        kept = (run / name).read_text()
+        (run / name).write_text(f"{kept} ")
+        assert find_weights(ModelConfig(str(run))).identity != before
+        (run / name).write_text(kept)
+
+
+def test_an_unfinished_run_is_no_base(run: Path, golden_error: Pin) -> None:
+    (run / "COMPLETE").unlink()
+    error = refusal(str(run))
+    assert places(error) == ["model.name_or_path"]
+    golden_error(error)
+
+
+def test_a_run_with_an_adapter_is_no_base_and_says_how_to_go_on(
+    run: Path, golden_error: Pin
+) -> None:
+    (run / "config.json").rename(run / "adapter_config.json")
+    error = refusal(str(run))
+    assert told(error) == {"model.name_or_path": (f"lora.init_from={run}",)}
+    golden_error(error)

@@ -8,6 +8,7 @@ lora.py        `lora.init_lora_weights`, a config -> list[Problem]; what each on
 early_stopping.py  TrainConfig                       -> keys of `sft` that early stopping needs
 schema.py      the dataclasses of our groups, and the facts of each choice: FORMATS, LOSSES, ...
 validation_sets.py  dataset.data_files, a split       -> names of validation sets
+init_from.py   a folder, the `lora` group            -> AdapterFiles; the group of that adapter
 upstream.py    a class's name, such as "SFTConfig"   -> {field: annotation}, from its source
 recorded.py    the mapping of a config.yaml          -> the same with the keys that were added since
 values.py      a field of `sft`, `lora`, ..., a value  -> list[Problem]: ranges, choices, packages

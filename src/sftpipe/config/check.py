@@ -15,6 +15,7 @@ from typing import Any
 
 from sftpipe.config.conflicts import find_conflicts, find_request_conflicts
 from sftpipe.config.early_stopping import choose_metric, stop_early
+from sftpipe.config.init_from import adopt
 from sftpipe.config.options import conf_dir, display, find_recipes, groups, how_to_write, read_yaml
 from sftpipe.config.schema import (
     RUN_VERBS,
@@ -29,6 +30,7 @@ from sftpipe.config.schema import (
 )
 from sftpipe.config.synonyms import SYNONYMS
 from sftpipe.config.upstream import (
+    ADDED,
     GENERATION_OWNED,
     MOVED,
     OURS,
@@ -78,6 +80,11 @@ class Origin:
         group = key.partition(".")[0]
         file = conf_dir() / group / "default.yaml"
         return self.choices.get(group) == "default" and self._location(key) == display(file)
+
+    def is_chosen(self, key: str) -> bool:
+        """True if a recipe, the command line or another option than `default` gives the key."""
+        file = conf_dir() / key.partition(".")[0] / "default.yaml"
+        return self._location(key) not in (display(file), self.default)
 
     def _location(self, key: str) -> str:
         key = key.partition("[")[0]  # an item of a list is where the list is
@@ -130,6 +137,11 @@ def check(tree: dict[str, Any], origin: Origin, earlier: Sequence[Problem] = ())
             tree[group] = {}
         if not tree.get(group):
             tree[group] = None if group in _OPTIONAL else {}
+    # a recorded config, whose keys come from no option, is the adapter's already
+    lora = tree["lora"]
+    if origin.choices and isinstance(lora, Mapping) and lora.get("init_from") is not None:
+        tree["lora"], unlike = adopt(lora, origin)
+        problems += unlike
     built = builder.build(TrainConfig, tree, "")
     builder.build_sources(built.dataset)
     for group in UPSTREAM:
@@ -365,12 +377,13 @@ def _all_keys() -> list[str]:
     for group, class_name in UPSTREAM.items():
         refused = {*MOVED.get(group, {}), *OURS.get(group, {})}
         keys += [f"{group}.{name}" for name in upstream_fields(class_name) if name not in refused]
+        keys += [f"{group}.{name}" for name in ADDED.get(group, ())]
     return keys
 
 
 def _check_upstream(group: str, tree: Mapping[str, Any], origin: Origin) -> list[Problem]:
     """The fields of an upstream class: names and annotations of its source, values by values.py."""
-    known = upstream_fields(UPSTREAM[group])
+    known = {**upstream_fields(UPSTREAM[group]), **ADDED.get(group, {})}
     moved, ours = MOVED.get(group, {}), OURS.get(group, {})
     free = [name for name in known if name not in moved and name not in ours]
     problems = []

@@ -170,6 +170,9 @@ def without_unread(group: str, fields: Mapping[str, object]) -> dict[str, object
     return {name: value for name, value in fields.items() if name not in dead}
 
 
+# keys of these groups that are sftpipe's own, beside upstream's: {group: {key: its annotation}}
+ADDED = {"lora": {"init_from": "str | None"}}
+
 # fields of transformers' `GenerationConfig` that the group `generate` does not have, and why
 GENERATION_OWNED = {
     **dict.fromkeys(

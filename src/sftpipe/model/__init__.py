@@ -8,5 +8,6 @@ load.py           ModelConfig, Weights, Precision     -> PreTrainedModel
 embedding.py      PreTrainedModel, tokenizer          -> the same model, with a row for each token
 targets.py        the `lora` group, a model           -> nothing, where it trains what it names
 initial.py        PeftModel                           -> PiSSA and OLoRA taken out of the base
+further.py        `lora.init_from`, a PeftModel       -> an adapter of this base, which goes on
 adapters.py       the `lora` group, PreTrainedModel   -> LoraConfig, PeftModel
 """

@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
+from sftpipe.config.upstream import ADDED
 from sftpipe.errors import ModelError, Problem
 from sftpipe.model.embedding import is_tied
 from sftpipe.model.targets import check_matches
@@ -68,7 +69,9 @@ def lora_config(
     Raises:
         ModelError: PEFT rejects the combination of fields.
     """
-    fields = dict(lora)
+    fields = {name: value for name, value in lora.items() if name not in ADDED["lora"]}
+    if "init_from" in lora:
+        rows = None  # the adapter says what becomes of them
     if rows and not {"trainable_token_indices", "modules_to_save"} & fields.keys():
         fields["trainable_token_indices"] = dict(rows)
     try:

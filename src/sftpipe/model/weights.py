@@ -18,9 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftpipe.config.schema import ModelConfig
-from sftpipe.errors import ModelError, Problem
+from sftpipe.errors import ModelError, Problem, override
 from sftpipe.hub import HubUnreachable, latest_commit
-from sftpipe.storage import HASHES, cached, sha256_cached, sha256_file, sha256_text
+from sftpipe.storage import (
+    COMPLETE,
+    HASHES,
+    MANIFEST,
+    cached,
+    sha256_cached,
+    sha256_file,
+    sha256_text,
+)
 from sftpipe.terminal import quiet_libraries
 
 if TYPE_CHECKING:
@@ -57,6 +65,19 @@ class Weights:
         files = f" sha256:{_sha256_files(Path(self.path))}" if self.hashed else ""
         named = f"{self.name}{files}"
         return named if self.seed is None else f"random {named} (seed {self.seed})"
+
+    def are(self, identity: str | None) -> bool:
+        """True if an identity, of a manifest, is that of these weights.
+
+        The name of a hashed folder does not count. Earlier versions hashed every file of a run
+        folder.
+        """
+        if identity == self.identity:
+            return True
+        if not self.hashed or self.seed is not None or identity is None:
+            return False
+        hashes = (self.identity, f" sha256:{_sha256_files(Path(self.path), every=True)}")
+        return identity.partition(" sha256:")[2] in {one.partition(" sha256:")[2] for one in hashes}
 
 
 def find_weights(cfg: ModelConfig, seed: int | None = None) -> Weights:
@@ -103,20 +124,41 @@ def _find(cfg: ModelConfig) -> Weights:
 
 
 def _from_folder(folder: Path) -> Weights:
+    key, allowed = "model.name_or_path", "a saved transformers model"
+    if (folder / MANIFEST).is_file() and not (folder / COMPLETE).is_file():
+        raise ModelError(Problem(key, f"{folder} is an unfinished run", allowed="a finished one"))
+    if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
+        found = f"{folder} holds an adapter, and no model"
+        goes_on = override("lora.init_from", str(folder))
+        fix = f"name its base; {goes_on} beside that trains the adapter further"
+        raise ModelError(Problem(key, found, allowed=allowed, fix=fix))
     if not (folder / "config.json").is_file():
-        found, allowed = f"{folder} holds no config.json", "a saved transformers model"
-        raise ModelError(Problem("model.name_or_path", found, allowed=allowed))
+        raise ModelError(Problem(key, f"{folder} holds no config.json", allowed=allowed))
     return Weights(str(folder), None, folder.resolve().name, hashed=True)
 
 
-def _sha256_files(folder: Path) -> str:
-    """One hash of a folder's files: their names and their bytes."""
+def _sha256_files(folder: Path, *, every: bool = False) -> str:
+    """One hash of a folder's files: their names and their bytes.
+
+    Of a run folder, those of the model alone, because verbs on a finished run write into it, or
+    `every` file.
+    """
+    is_run = (folder / MANIFEST).is_file() and not every
     files = sorted(
         file
         for file in folder.iterdir()
-        if file.is_file() and not file.name.startswith(".") and file.name != HASHES
+        if file.is_file()
+        and not file.name.startswith(".")
+        and file.name != HASHES
+        and (not is_run or _is_of_model(file.name))
     )
     return sha256_text("".join(f"{file.name}:{sha256_file(file)}" for file in files))
+
+
+def _is_of_model(name: str) -> bool:
+    """True for a file of a run folder that a model or its tokenizer is loaded from."""
+    others = ("config.json", "generation_config.json", "chat_template.jinja")
+    return name in others or name.startswith(("model", "tokenizer"))
 
 
 def _from_hub(name: str, revision: str | None) -> Weights:

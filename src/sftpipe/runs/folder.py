@@ -13,7 +13,7 @@ import yaml
 
 from sftpipe.config.lora import INITIAL_ADAPTER
 from sftpipe.errors import Problem, RunError
-from sftpipe.storage import write_json, write_text
+from sftpipe.storage import COMPLETE, MANIFEST, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RunFolder:
     @property
     def complete(self) -> Path:
         """Written last: the run is whole."""
-        return self.path / "COMPLETE"
+        return self.path / COMPLETE
 
     @property
     def config(self) -> Path:
@@ -35,7 +35,7 @@ class RunFolder:
     @property
     def manifest(self) -> Path:
         """Versions, hashes, hardware, command; a folder that has it can be resumed."""
-        return self.path / "manifest.json"
+        return self.path / MANIFEST
 
     @property
     def preflight(self) -> Path:

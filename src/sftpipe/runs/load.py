@@ -154,7 +154,7 @@ class Run(Answering):
         if cfg.revision is None and name and name == cfg.name_or_path:
             cfg = replace(cfg, revision=commit)
         weights = find_weights(cfg, self.config.seed)
-        if weights.identity != trained_on:
+        if not weights.are(trained_on):
             found = f"it was trained on {trained_on}, and {cfg.name_or_path} is now"
             fix = "put the old weights back, or train on the new ones"
             raise RunError(Problem(str(self.dir), f"{found} {weights.identity}", fix=fix))

@@ -239,6 +239,10 @@ def _check_same_run(cfg: TrainConfig, folder: Path, where: str) -> None:
 
 
 def _train_further(cfg: TrainConfig, folder: Path) -> str:
-    """How trained weights are trained on, as a run of their own; of an adapter there is no way."""
+    """How what is trained is trained on, as a run of its own."""
+    if cfg.lora:
+        return (
+            f"; {override('lora.init_from', str(folder))} trains its adapter further, in a new run"
+        )
     further = override("model.name_or_path", str(folder))
-    return "" if cfg.lora else f"; {further} trains its model further, in a new run"
+    return f"; {further} trains its model further, in a new run"

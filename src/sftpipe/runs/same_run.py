@@ -1,7 +1,8 @@
 """Is a config that of a run that has begun?
 
 The recorded config, completed with today's defaults, is compared with the new one, key by key; the
-data are compared by their bytes, and the base weights by theirs (write.py). No hash of a config is
+data are compared by their bytes, the base weights and the adapter of `lora.init_from` by theirs
+(write.py). No hash of a config is
 kept: a release with one more key would have another.
 """
 
@@ -112,6 +113,8 @@ def _deciding(kept: dict[str, Any], free: Sequence[str]) -> dict[str, Any]:
     name = (kept.get("model") or {}).get("name_or_path")
     if isinstance(name, str) and (Path(name).expanduser().is_dir() or name[:1] in "./~"):
         kept["model"]["name_or_path"] = "a folder"
+    if (kept.get("lora") or {}).get("init_from"):
+        kept["lora"]["init_from"] = "a folder"
     for key in free:
         group, _, rest = key.partition(".")
         if not rest:

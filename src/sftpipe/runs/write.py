@@ -18,6 +18,8 @@ from sftpipe.config.schema import TrainConfig, to_plain
 from sftpipe.data.prepare import PreparedData
 from sftpipe.environment import versions
 from sftpipe.errors import Problem, RunError
+from sftpipe.model.further import adapter_identity
+from sftpipe.model.weights import Weights
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.plan import RunPlan
 from sftpipe.runs.prompts import write_prompts
@@ -26,7 +28,7 @@ from sftpipe.terminal import console
 
 
 def open_run(
-    plan: RunPlan, cfg: TrainConfig, weights: str, device: str, data: PreparedData
+    plan: RunPlan, cfg: TrainConfig, weights: Weights, device: str, data: PreparedData
 ) -> None:
     """Write what is known before training: config, preflight, manifest.
 
@@ -35,16 +37,16 @@ def open_run(
     Args:
         plan: of `plan_run`.
         cfg: the config.
-        weights: identity of the base weights.
+        weights: the base weights.
         device: hardware and precision, in words.
         data: the prepared data.
 
     Raises:
-        RunError: the base weights are not those that the run began with.
+        RunError: the base weights, or the adapter that it goes on from, are not those that the
+            run began with.
     """
     folder = RunFolder(plan.folder)
-    if plan.attempt > 1:
-        _check_weights(folder, weights)
+    begins_with = _begins_with(plan, cfg, weights)
     plan.records.mkdir(parents=True, exist_ok=True)
     if plan.attempt == 1:
         config = yaml.safe_dump(to_plain(cfg), sort_keys=False, allow_unicode=True)
@@ -55,7 +57,7 @@ def open_run(
         write_prompts(folder, data)
     tokenizer = data.tokenizer.backend_tokenizer.to_str() + str(data.tokenizer.chat_template)
     manifest = {
-        "weights": weights,
+        **begins_with,
         "device": device,
         "seed": cfg.seed,
         "data": {
@@ -124,12 +126,27 @@ def _is_json(file: Path) -> bool:
     return True
 
 
-def _check_weights(folder: RunFolder, weights: str) -> None:
-    began_with = folder.read_manifest().get("weights")
-    if began_with != weights:
-        found = f"it began with the weights {began_with}, and these are {weights}"
+def _begins_with(plan: RunPlan, cfg: TrainConfig, weights: Weights) -> dict[str, str]:
+    """Base weights and adapter of a run, as its manifest names them."""
+    adapter = adapter_identity(cfg.lora)
+    now = {"weights": weights.identity, **({"adapter": adapter} if adapter else {})}
+    if plan.attempt == 1:
+        return now
+    manifest = RunFolder(plan.folder).read_manifest()
+    before: dict[str, str] = {
+        name: manifest[name] for name in ("weights", "adapter") if name in manifest
+    }
+    where = str(plan.folder)
+    if not weights.are(before.get("weights")):
+        found = f"it began with the weights {before.get('weights')}, and these are {now['weights']}"
         fix = "pin model.source and model.revision, or start a new run"
-        raise RunError(Problem(str(folder.path), found, fix=fix))
+        raise RunError(Problem(where, found, fix=fix))
+    if before.get("adapter") != adapter:
+        found = (
+            f"it began from the adapter {before.get('adapter')}, and lora.init_from is {adapter}"
+        )
+        raise RunError(Problem(where, found, fix="put the old adapter back, or start a new run"))
+    return before
 
 
 def _provenance() -> dict[str, Any]:
