@@ -75,7 +75,7 @@ SFT = {
     "warmup_steps": seen("2"),
     "optim": seen("sgd"),
     "optim_args": seen("'momentum=0.9'", SGD),
-    "optim_target_modules": unseen("of GaLore and APOLLO, whose packages are not here", "[q_proj]"),
+    "optim_target_modules": refused("[q_proj]"),  # of GaLore and APOLLO, whose packages are missing
     "weight_decay": seen("0.5"),
     "adam_beta1": seen("0.5"),
     "adam_beta2": seen("0.5"),

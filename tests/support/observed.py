@@ -158,11 +158,11 @@ def _without_times(text: io.StringIO, folder: Path) -> str:
 def _console(text: io.StringIO) -> Iterator[None]:
     """What is printed for people goes into `text`."""
     console = terminal.console
-    file, console.file = console.file, text
+    file, console.file = console._file, text  # `file` itself is the stderr of this moment
     try:
         yield
     finally:
-        console.file = file
+        console._file = file
 
 
 @contextmanager
