@@ -267,7 +267,11 @@ CALLS: dict[str, tuple[tuple[str, str], ...]] = {
         ("lora.target_modules", "all-linear"),
         ("lora.modules_to_save", "null"),
     ),
-    "override(self.key, str(value))": (("lora.r", "16"), ("sft.max_length", "null")),
+    "override(self.key, value)": (
+        ("lora.r", "16"),
+        ("sft.max_length", "null"),
+        ("loss.type", "'completion_only'"),
+    ),
     "override(where, str(folder))": (("sft.resume_from_checkpoint", "outputs/yoda/1"),),
     "_override('tokenizer.special_tokens', f\"[{','.join(map(_quoted, tokens))}]\")": (
         ("tokenizer.special_tokens", "['<a>','<|b|>']"),

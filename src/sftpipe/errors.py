@@ -176,6 +176,17 @@ _PLAIN_TEXT = re.compile(
 )  # neither Hydra nor a shell needs quotes
 
 
+def in_hydra(value: Any) -> str:
+    """A plain value or a list of them in Hydra's syntax, for `override`; "" for a mapping."""
+    if isinstance(value, bool) or value is None:
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
+    if isinstance(value, str):
+        return f"'{value}'"
+    return str(value) if isinstance(value, int | float) else ""
+
+
 def in_shell(word: str) -> str:
     """An override as a shell takes it: in quotes where it needs them."""
     key, equals, value = word.partition("=")

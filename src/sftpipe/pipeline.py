@@ -5,7 +5,7 @@
 
 `prepare` makes and checks the rows, `train` makes the model of them. Data comes before the model on
 purpose: bad data fails before gigabytes are loaded. Imports of trl and peft, which cost seconds,
-wait in `train`, so that `check` and `preview`, which need neither, are quick.
+wait in `check` and `train`, so that `preview`, which needs neither, is quick.
 """
 
 from __future__ import annotations

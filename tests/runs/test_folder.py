@@ -530,6 +530,20 @@ def test_a_config_of_a_version_without_some_keys_is_completed_with_todays_defaul
     assert key_differences(before, now) == []
 
 
+@pytest.mark.parametrize(
+    ("before", "typed"),
+    [
+        (1, "sft.seed=1"),
+        (1.0, "sft.seed=1.0"),
+        (0, "sft.seed=0"),
+        (True, "sft.seed=true"),
+        (None, "sft.seed=null"),
+    ],
+)
+def test_the_value_of_then_is_typed_as_what_it_is(before: Any, typed: str) -> None:
+    assert Difference("sft.seed", before).typed == f"`{typed}`"
+
+
 def test_a_key_that_this_version_does_not_know_is_a_difference() -> None:
     before = to_plain(config("recipe=yoda"))
     before["model"]["experts"] = 3

@@ -17,7 +17,7 @@ import yaml
 
 from sftpipe.config.lora import initialisation
 from sftpipe.config.upstream import MOVED, OURS, upstream_defaults, upstream_fields
-from sftpipe.errors import ConfigError, Problem, override
+from sftpipe.errors import ConfigError, Problem, in_hydra, override
 from sftpipe.storage import COMPLETE, MANIFEST, sha256_cached
 
 KEY = "lora.init_from"
@@ -195,18 +195,7 @@ def _same(one: Any, other: Any) -> bool:
 
 def _differs(where: str, key: str, value: Any, saved: Any) -> Problem:
     found = f"{value!r}, and the adapter of {KEY} has {saved!r}"
-    typed = _typed(saved)
+    typed = in_hydra(saved)
     fix = f"{override(key, typed)}, or leave it out" if typed else "leave it out"
     allowed = "what the adapter has; only lora.lora_dropout is free"
     return Problem(where, found, allowed=allowed, fix=fix)
-
-
-def _typed(value: Any) -> str:
-    """A plain value in Hydra's syntax; "" for a mapping."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, list):
-        return f"[{','.join(map(str, value))}]"
-    if isinstance(value, str):
-        return f"'{value}'"
-    return str(value) if isinstance(value, int | float) else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sftpipe.config.schema import TrainConfig
@@ -148,9 +148,7 @@ def _plan_auto(cfg: TrainConfig) -> RunPlan:
             passed_over.append(f"passed over: {busy.where}: {busy.found}")
         else:
             plan = _go_on(cfg, folder)
-            return RunPlan(
-                folder, plan.attempt, plan.checkpoint, said="\n".join([*passed_over, plan.said])
-            )
+            return replace(plan, said="\n".join([*passed_over, plan.said]))
     there = f"of this config in {_runs_folder(cfg)}"
     found = f"no unfinished run {there}" if not finished else f"every run {there} is complete"
     lines = [*passed_over, f"{found}; a new one begins", *_nearly(near)]
@@ -185,7 +183,7 @@ def _runs_folder(cfg: TrainConfig) -> Path:
 
 
 def _runs_of(cfg: TrainConfig) -> list[Path]:
-    """The runs of a recipe, the newest first; jobs of sweeps are named to be gone on with."""
+    """The runs of a recipe, the newest first; a job of a sweep goes on where `run` names it."""
     manifests = _runs_folder(cfg).glob(f"*/{_FILES.manifest.name}")
     return sorted((path.parent for path in manifests), reverse=True)
 

@@ -2,8 +2,7 @@
 
 The recorded config, completed with today's defaults, is compared with the new one, key by key; the
 data are compared by their bytes, the base weights and the adapter of `lora.init_from` by theirs
-(write.py). No hash of a config is
-kept: a release with one more key would have another.
+(write.py). No hash of a config is kept: a release with one more key would have another.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from sftpipe.config.recorded import complete, upstream_value
 from sftpipe.config.schema import TrainConfig, to_plain
 from sftpipe.config.upstream import UPSTREAM
 from sftpipe.data.source import fingerprint
-from sftpipe.errors import override
+from sftpipe.errors import in_hydra, override
 from sftpipe.runs.folder import RunFolder
 
 # keys that a resumed run may have otherwise: where it writes, what it shows, how fast it is, and
@@ -76,11 +75,8 @@ class Difference:
     @property
     def typed(self) -> str:
         """What to type to have the value of then, in backticks; "" where nothing can be typed."""
-        plain = isinstance(self.before, str | int | float | None)
-        if self.key == _DATA or not plain:
-            return ""
-        value = {None: "null", True: "true", False: "false"}.get(self.before, self.before)
-        return override(self.key, str(value))
+        value = in_hydra(self.before)
+        return override(self.key, value) if value and self.key != _DATA else ""
 
 
 def differences(files: RunFolder, cfg: TrainConfig) -> list[Difference]:

@@ -85,7 +85,7 @@ def use_threads(folder: RunFolder) -> None:
     began_with = manifest.get("threads")
     if isinstance(began_with, int) and began_with > 0:
         torch.set_num_threads(began_with)
-    then, now = _facts(manifest), _facts(_provenance())
+    then, now = _facts(manifest), _facts(_machine())
     changed = [f"{name} {then[name]}, now {now[name]}" for name in now if then[name] != now[name]]
     if changed:
         what = ", ".join(changed)
@@ -149,18 +149,24 @@ def _begins_with(plan: RunPlan, cfg: TrainConfig, weights: Weights) -> dict[str,
     return before
 
 
-def _provenance() -> dict[str, Any]:
+def _machine() -> dict[str, Any]:
     return {
-        "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        # not sys.argv, which Hydra changes
-        "command": [Path(word).name for word in sys.orig_argv[1:2]] + sys.orig_argv[2:],
         "versions": {"python": platform.python_version(), **versions()},
-        "git": _git(),
         "hardware": {
             "machine": platform.machine(),
             "system": platform.system(),
             "cores": os.cpu_count(),
         },
+    }
+
+
+def _provenance() -> dict[str, Any]:
+    return {
+        "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        # not sys.argv, which Hydra changes
+        "command": [Path(word).name for word in sys.orig_argv[1:2]] + sys.orig_argv[2:],
+        "git": _git(),
+        **_machine(),
     }
 
 
