@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -69,10 +70,23 @@ def test_rows_are_the_same_except_for_the_line_break_after_the_end() -> None:
 
 
 def test_a_process_is_measured_by_the_memory_that_it_holds_itself() -> None:
-    held = bytearray(b"x") * (64 * 2**20)
-    with_it = bench._own_memory(os.getpid())
-    del held
-    assert with_it - bench._own_memory(os.getpid()) == pytest.approx(64 * 2**20, rel=0.1)
+    steps = "held = bytearray(b'x') * 2**26", "del held", ""
+    with subprocess.Popen(
+        [sys.executable, "-c", "; print(flush=True); input(); ".join(steps)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        process.stdout.readline()
+        with_it = bench._own_memory(process.pid)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        without = bench._own_memory(process.pid)
+        process.stdin.write("\n")
+    assert with_it - without == pytest.approx(2**26, rel=0.1)
 
 
 def test_each_part_has_a_name_and_says_what_it_measures() -> None:

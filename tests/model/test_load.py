@@ -10,6 +10,7 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftpipe.config.schema import ModelConfig
@@ -156,6 +157,25 @@ def test_eight_bits_hold_each_weight_to_half_a_step(wide: tuple[Any, Weights]) -
         steps = (after - before).abs() / (before.abs().amax(1, keepdim=True) / 127)
         assert 0.4 < steps.max() < 0.55  # the scales are rounded, too
         assert layer.state.threshold == 6.0
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_eight_bits_keep_their_scales_through_training_and_evaluation(
+    dora: bool, wide: tuple[Any, Weights]
+) -> None:
+    base = quantized("int8", wide[1])
+    model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", use_dora=dora))
+    ids = torch.tensor([[1, 2, 3]])
+    passes = []
+    for training in (True, False, True, False):
+        model.train(training)
+        passes.append(model(ids).logits)
+        passes[-1].sum().backward()
+    assert float(passes[0].detach().abs().max()) > 0.1
+    torch.testing.assert_close(passes[0], passes[2], atol=0, rtol=0)
+    torch.testing.assert_close(passes[1], passes[3], atol=0, rtol=0)
+    # evaluation rounds the activations to 8 bits as well
+    torch.testing.assert_close(passes[0], passes[1], atol=0.02, rtol=0.05)
 
 
 def test_four_bits_compute_in_the_runs_precision_or_in_that_of_the_config() -> None:

@@ -23,6 +23,9 @@ from sftpipe.config.schema import TrainConfig
 from sftpipe.config.values import rules
 from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import ConfigError, SftpipeError
+from sftpipe.model.weights import find_weights
+from sftpipe.training.rehearsal import rehearse
+from support.models import CPU
 from support.sources import write_rows
 from support.tokenizers import config_of, write_kind
 from support.trainers import few, tiny, trainer_of
@@ -216,6 +219,7 @@ def two_steps(cfg: TrainConfig, rows: PreparedData, folder: Path) -> str:
     collate = replace(rows.collate, pad_to_multiple_of=cfg.sft.get("pad_to_multiple_of"))
     try:
         with as_before():
+            rehearse(cfg, find_weights(cfg.model), CPU)
             trainer = trainer_of(cfg, replace(rows, collate=collate), folder)
             trainer.train()
             loss = trainer.evaluate()["eval_loss"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -76,6 +77,7 @@ def load_base(
     model.name_or_path = model.config._name_or_path = name
     model.config.use_cache = False  # generation asks for its cache itself
     keep_gradients_of_4bit(model)
+    keep_scales_of_8bit(model)
     return model
 
 
@@ -138,3 +140,21 @@ def keep_gradients_of_4bit(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def keep_scales_of_8bit(model: PreTrainedModel) -> None:
+    """Let DoRA work on the 8-bit layers of a CPU.
+
+    There PEFT puts a copy of the weight into the layer each time that DoRA asks for its norms, and
+    the copy has no scales any more. bitsandbytes would take them from it at the next forward, which
+    would fail.
+    """
+    for module in model.modules():
+        if isinstance(module, Linear8bitLt):
+            module.init_8bit_state = functools.partial(_init_8bit_state, module)
+
+
+def _init_8bit_state(layer: Linear8bitLt) -> None:
+    scales = layer.state.SCB if layer.weight.SCB is None else layer.weight.SCB
+    Linear8bitLt.init_8bit_state(layer)
+    layer.state.SCB = scales

@@ -131,7 +131,7 @@ def _fit_ids(adapter: Any) -> None:
 
 
 def _step(trainer: SFTPipeTrainer, cfg: TrainConfig, rows: list[list[int]]) -> None:
-    """One forward and backward pass, and one step of optimizer and schedule."""
+    """A pass of training, one of evaluation, and one step of optimizer and schedule."""
     device = trainer.model.device
     longest = max(map(len, rows))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)
@@ -143,6 +143,9 @@ def _step(trainer: SFTPipeTrainer, cfg: TrainConfig, rows: list[list[int]]) -> N
         with trainer.compute_loss_context_manager():
             loss = trainer.compute_loss(trainer.model, batch)
         loss.backward()
+        trainer.model.eval()  # a second pass, as some layers change in the first
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            trainer.compute_loss(trainer.model, batch)
     for parameter in list(trainer.model.parameters())[_STEPPED:]:
         parameter.grad = None  # a step of a few says as much, in a fraction of the time
     with _named(cfg, "sft"):
