@@ -4,6 +4,7 @@ character of ASCII is one token.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 CHATML = (
@@ -35,5 +36,6 @@ def write_byte_model(folder: Path, *, pad: str = "<|pad|>", merges: int = 0) -> 
         chat_template=CHATML,
     )
     tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    config = {"model_type": "llama", "hidden_size": 32, "num_attention_heads": 2}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
