@@ -264,11 +264,11 @@ def test_an_evaluation_has_all_rows(model: Path, rows: PreparedData, tmp_path: P
 def test_a_few_configs_that_pass_the_check_train(
     model: Path, rows: PreparedData, tmp_path: Path
 ) -> None:
-    assert not wrong_ones(model, rows, tmp_path, range(12))
+    assert not wrong_ones(model, rows, tmp_path, range(8))
 
 
 @pytest.mark.slow
 def test_configs_that_pass_the_check_train(model: Path, rows: PreparedData, tmp_path: Path) -> None:
-    seeds = range(12, 172)
+    seeds = range(8, 168)
     assert sum(len(draw(model, seed)[0]) for seed in seeds) > 500  # values
     assert not wrong_ones(model, rows, tmp_path, seeds)

@@ -75,4 +75,4 @@ ONLY_TABLE = [
 
 @pytest.mark.parametrize(("group", "name", "value"), ONLY_TABLE)
 def test_what_only_the_table_finds(group: str, name: str, value: Any, tiny_model: Path) -> None:
-    assert check_value(group, name, value, name)
+    assert check_value(group, name, value, str)

@@ -8,9 +8,11 @@ other (conflicts.py). All problems of a config are reported together.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sftpipe.config.conflicts import find_conflicts, find_request_conflicts
@@ -90,14 +92,17 @@ class Origin:
         key = key.partition("[")[0]  # an item of a list is where the list is
         if any(_is_within(key, one) or _is_within(one, key) for one in self.command_line):
             return "command line"
-        recipe = find_recipes().get(self.choices.get("recipe") or "")
-        if recipe is not None and _holds(read_yaml(recipe), key.split(".")):
-            return display(recipe)
+        if self._recipe is not None and _holds(read_yaml(self._recipe), key.split(".")):
+            return display(self._recipe)
         group, _, rest = key.partition(".")
         file = conf_dir() / group / f"{self.choices.get(group)}.yaml"
         if rest and file.is_file() and _holds(read_yaml(file), rest.split(".")):
             return display(file)
         return self.default
+
+    @functools.cached_property
+    def _recipe(self) -> Path | None:
+        return find_recipes().get(self.choices.get("recipe") or "")
 
 
 def _is_within(key: str, parent: str) -> bool:
@@ -389,10 +394,10 @@ def _check_upstream(group: str, tree: Mapping[str, Any], origin: Origin) -> list
     problems = []
     for name, value in tree.items():
         key = f"{group}.{name}"
-        where = origin.locate(key)
         if name in free and accepts(known[name], value):
-            problems += check_value(group, name, value, where)
+            problems += check_value(group, name, value, origin.locate)
             continue
+        where = origin.locate(key)
         if name in moved:
             fix = how_to_write(moved[name])
             problems.append(Problem(where, "another key owns this", fix=fix))

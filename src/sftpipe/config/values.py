@@ -342,14 +342,14 @@ def rules(group: str) -> dict[str, Rule]:
     return _made[group]
 
 
-def check_value(group: str, name: str, value: Any, where: str) -> list[Problem]:
+def check_value(group: str, name: str, value: Any, locate: Callable[[str], str]) -> list[Problem]:
     """The problem of a value that its field does not take.
 
     Args:
         group: sft, lora or quantization.
         name: a field that a config may set.
         value: plain, of the type that the annotation says.
-        where: the key and its place, for the message.
+        locate: gives the place of a dotted key, for the message.
     """
     rule = rules(group).get(name)
     if rule is None:  # a field that is newer than this table: upstream decides
@@ -368,8 +368,9 @@ def check_value(group: str, name: str, value: Any, where: str) -> list[Problem]:
     if isinstance(value, str) and ", " in rule.allowed:
         match = nearest(value, rule.allowed.split(", "))
     example = match or rule.example
-    fix = override(f"{group}.{name}", example) if example else "leave it out"
-    return [Problem(where, found, allowed=rule.allowed, fix=fix)]
+    key = f"{group}.{name}"
+    fix = override(key, example) if example else "leave it out"
+    return [Problem(locate(key), found, allowed=rule.allowed, fix=fix)]
 
 
 # --- packages -------------------------------------------------------------------------------------
