@@ -174,7 +174,8 @@ def _named(cfg: TrainConfig, group: str) -> Iterator[None]:
         group = blamed[0].partition(".")[0] if blamed else group
         given = [f"{key}={getattr(cfg, key.split('.')[0])[key.split('.')[1]]}" for key in blamed]
         found = f"{', '.join(given)}: {said}" if given else said
-        fix = f"a value that {UPSTREAM[group]} takes, see its docs"
+        fix = f"a value that {UPSTREAM[group]} takes (see its docs)"
+        fix = f"leave it out, or {fix}" if blamed else fix
         raise ConfigError(Problem(" + ".join(blamed) or group, found, fix=fix)) from error
 
 
