@@ -99,6 +99,7 @@ ROWS = [
     ["model/"],
     ["training/"],
     ["evaluation/"],
+    ["export/"],
     ["runs/"],
     ["tables.py"],
     ["pipeline.py"],

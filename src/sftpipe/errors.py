@@ -115,6 +115,10 @@ class StorageError(SftpipeError):
     """A file or folder cannot be written: the disk is full or read-only, or the folder is gone."""
 
 
+class ExportError(SftpipeError):
+    """A run cannot leave as it was asked to: its form is not known, or a proof failed."""
+
+
 class Interrupted(SftpipeError):
     """The run was stopped and has written a checkpoint; `exit_code` is 128 + the signal."""
 
