@@ -247,6 +247,21 @@ def print_evaluation(result: Mapping[str, Any], folder: Path) -> None:
     out.print(f"\n{folder / 'responses.json'} holds the answers.", markup=False)
 
 
+def print_export(result: Mapping[str, Any]) -> None:
+    """Where an export is, and how far it is from the run, on stdout."""
+    out = Console(highlight=False, soft_wrap=True)
+    table = Table.grid(padding=(0, 2))
+    table.add_row("weights", f"{result['dtype']}, from {escape(printable(result['trained_on']))}")
+    if drift := result.get("drift"):
+        same = f"{drift['top1']:.2%} same likeliest token, KL {drift['kl']:.2e} nats a token"
+        table.add_row("drift", f"{same}, on {drift['tokens']:,} tokens ({drift['rows']})")
+        table.add_row("answers", f"chrF {drift['chrf']:.1f} of {drift['answers']}, 100: all equal")
+    out.print(table)
+    out.print(
+        f"\n{escape(printable(result['folder']))} holds it; its README.md says how to use it."
+    )
+
+
 def print_judgement(result: Mapping[str, Any], folder: Path) -> None:
     """The figures of `sftpipe judge`, and replies that said nothing, on stdout."""
     out = Console(highlight=False, soft_wrap=True)

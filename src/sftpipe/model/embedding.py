@@ -96,3 +96,4 @@ def _set_stops(
     generation.eos_token_id = list(in_order)
     generation.pad_token_id = tokenizer.pad_token_id
     generation.bos_token_id = tokenizer.bos_token_id
+    generation._from_model_config = False  # else the stops may be made anew from the model's config
