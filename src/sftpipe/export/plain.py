@@ -20,8 +20,7 @@ _OF_TRAINING = ("quantization_config", "_pre_quantization_dtype")
 def bytes_of(model: PreTrainedModel, dtype: torch.dtype) -> int:
     """What the weights of a model take on the disk."""
     numbers = {id(one): one.numel() for one in model.parameters()}
-    size: int = dtype.itemsize
-    return sum(numbers.values()) * size
+    return int(sum(numbers.values()) * dtype.itemsize)
 
 
 def write_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

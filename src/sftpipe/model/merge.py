@@ -23,7 +23,9 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
         if isinstance(layer, BaseTunerLayer) and hasattr(layer, "merge"):
             _merge_layer(layer)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="(Already following|All) adapters (were|are already) merged")
+        warnings.filterwarnings(
+            "ignore", message="(Already following|All) adapters (were|are already) merged"
+        )
         merged = model.merge_and_unload()
     merged.config.use_cache = True
     return merged
