@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +131,36 @@ def go(tmp_path_factory: pytest.TempPathFactory) -> GoRender:
     return render
 
 
+@pytest.fixture
+def other() -> Callable[[Any, str], Any]:
+    """A tokenizer with another chat template."""
+
+    def make(tokenizer: Any, source: str) -> Any:
+        changed = copy.copy(tokenizer)
+        changed.chat_template = source
+        return changed
+
+    return make
+
+
 def read_modelfile(text: str) -> dict[str, list[str]]:
-    """{instruction: its values}; values as Ollama reads them, in three quotes, one, or none."""
-    pattern = r'^([A-Z]+(?: [a-z_]+(?= ))?) (?:"""(.*?)"""|"([^"]*)"|([^"\n]*))$'
+    """{instruction: its values}, as Ollama's parser finds them: a value goes on to the end of the
+    first line with which its quotes are closed, and what cannot be printed is dropped.
+    """
     found: dict[str, list[str]] = {}
-    for match in re.finditer(pattern, text, re.DOTALL | re.MULTILINE):
-        found.setdefault(match[1], []).append(match[2] or match[3] or match[4] or "")
-    left = re.sub(pattern, "", text, flags=re.DOTALL | re.MULTILINE)
-    assert left.strip() == "", "the Modelfile holds something else"
+    value = ""
+    for line in re.findall(r"[^\r\n]*[\r\n]", text):
+        value += "".join(one for one in line if one.isprintable() or one in "\t\r\n")
+        name, _, rest = value.partition(" ")
+        if name == "PARAMETER":
+            parameter, _, rest = rest.partition(" ")
+            name = f"{name} {parameter}"
+        bare = rest.strip()
+        quotes = '"""' if bare.startswith('"""') else '"' if bare.startswith('"') else ""
+        if len(bare) >= 2 * len(quotes) and bare.endswith(quotes):
+            found.setdefault(name, []).append(bare[len(quotes) : len(bare) - len(quotes)])
+            value = ""
+    assert value.strip() == "", "the last value does not end"
     return found
 
 
@@ -151,8 +175,7 @@ def of_jinja(tokenizer: Any) -> list[str]:
 
 
 def settled(entry: ChatFormat, *, add_bos: bool = False, system: str = "") -> ChatFormat:
-    found = entry.for_tokens("<s>", "</s>", add_bos=add_bos)
-    return ChatFormat(**{**vars(found), "default_system": system})
+    return replace(entry.for_tokens("<s>", "</s>", add_bos=add_bos), default_system=system)
 
 
 # --- what is compared -----------------------------------------------------------------------------
@@ -286,9 +309,11 @@ GEMMA3 = """{{ bos_token }}
     {{ '<start_of_turn>model\n' }}
 {%- endif -%}
 """
-GEMMA2 = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not
- supported') }}{% endif %}{% for message in messages %}{{ message['content'] }}{% endfor %}"""
-ALPACA = """{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}
+GEMMA2 = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}
+{{- raise_exception('System role not supported') }}{% endif %}
+{%- for message in messages %}{{ message['content'] }}{% endfor %}"""
+ALPACA = """{% for message in messages %}{% if message['role'] == 'system' %}
+{{- message['content'] }}
 {%- elif message['role'] == 'user' %}{{ '### Instruction:\n' + message['content'] }}
 {%- else %}{{ '### Response:\n' + message['content'] + END }}{% endif %}{{ '\n\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"""
@@ -397,6 +422,13 @@ def test_the_stops_of_the_template_are_added(phi3: Any, other: Callable[[Any, st
     assert found["PARAMETER stop"][2:] == ["### Instruction:"]
 
 
+@given(stops=st.lists(st.text(st.sampled_from('" \t\r\nab{<\\#한'), max_size=8), max_size=20))
+def test_a_stop_is_read_as_it_was_written(chatml: Any, stops: list[str]) -> None:
+    written = [stop for stop in stops if '"""' not in stop]
+    found = read_modelfile(write_modelfile(chatml, "x.gguf", written, {}))
+    assert found["PARAMETER stop"] == list(dict.fromkeys([*filter(None, written), "<|im_end|>"]))
+
+
 @pytest.mark.parametrize(
     ("stop", "where"),
     [
@@ -455,16 +487,3 @@ def test_a_bos_that_the_template_does_not_write_is_refused(phi3: Any, golden_err
     error = refused(ExportError, lambda: write_modelfile(phi3, "x.gguf", [], {}, add_bos=True))
     assert places(error) == ["tokenizer.chat_template"]
     golden_error(error)
-
-
-@pytest.fixture
-def other() -> Callable[[Any, str], Any]:
-    """A tokenizer with another chat template."""
-    import copy
-
-    def make(tokenizer: Any, source: str) -> Any:
-        changed = copy.copy(tokenizer)
-        changed.chat_template = source
-        return changed
-
-    return make

@@ -99,7 +99,7 @@ class ChatFormat:
             user=filled(self.user),
             assistant=filled(self.assistant),
             prompt=filled(self.prompt),
-            stops=tuple(filter(None, map(filled, self.stops))),
+            stops=tuple(map(filled, self.stops)),
             begin=begin.removeprefix(bos) if add_bos else begin,
             unwritten=bos if add_bos and not begin else "",
         )
@@ -330,7 +330,7 @@ def write_modelfile(
     lines.append(f"TEMPLATE {_quoted('TEMPLATE', found.go_template())}")
     if found.default_system:
         lines.append(f"SYSTEM {_quoted('SYSTEM', found.default_system)}")
-    pairs = [("stop", stop) for stop in dict.fromkeys((*stops, *found.stops))]
+    pairs = [("stop", stop) for stop in dict.fromkeys((*stops, *found.stops)) if stop]
     for name, value in parameters.items():
         pairs += [(name, one) for one in (value if isinstance(value, list | tuple) else [value])]
     lines += [f"PARAMETER {name} {_parameter(name, value)}" for name, value in pairs]
@@ -372,7 +372,8 @@ def _rendered(tokenizer: PreTrainedTokenizerFast, bos: str) -> dict[str, str]:
             does not write the BOS.
     """
     if tokenizer.chat_template is None:
-        raise ExportError(Problem(_KEY, "the tokenizer has none", fix=_NONE_WRITTEN))
+        fix = "no Modelfile is written; one with FROM alone sends prompts as they are typed"
+        raise ExportError(Problem(_KEY, "the tokenizer has none", fix=fix))
     if ChatTemplate(tokenizer).writes_date:
         found = "it writes the date of the day, which a template of Ollama cannot"
         raise ExportError(Problem(_KEY, found, fix=_NONE_WRITTEN))
@@ -387,7 +388,10 @@ def _rendered(tokenizer: PreTrainedTokenizerFast, bos: str) -> dict[str, str]:
                 )
             )
         except Exception as error:  # a template is a program, and can raise anything
-            found = f"it refuses {name}, and a template of Ollama cannot: {one_line(error)[:160]}"
+            found = (
+                f"for the conversation {name!r} it gives an error, which a template of Ollama "
+                f"cannot: {one_line(error)[:160]}"
+            )
             raise ExportError(Problem(_KEY, found, fix=_NONE_WRITTEN)) from None
         if not text.startswith(bos):
             found = (
