@@ -165,7 +165,8 @@ def _literal(text: str) -> str:
 def _go_trim() -> str:
     """Definitions that write a text without the white space around it; Go has no such function.
 
-    They call themselves with a character less.
+    They call themselves with a character less. `and` must stop at its first false argument, as it
+    does since Go 1.18.
     """
     text = ""
     for name, cut, rest, then in (
