@@ -149,10 +149,10 @@ def _merged(run: Run, cfg: ExportConfig, precision: Precision) -> PreTrainedMode
 
 
 def _answers(run: Run, model: PreTrainedModel, held: HeldRows) -> list[str]:
-    """Greedy answers to the first questions."""
+    """Greedy answers to the first prompts."""
     from sftpipe.evaluation.answers import Sampling, generate
 
-    prompts = [one.input_ids for one in held.questions[:ANSWERS]]
+    prompts = [ids for _, ids in held.prompts[:ANSWERS]]
     sampling = Sampling(run.evaluation.max_new_tokens)
     size = run.evaluation.batch_size
     found = dict(generate(model, run.tokenizer, prompts, sampling, batch_size=size))
