@@ -298,10 +298,10 @@ def _plan(
         plan["rope_freqs.weight"] = _Tensor(
             tuple(factors.shape), gguf.GGMLQuantizationType.F32, lambda: factors, "config.json"
         )
-    wanted = {"token_embd.weight"} | ({"output.weight"} - ({"output.weight"} if config.tie_word_embeddings else set()))
-    for name in sorted(wanted - set(plan)):
-        # llama.cpp would take the input embedding for a missing output one
-        raise _refuse(str(folder), f"no tensor for {name}", fix="export the run itself again")
+    # llama.cpp would take the input embedding for a missing output one
+    for name in ("token_embd.weight", *(() if config.tie_word_embeddings else ("output.weight",))):
+        if name not in plan:
+            raise _refuse(str(folder), f"no tensor for {name}", fix="export the run itself again")
     return plan
 
 

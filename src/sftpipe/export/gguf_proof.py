@@ -54,8 +54,9 @@ def read_back(file: Path, folder: Path | None = None) -> PreTrainedModel:
 
     Args:
         file: of `write_gguf`.
-        folder: what the file was made of. Its config is taken where transformers does not read
-            all of a config from GGUF (the size of Qwen 3's heads, Llama 3's scaled rotation).
+        folder: what the file was made of, whose config is taken instead of the file's metadata.
+            transformers does not read all of those: not how many positions GPT-2 has, nor the size
+            of Qwen 3's heads, nor Llama 3's scaled rotation.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
