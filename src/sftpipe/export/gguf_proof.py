@@ -59,9 +59,14 @@ def read_back(file: Path, folder: Path | None = None) -> PreTrainedModel:
             of Qwen 3's heads, nor Llama 3's scaled rotation.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-    config = {} if folder is None else {"config": AutoConfig.from_pretrained(folder)}
+    config = {}
+    if folder is not None:
+        whole = AutoConfig.from_pretrained(folder)
+        if whole.model_type == "mistral":  # in GGUF a Llama, and transformers reads no other
+            whole = LlamaConfig.from_dict({**whole.to_dict(), "model_type": "llama"})
+        config["config"] = whole
     with quiet_libraries(), contextlib.redirect_stderr(io.StringIO()):
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, **config
