@@ -19,6 +19,27 @@ from sftpipe.export.gguf import architecture_of, write_gguf
 from sftpipe.export.gguf_proof import read_back
 
 
+@pytest.fixture(scope="module")
+def small(made: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Llama whose output embedding is its own, and a small tokenizer."""
+    folder = tmp_path_factory.mktemp("small") / "model"
+    shutil.copytree(made("chatml"), folder)
+    torch.manual_seed(0)
+    config = LlamaConfig.from_pretrained(folder, num_key_value_heads=1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_tied(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `small`, with one embedding."""
+    folder = tmp_path_factory.mktemp("small") / "tied"
+    shutil.copytree(small, folder)
+    config = LlamaConfig.from_pretrained(folder, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
 def fields(file: Path) -> dict[str, Any]:
     """{key: value} of a file, without the lists."""
     reader = gguf.GGUFReader(file)
@@ -66,9 +87,9 @@ def test_the_metadata_of_a_llama_is_exact(tiny_model: Path, tmp_path: Path, toke
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_weights_come_back_as_they_were(
-    tied: bool, tiny_model: Path, untied_model: Path, tmp_path: Path
+    tied: bool, small: Path, small_tied: Path, tmp_path: Path
 ) -> None:
-    folder, file = tiny_model if tied else untied_model, tmp_path / "x.gguf"
+    folder, file = small_tied if tied else small, tmp_path / "x.gguf"
     write_gguf(folder, file, "f16")
     assert ("output.weight" in types(file)) is not tied
     before = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
@@ -79,13 +100,13 @@ def test_weights_come_back_as_they_were(
         assert torch.equal(after[name], rounded), name
 
 
-def test_weights_in_several_files_are_the_same(tiny_model: Path, tmp_path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    shutil.copytree(tiny_model, tmp_path / "shards")
+def test_weights_in_several_files_are_the_same(small: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32)
+    shutil.copytree(small, tmp_path / "shards")
     (tmp_path / "shards" / "model.safetensors").unlink()
-    model.save_pretrained(tmp_path / "shards", max_shard_size="1MB")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
-    write_gguf(tiny_model, tmp_path / "one.gguf", "q8_0")
+    write_gguf(small, tmp_path / "one.gguf", "q8_0")
     write_gguf(tmp_path / "shards", tmp_path / "many.gguf", "q8_0")
     one, many = (
         {tensor.name: tensor.data.tobytes() for tensor in gguf.GGUFReader(tmp_path / name).tensors}
@@ -94,11 +115,9 @@ def test_weights_in_several_files_are_the_same(tiny_model: Path, tmp_path: Path)
     assert one == many
 
 
-def test_matrices_have_the_type_and_vectors_are_float32(
-    untied_model: Path, tmp_path: Path
-) -> None:
+def test_matrices_have_the_type_and_vectors_are_float32(small: Path, tmp_path: Path) -> None:
     for kind in ("f16", "bf16", "q8_0"):
-        write_gguf(untied_model, tmp_path / "x.gguf", kind)
+        write_gguf(small, tmp_path / "x.gguf", kind)
         found = types(tmp_path / "x.gguf")
         vectors = {name for name in found if "norm" in name}
         assert {found[name] for name in vectors} == {"F32"}
@@ -123,12 +142,8 @@ def test_rows_that_fill_no_block_of_q8_0_are_float16(tmp_path: Path, made: Any) 
     assert found["blk.0.ffn_up.weight"] == "Q8_0"
 
 
-def test_rows_after_the_last_token_are_named_and_unused(tmp_path: Path, made: Any) -> None:
-    folder = tmp_path / "spare"
-    shutil.copytree(made("chatml"), folder)
-    config = LlamaConfig.from_pretrained(folder)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    write_gguf(folder, tmp_path / "x.gguf", "f16")
+def test_rows_after_the_last_token_are_named_and_unused(small: Path, tmp_path: Path) -> None:
+    write_gguf(small, tmp_path / "x.gguf", "f16")
     reader = gguf.GGUFReader(tmp_path / "x.gguf")
     tokens = reader.fields["tokenizer.ggml.tokens"].contents()
     kinds = reader.fields["tokenizer.ggml.token_type"].contents()
@@ -137,10 +152,8 @@ def test_rows_after_the_last_token_are_named_and_unused(tmp_path: Path, made: An
     assert set(kinds[474:]) == {gguf.TokenType.UNUSED}
 
 
-def test_a_name_that_llama_cpp_takes_for_phi3_is_another_one(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    write_gguf(tiny_model, tmp_path / "my-Phi3-chat.gguf", "f16")
+def test_a_name_that_llama_cpp_takes_for_phi3_is_another_one(small: Path, tmp_path: Path) -> None:
+    write_gguf(small, tmp_path / "my-Phi3-chat.gguf", "f16")
     assert fields(tmp_path / "my-Phi3-chat.gguf")["general.name"] == "my-phi 3-chat"
 
 
@@ -168,9 +181,9 @@ YARN = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 10000.0}
     ],
 )
 def test_a_class_that_is_not_proved_is_refused(
-    name: str, keys: dict[str, Any], tiny_model: Path, tmp_path: Path, golden_error: Any
+    name: str, keys: dict[str, Any], small: Path, tmp_path: Path, golden_error: Any
 ) -> None:
-    folder = changed(tiny_model, tmp_path / "other", **keys)
+    folder = changed(small, tmp_path / "other", **keys)
     with pytest.raises(ExportError) as caught:
         write_gguf(folder, tmp_path / "x.gguf", "f16")
     golden_error(caught.value)
@@ -210,17 +223,17 @@ def _unknown(weights: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("change", [_large, _no_number, _no_output, _unknown])
 def test_weights_that_gguf_cannot_hold_are_refused_and_no_file_is_left(
-    change: Any, untied_model: Path, tmp_path: Path, golden_error: Any
+    change: Any, small: Path, tmp_path: Path, golden_error: Any
 ) -> None:
-    folder = altered(untied_model, tmp_path / "other", change)
+    folder = altered(small, tmp_path / "other", change)
     with pytest.raises(ExportError) as caught:
         write_gguf(folder, tmp_path / "x.gguf", "f16")
     golden_error(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
-def test_bfloat16_holds_what_float16_does_not(untied_model: Path, tmp_path: Path) -> None:
-    folder = altered(untied_model, tmp_path / "other", _large)
+def test_bfloat16_holds_what_float16_does_not(small: Path, tmp_path: Path) -> None:
+    folder = altered(small, tmp_path / "other", _large)
     write_gguf(folder, tmp_path / "x.gguf", "bf16")
     (tensor,) = (
         tensor
@@ -231,18 +244,16 @@ def test_bfloat16_holds_what_float16_does_not(untied_model: Path, tmp_path: Path
     assert np.isclose(values.max(), 70_000, rtol=0.01)
 
 
-def test_fewer_rows_than_tokens_are_refused(
-    tiny_model: Path, tokenizer: Any, tmp_path: Path, golden_error: Any
-) -> None:
+def test_fewer_rows_than_tokens_are_refused(small: Path, tmp_path: Path, golden_error: Any) -> None:
     def cut(weights: dict[str, Any]) -> None:
-        weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:1000].clone()
+        weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:100].clone()
 
-    folder = altered(tiny_model, tmp_path / "other", cut)
+    folder = altered(small, tmp_path / "other", cut)
     with pytest.raises(ExportError) as caught:
         write_gguf(folder, tmp_path / "x.gguf", "f16")
     golden_error(caught.value)
 
 
-def test_a_folder_that_is_gone_is_a_users_problem(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_gone_is_a_users_problem(small: Path, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="the folder is gone"):
-        write_gguf(tiny_model, tmp_path / "none" / "x.gguf", "f16")
+        write_gguf(small, tmp_path / "none" / "x.gguf", "f16")

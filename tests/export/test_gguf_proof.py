@@ -178,7 +178,9 @@ def test_each_pre_tokenizer_takes_texts_apart_as_the_one_that_llama_cpp_calls_so
     config = LlamaConfig(vocab_size=704, eos_token_id=1, **SMALL)
     folder = exported(config, tokenizer, tmp_path / "model")
     assert read_tokenizer(folder).pre == name
-    nfc = [text for text in NASTY if name != "qwen2" or normalizers.NFC().normalize_str(text) == text]
+    nfc = [
+        text for text in NASTY if name != "qwen2" or normalizers.NFC().normalize_str(text) == text
+    ]
     proved(folder, tmp_path / "x.gguf", plain_prompts(tokenizer, nfc))
 
 
@@ -285,6 +287,8 @@ def test_the_embedded_model_stays_within_the_limits(
     assert torch.cat(divergence).mean() <= LIMITS[kind].kl
     assert torch.cat(same).float().mean() >= LIMITS[kind].top1
     if kind == "f16":
-        gaps = [greedy_gap(ours, one.ids, two) for one, two in zip(prompts, proof.answers, strict=True)]
+        gaps = [
+            greedy_gap(ours, one.ids, two) for one, two in zip(prompts, proof.answers, strict=True)
+        ]
         assert max(gaps) < 0.05
         assert all(text and "<|im_end|>" not in text for text in proof.texts)

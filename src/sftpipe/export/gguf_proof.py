@@ -235,8 +235,7 @@ def _serving(file: Path, length: int, threads: int) -> Iterator[str]:
             address = process.stdout.readline().decode().strip()
             if not address:
                 log.seek(0)
-                lines = log.read().decode("utf-8", "replace").splitlines()
-                raise _failed(f"llama.cpp does not load {file.name}: {one_line(lines[-1:])}")
+                raise _failed(f"llama.cpp does not load {file.name}: {_reason(log.read())}")
             yield address
         finally:
             process.stdin.close()
@@ -244,6 +243,14 @@ def _serving(file: Path, length: int, threads: int) -> Iterator[str]:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _reason(log: bytes) -> str:
+    """Why a file does not load, of llama.cpp's log; else what Python said last."""
+    lines = log.decode("utf-8", "replace").splitlines()
+    errors = [line.partition(" E ")[2] for line in lines if " E " in line]
+    reasons = [line for line in errors if "error loading" in line]
+    return one_line(next(iter([*reasons, *errors, *lines[-1:]]), "it ended"))
 
 
 def _environment() -> dict[str, str]:
