@@ -173,16 +173,11 @@ def read_tokenizer(folder: Path) -> GgufTokenizer:
     _check_model(whole["model"])
     tokens, added = _tokens(whole)
     ids = _special_ids(config, tokens, _stop_ids(folder))
-    if kind == "llama":
-        pre, prefix, merges = "default", _space_prefix(whole), []
-        scores = _scores(whole["model"], tokens, added)
-        if "unk" not in ids:
-            _refuse("pieces without an UNK token")
-    else:
-        pre, prefix, scores = _pre(whole), False, []
-        merges = [" ".join(pair) for pair in _merges(whole["model"])]
-        if not merges:
-            _refuse("bytes without any merges, which llama.cpp does not load")
+    if kind == "llama" and "unk" not in ids:
+        _refuse("pieces without an UNK token")
+    merges = [" ".join(pair) for pair in _merges(whole["model"])]
+    if not merges:
+        _refuse("no merges, without which llama.cpp does not load it")
     template = _template(folder, config)
     bos = next((text for text, number in tokens.items() if number == ids.get("bos")), "")
     _check_bos_of_template(template, bos)
@@ -190,14 +185,14 @@ def read_tokenizer(folder: Path) -> GgufTokenizer:
     names = _by_id(tokens)
     return GgufTokenizer(
         model=kind,
-        pre=pre,
+        pre="default" if kind == "llama" else _pre(whole),
         tokens=names,
         types=_types(names, tokens, added, ids if kind == "llama" else {}),
-        merges=merges,
-        scores=scores,
+        merges=merges if kind == "gpt2" else [],
+        scores=_scores(whole["model"], tokens, added) if kind == "llama" else [],
         ids={"bos": ids["eos"], **ids},  # without its key, llama.cpp takes token 11 for BOS
         add_bos=_adds_bos(file, ids.get("bos")) and writes_bos,
-        add_space_prefix=prefix,
+        add_space_prefix=kind == "llama" and _space_prefix(whole),
         takes_space=_takes_space(added, tokens, _normalizes(whole)),
         chat_template=template,
     )
