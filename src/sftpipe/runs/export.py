@@ -86,12 +86,18 @@ def write_weights(run: Run, cfg: ExportConfig, dtype: torch.dtype, folder: Path)
         "trained_on": run.base_name(),
         "dtype": str(dtype).removeprefix("torch."),
     }
-    if not run.config.lora:
-        model = run.load_model(precision)
-        _check_room(folder, bytes_of(model, dtype))
-        write_plain(model, run.tokenizer, folder)
-        read_plain(folder, precision.device)
-        return facts
+    if run.config.lora:
+        return {**facts, **_write_merged(run, cfg, precision, folder)}
+    model = run.load_model(precision)
+    _check_room(folder, bytes_of(model, dtype))
+    write_plain(model, run.tokenizer, folder)
+    read_plain(folder, precision.device)
+    return facts
+
+
+def _write_merged(
+    run: Run, cfg: ExportConfig, precision: Precision, folder: Path
+) -> dict[str, Any]:
     held = held_rows(run)
     with _beside(folder) as logits:
         answers = _as_trained(run, precision, held, logits)
@@ -105,7 +111,6 @@ def write_weights(run: Run, cfg: ExportConfig, dtype: torch.dtype, folder: Path)
     limit = _limit(run, cfg)
     _check_drift(drift, limit)
     return {
-        **facts,
         "base": cfg.base,
         "quantized": bool(run.config.quantization),
         "drift": {
