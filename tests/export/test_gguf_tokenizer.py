@@ -181,16 +181,23 @@ def _without_bos() -> Any:
     return tokenizer
 
 
-def _pieces(merges: list[tuple[str, str]], extra: tuple[str, ...] = ()) -> Any:
+def _pieces(
+    merges: list[tuple[str, str]],
+    extra: tuple[str, ...] = (),
+    unk_token: str | None = "<unk>",
+    dropout: float | None = None,
+) -> Any:
     """Pieces of a, b, c and what is merged of them."""
     ids = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "a", "b", "c"]
     ids += [left + right for left, right in merges] + list(extra)
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys(ids))}
-    plain = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    plain = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token=unk_token, byte_fallback=True, dropout=dropout)
+    )
     plain.normalizer = normalizers.Sequence(
         [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="a", unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="a", unk_token=unk_token)
 
 
 def _with_front() -> Any:
@@ -227,6 +234,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "space before a token": (lambda: _with(AddedToken("<w>", lstrip=True)), "'<w>' has lstrip"),
     "whole words": (lambda: _with(AddedToken("<w>", single_word=True)), "has single_word"),
     "space after a token": (lambda: _with(AddedToken("<w>", rstrip=True)), "rstrip"),
+    "no merges": (lambda: _of(models.BPE({"a": 0}, []), pre_tokenizers.ByteLevel()), "no merges"),
+    "dropout": (lambda: _pieces([("a", "b")], dropout=0.1), "dropout = 0.1"),
+    "no UNK": (lambda: _pieces([("a", "b")], unk_token=None), "without an UNK token"),
     "no EOS": (_without_eos, "no EOS token"),
     "no BOS": (_without_bos, "the chat template writes bos_token"),
     "another token in front": (_with_front, "other tokens than BOS in front"),

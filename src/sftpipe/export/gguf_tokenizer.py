@@ -170,29 +170,24 @@ def read_tokenizer(folder: Path) -> GgufTokenizer:
     whole = json.loads(file.read_text(encoding="utf-8"))
     config = _json(folder / "tokenizer_config.json")
     kind = _kind(whole)
-    _check_model(whole["model"])
+    merges = _merges(whole["model"])
     tokens, added = _tokens(whole)
     ids = _special_ids(config, tokens, _stop_ids(folder))
-    if kind == "llama" and "unk" not in ids:
-        _refuse("pieces without an UNK token")
-    merges = [" ".join(pair) for pair in _merges(whole["model"])]
-    if not merges:
-        _refuse("no merges, without which llama.cpp does not load it")
     template = _template(folder, config)
     bos = next((text for text, number in tokens.items() if number == ids.get("bos")), "")
     _check_bos_of_template(template, bos)
     writes_bos = not template or "bos_token" in template or bos in template
-    names = _by_id(tokens)
+    names, pieces = _by_id(tokens), kind == "llama"
     return GgufTokenizer(
         model=kind,
-        pre="default" if kind == "llama" else _pre(whole),
+        pre="default" if pieces else _pre(whole),
         tokens=names,
-        types=_types(names, tokens, added, ids if kind == "llama" else {}),
-        merges=merges if kind == "gpt2" else [],
-        scores=_scores(whole["model"], tokens, added) if kind == "llama" else [],
+        types=_types(names, tokens, added, ids if pieces else {}),
+        merges=[] if pieces else [" ".join(pair) for pair in merges],
+        scores=_scores(merges, tokens, added) if pieces else [],
         ids={"bos": ids["eos"], **ids},  # without its key, llama.cpp takes token 11 for BOS
         add_bos=_adds_bos(file, ids.get("bos")) and writes_bos,
-        add_space_prefix=kind == "llama" and _space_prefix(whole),
+        add_space_prefix=pieces and _space_prefix(whole),
         takes_space=_takes_space(added, tokens, _normalizes(whole)),
         chat_template=template,
     )
@@ -220,12 +215,6 @@ def _kind(whole: Mapping[str, Any]) -> str:
     if not any(step["type"] == "ByteLevel" for step in steps):
         _refuse("one token a character, or merges of characters: GGUF has no such kind", allowed)
     return "gpt2"
-
-
-def _check_model(model: Mapping[str, Any]) -> None:
-    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(key):
-            _refuse(f"{key} = {model[key]!r} of tokenizer.json, which llama.cpp does not have")
 
 
 def _steps(value: Any, name: str) -> list[dict[str, Any]]:
@@ -306,6 +295,8 @@ def _types(
 
     types = [TokenType.NORMAL if name in tokens else TokenType.UNUSED for name in names]
     if pieces_ids:
+        if "unk" not in pieces_ids:
+            _refuse("pieces without an UNK token")
         for name in _BYTES:
             if name not in tokens:
                 _refuse(f"byte fallback without the token {name}")
@@ -350,12 +341,17 @@ def _takes_space(
 
 def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Pairs, the earliest first; old files hold them as one text with a space."""
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            _refuse(f"{key} = {model[key]!r} of tokenizer.json, which llama.cpp does not have")
+    if not model["merges"]:
+        _refuse("no merges, without which llama.cpp does not load it")
     pairs = (pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"])
     return [(left, right) for left, right in pairs]
 
 
 def _scores(
-    model: Mapping[str, Any], tokens: Mapping[str, int], added: Mapping[str, Any]
+    merges: list[tuple[str, str]], tokens: Mapping[str, int], added: Mapping[str, Any]
 ) -> list[float]:
     """Scores with which llama.cpp merges in the order of the merges.
 
@@ -363,7 +359,6 @@ def _scores(
     That is what the merges do if each split of a token into two is among them, and those that make
     one token are neighbours in their order.
     """
-    merges = _merges(model)
     listed, ranks = set(merges), dict[str, int]()
     last = ""
     for rank, (left, right) in enumerate(merges):
