@@ -26,6 +26,44 @@ def merged_card(facts: Mapping[str, Any]) -> str:
     return front_matter(facts, "transformers") + "\n".join(body)
 
 
+def gguf_card(facts: Mapping[str, Any]) -> str:
+    """README.md beside a GGUF file; facts as of `merged_card`."""
+    file, said = facts["file"], facts["llama_cpp"]
+    back = facts["readback"]
+    limits = back["limits"]
+    kl, top1 = (
+        ("no limit", "")
+        if limits is None
+        else (f"at most {limits['kl']:g}", f"at least {limits['top1']:.1%}")
+    )
+    rows = [
+        f"| mean KL of a token | {back['kl']:.2e} nats | {kl} |\n",
+        f"| same likeliest token | {back['top1']:.2%} | {top1} |\n",
+    ]
+    if said is None:
+        rows.append("| token ids | unproved | llama.cpp was not there |\n")
+    else:
+        rows.append(f"| token ids of prompts | {said['prompts']} equal | by {said['package']} |\n")
+        same = f"{said['same_answers']} of {said['answers']} equal"
+        rows.append(f"| greedy answers | {same} | by {said['package']} |\n")
+    body = [
+        f"# {facts['run']}\n",
+        f"`{file}` ({facts['type']}), fine-tuned from `{facts['trained_on']}` with sftpipe.\n",
+        "## The file and the weights that it was made of\n\n| | | |\n|---|---|---|\n"
+        + "".join(rows),
+    ]
+    if "drift" in facts:
+        body.append("## Merged and unmerged\n\n" + drift_lines(facts))
+    without = facts["modelfile"]
+    ollama = (
+        f"Ollama:\n\n```bash\nollama create {facts['run'].lower()} -f Modelfile\n```\n"
+        if without is None
+        else f"There is no Modelfile for Ollama: {without}.\n"
+    )
+    body.append(f"## Use\n\n```bash\nllama-server -m {file} --jinja\n```\n\n{ollama}")
+    return front_matter(facts, "gguf") + "\n".join(body)
+
+
 def front_matter(facts: Mapping[str, Any], library: str) -> str:
     """The metadata that the hub reads."""
     head = {

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftpipe.config.schema import ExportConfig
-from sftpipe.errors import ExportError, Problem, RunError, StorageError, override
-from sftpipe.export.card import merged_card
-from sftpipe.export.drift import Drift, answers_chrf, measure_drift, record_logits
-from sftpipe.export.plain import bytes_of, read_plain, write_plain
-from sftpipe.runs.held import ANSWERS, HeldRows, held_rows
-from sftpipe.storage import publish_folder, write_json, write_text, writing
+from sftpipe.errors import ExportError, Problem, RunError, override
+from sftpipe.storage import writing
 from sftpipe.terminal import quiet, quiet_libraries
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
-
-    from sftpipe.model.precision import Precision
     from sftpipe.runs.load import Run
-
-FACTS = "export.json"
-MAX_KL = 0.01  # of a token, in nats
 
 
 def export(run: Run, cfg: ExportConfig) -> dict[str, Any]:
@@ -47,159 +30,12 @@ def export(run: Run, cfg: ExportConfig) -> dict[str, Any]:
     _check_base(run, cfg)
     folder = _new_folder(run, cfg)
     with quiet(), quiet_libraries():
-        facts = export_merged(run, cfg, folder)
+        from sftpipe.runs.export_gguf import export_gguf
+        from sftpipe.runs.export_merged import export_merged
+
+        write = {"merged": export_merged, "gguf": export_gguf}[cfg.target]
+        facts = write(run, cfg, folder)
     return {**facts, "folder": str(folder)}
-
-
-def export_merged(run: Run, cfg: ExportConfig, folder: Path) -> dict[str, Any]:
-    """Plain weights with their card; nothing is left under `folder` where they are refused."""
-    dtype = _dtype(run, cfg)
-    with publish_folder(folder) as partial:
-        facts = write_weights(run, cfg, dtype, partial)
-        write_json(partial / FACTS, facts)
-        write_text(partial / "README.md", merged_card(facts))
-    return facts
-
-
-# --- weights --------------------------------------------------------------------------------------
-
-
-def write_weights(run: Run, cfg: ExportConfig, dtype: torch.dtype, folder: Path) -> dict[str, Any]:
-    """Write the run's model as plain files, read it back by transformers alone, and compare.
-
-    Args:
-        run: with an adapter, which is merged, or with all weights.
-        cfg: the `export` group.
-        dtype: of the weights.
-        folder: exists and is empty.
-
-    Returns:
-        What was done, and of an adapter the drift.
-
-    Raises:
-        ExportError: the drift is above the limit.
-    """
-    precision = replace(run.precision(), compute=dtype, trained=dtype)
-    facts = {
-        "run": run.dir.name,
-        "id": run.identity(),
-        "trained_on": run.base_name(),
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    if run.config.lora:
-        return {**facts, **_write_merged(run, cfg, precision, folder)}
-    model = run.load_model(precision)
-    _check_room(folder, bytes_of(model, dtype))
-    write_plain(model, run.tokenizer, folder)
-    read_plain(folder, precision.device)
-    return facts
-
-
-def _write_merged(
-    run: Run, cfg: ExportConfig, precision: Precision, folder: Path
-) -> dict[str, Any]:
-    held = held_rows(run)
-    with _beside(folder) as logits:
-        answers = _as_trained(run, precision, held, logits)
-        merged = _merged(run, cfg, precision)
-        write_plain(merged, run.tokenizer, folder)
-        del merged
-        _free()
-        again = read_plain(folder, precision.device)
-        drift = measure_drift(again, held.rows, logits)
-        chrf = answers_chrf(answers, _answers(run, again, held))
-    limit = _limit(run, cfg)
-    _check_drift(drift, limit)
-    return {
-        "base": cfg.base,
-        "quantized": bool(run.config.quantization),
-        "drift": {
-            **asdict(drift),
-            "limit": limit,
-            "rows": held.split,
-            "chrf": round(chrf, 2),
-            "answers": len(answers),
-        },
-    }
-
-
-def _as_trained(run: Run, precision: Precision, held: HeldRows, logits: Path) -> list[str]:
-    """Record what the unmerged model says, and its answers.
-
-    A quantized base computes as in training; another one has the dtype that it is merged in, as a
-    second copy of it in float32 may not fit the memory.
-    """
-    from sftpipe.model.adapters import count_parameters
-
-    model = run.load_model(None if run.config.quantization else precision)
-    tokens, vocabulary = sum(map(len, held.rows)), len(model.get_input_embeddings().weight)
-    numbers = count_parameters(model)[1]
-    _check_room(logits, numbers * precision.compute.itemsize + 4 * tokens * vocabulary)
-    record_logits(model, held.rows, logits)
-    answers = _answers(run, model, held)
-    del model
-    _free()
-    return answers
-
-
-def _merged(run: Run, cfg: ExportConfig, precision: Precision) -> PreTrainedModel:
-    from sftpipe.model.merge import dequantize, merge_adapter
-
-    if cfg.base == "dequantized":
-        base = dequantize(run.load_base(), precision.compute)
-    else:
-        plain = replace(run, config=replace(run.config, quantization={}))
-        base = plain.load_base(precision)
-    return merge_adapter(run.add_adapter(base))
-
-
-def _answers(run: Run, model: PreTrainedModel, held: HeldRows) -> list[str]:
-    """Greedy answers to the first prompts."""
-    from sftpipe.evaluation.answers import Sampling, generate
-
-    prompts = [ids for _, ids in held.prompts[:ANSWERS]]
-    sampling = Sampling(run.evaluation.max_new_tokens)
-    size = run.evaluation.batch_size
-    found = dict(generate(model, run.tokenizer, prompts, sampling, batch_size=size))
-    return [found[number].text for number in range(len(prompts))]
-
-
-def _free() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _dtype(run: Run, cfg: ExportConfig) -> torch.dtype:
-    import torch
-
-    from sftpipe.model.architecture import model_config
-
-    if cfg.dtype != "auto":
-        return getattr(torch, cfg.dtype)
-    if run.config.lora and run.config.model.init == "pretrained":
-        return model_config(run.config.model, run.weights).dtype or torch.float32
-    return torch.float32
-
-
-def _limit(run: Run, cfg: ExportConfig) -> float | None:
-    """Quantization moved the weights that the adapter was trained on away from the original."""
-    if cfg.max_kl is not None:
-        return cfg.max_kl
-    return None if run.config.quantization and cfg.base == "original" else MAX_KL
-
-
-def _check_drift(drift: Drift, limit: float | None) -> None:
-    if limit is None or drift.kl <= limit:
-        return
-    found = (
-        f"the merged model drifts by {drift.kl:.2g} nats a token, and holds another token for the "
-        f"likeliest after {1 - drift.top1:.1%} of {drift.tokens}"
-    )
-    fix = f"`export.dtype=float32`, or {override('export.max_kl', f'{2 * drift.kl:.1g}')}"
-    raise ExportError(Problem("export.max_kl", found, allowed=f"{limit} or less", fix=fix))
 
 
 # --- the folder -----------------------------------------------------------------------------------
@@ -237,19 +73,3 @@ def _new_folder(run: Run, cfg: ExportConfig) -> Path:
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-@contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
-    """A folder on the same disk for what is needed for a while."""
-    with tempfile.TemporaryDirectory(prefix=".logits-", dir=folder.parent) as made:
-        yield Path(made)
-
-
-def _check_room(folder: Path, needs: int) -> None:
-    """Raise a `StorageError` where the disk of `folder` has no room for so many bytes."""
-    free = shutil.disk_usage(folder).free
-    if free < needs:
-        found = f"about {needs / 1e6:,.1f} MB are needed, and {free / 1e6:,.1f} MB are free"
-        fix = "make room there, or export.output=DIR on another disk"
-        raise StorageError(Problem(str(folder.parent), found, fix=fix))
