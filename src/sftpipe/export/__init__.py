@@ -2,4 +2,5 @@
 
 Each module, with what goes in and what comes out:
 
+upload.py   a folder, a card  -> Uploaded: a repository on the hub with the files of a list
 """

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ _OF_THE_HUB = {".gitattributes"}  # what a new repository holds
 _PATH_KEY = re.compile(r"(name_or_path|_file|_path|_dir)$")
 ANSWER_S = 120.0  # without a byte from the hub; it needs up to a minute for a large commit
 _KEY = "export.repo_id"
+_Step = Callable[[str], None]  # says what is done now, for a message
 _AGAIN = "start it again: what has arrived is not sent twice"
 
 
@@ -146,7 +148,7 @@ def _token() -> str:
 
 def _check_name(repo_id: str) -> None:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo_id)
@@ -157,7 +159,7 @@ def _check_name(repo_id: str) -> None:
         raise ExportError(Problem(_KEY, f"{repo_id!r}: {said}", allowed="OWNER/NAME"))
 
 
-def _check_paths(files: Iterator[Path] | Any) -> None:
+def _check_paths(files: Iterable[Path]) -> None:
     """Refuse a config that names a folder of this machine.
 
     Nothing is rewritten: what is sent is what was measured, byte for byte, and neither sftpipe nor
@@ -238,8 +240,9 @@ def _check_ours(api: HfApi, info: ModelInfo, repo_id: str, private: bool, run_id
 
 
 def _check_leftovers(info: ModelInfo, repo_id: str, files: Mapping[str, Path]) -> None:
-    """Refuse to lay files beside those of another upload: an adapter on merged weights is applied
-    a second time, and shards of another size are read with these.
+    """Refuse to lay files beside those of another upload.
+
+    Beside merged weights an adapter is applied a second time.
     """
     left = [name for name in _names(info) - set(files) if _is_allowed(name)]
     if left:
@@ -271,12 +274,13 @@ def _validate(card: str) -> None:
     try:
         ModelCard(card).validate()
     except ValueError as error:
-        found = f"the hub does not take its metadata: {one_line(error)[:300]}"
+        said = "; ".join(re.findall(r'"message":\s*"([^"]*)"', str(error))) or one_line(error)
+        found = f"the hub does not take its metadata: {said[:300]}"
         raise ExportError(Problem(CARD, found)) from None
 
 
 def _send(
-    api: HfApi, info: ModelInfo, repo_id: str, files: Mapping[str, Path | bytes], step: Any
+    api: HfApi, info: ModelInfo, repo_id: str, files: Mapping[str, Path | bytes], step: _Step
 ) -> str:
     """Send large files one by one, which gives each its place in a message, and then commit."""
     from huggingface_hub import CommitOperationAdd
@@ -311,23 +315,23 @@ def _check_arrived(api: HfApi, repo_id: str, commit: str, sent: Sequence[tuple[s
 def _patient() -> Iterator[None]:
     """Give up on a hub that says nothing at all, and keep signed addresses out of the log."""
     from huggingface_hub import get_session
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import logging as hub_logging
 
-    client, level = get_session(), logging.get_verbosity()
+    client, level = get_session(), hub_logging.get_verbosity()
     waits = client.timeout
-    client.timeout = ANSWER_S  # type: ignore[assignment]  # its setter takes seconds
-    logging.set_verbosity_error()
+    client.timeout = ANSWER_S
+    hub_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
         client.timeout = waits
-        logging.set_verbosity(level)
+        hub_logging.set_verbosity(level)
 
 
 @contextmanager
-def _told(repo_id: str, token: str) -> Iterator[Any]:
+def _told(repo_id: str, token: str) -> Iterator[_Step]:
     """Turn what the client raises into an error that says at which step, and never the token."""
-    doing = ["asking for it"]
+    doing = ["asking for the repository"]
 
     def step(name: str) -> None:
         doing[0] = name
@@ -337,13 +341,16 @@ def _told(repo_id: str, token: str) -> Iterator[Any]:
     except SftpipeError:
         raise
     except Exception as error:  # the client's errors have no common base
-        wrapped = isinstance(error, RuntimeError) and error.__cause__
+        # around what broke, the client lays one of these
+        wrapped = isinstance(error, RuntimeError | FileNotFoundError) and error.__cause__
         problem = _problem(wrapped or error, repo_id, doing[0], token)
         raise ExportError(problem) from None
 
 
 def _problem(error: BaseException, repo_id: str, doing: str, token: str) -> Problem:
     """What the hub's answer means, or that there was none."""
+    from huggingface_hub import HfApi
+
     status = getattr(getattr(error, "response", None), "status_code", None)
     said = getattr(error, "server_message", None) if status else f"{type(error).__name__}: {error}"
     said = re.sub(r"\?\S+", "", one_line(said or "").replace(token, "***"))[:200]
@@ -361,6 +368,9 @@ def _problem(error: BaseException, repo_id: str, doing: str, token: str) -> Prob
         found = f"{repo_id} was changed by somebody else meanwhile{because}"
         return Problem(_KEY, found, fix=_AGAIN)
     if status:
-        return Problem(_KEY, f"{repo_id}, {doing}: the hub answered {status}{because}", fix=_AGAIN)
-    fix = "" if isinstance(error, ValueError) else _AGAIN
-    return Problem(_KEY, f"{repo_id}, {doing}: it broke off{because}", fix=fix)
+        fix = _AGAIN if status >= 500 or status in (408, 429) else ""
+        return Problem(_KEY, f"{repo_id}, {doing}: the hub answered {status}{because}", fix=fix)
+    if isinstance(error, ValueError):
+        return Problem(_KEY, f"{repo_id}, {doing}: {said}")
+    found = f"{repo_id}, {doing}: {HfApi().endpoint} gave no whole answer{because}"
+    return Problem(_KEY, found, fix=_AGAIN)
