@@ -204,7 +204,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
         def commit(self, name: str, lines: list[dict[str, Any]]) -> None:
             one = hub.repositories[name]
             head, *changes = [line["value"] for line in lines]
-            if head["parentCommit"] != one.sha:
+            if head.get("parentCommit", one.sha) != one.sha:
                 self.say(412, {"error": "a commit has happened since"})
                 return
             for change in changes:
