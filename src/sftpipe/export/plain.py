@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from sftpipe.errors import ExportError, Problem, one_line
@@ -20,8 +21,7 @@ _OF_TRAINING = ("quantization_config", "_pre_quantization_dtype")
 def bytes_of(model: PreTrainedModel, dtype: torch.dtype) -> int:
     """What the weights of a model take on the disk."""
     numbers = {id(one): one.numel() for one in model.parameters()}
-    size: int = dtype.itemsize
-    return sum(numbers.values()) * size
+    return int(sum(numbers.values()) * dtype.itemsize)
 
 
 def write_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -55,7 +55,7 @@ def read_plain(folder: Path, device: str) -> Any:
         model, said = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", device_map={"": device}, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         found = f"transformers cannot read what was written: {one_line(error)[:300]}"
         raise ExportError(Problem(str(folder), found)) from None
     wrong = {name: sorted(map(str, said[name])) for name in _COMPLAINTS if said.get(name)}

@@ -44,6 +44,7 @@ def export(run: Run, cfg: ExportConfig) -> dict[str, Any]:
         StorageError: the disk has no room.
     """
     _check_weights(run)
+    _check_base(run, cfg)
     folder = _new_folder(run, cfg)
     with quiet(), quiet_libraries():
         facts = export_merged(run, cfg, folder)
@@ -85,17 +86,22 @@ def write_weights(run: Run, cfg: ExportConfig, dtype: torch.dtype, folder: Path)
         "trained_on": run.base_name(),
         "dtype": str(dtype).removeprefix("torch."),
     }
-    if not run.config.lora:
-        model = run.load_model(precision)
-        _check_room(folder, bytes_of(model, dtype))
-        write_plain(model, run.tokenizer, folder)
-        read_plain(folder, precision.device)
-        return facts
+    if run.config.lora:
+        return {**facts, **_write_merged(run, cfg, precision, folder)}
+    model = run.load_model(precision)
+    _check_room(folder, bytes_of(model, dtype))
+    write_plain(model, run.tokenizer, folder)
+    read_plain(folder, precision.device)
+    return facts
+
+
+def _write_merged(
+    run: Run, cfg: ExportConfig, precision: Precision, folder: Path
+) -> dict[str, Any]:
     held = held_rows(run)
     with _beside(folder) as logits:
         answers = _as_trained(run, precision, held, logits)
         merged = _merged(run, cfg, precision)
-        _check_room(folder, bytes_of(merged, dtype))
         write_plain(merged, run.tokenizer, folder)
         del merged
         _free()
@@ -105,7 +111,6 @@ def write_weights(run: Run, cfg: ExportConfig, dtype: torch.dtype, folder: Path)
     limit = _limit(run, cfg)
     _check_drift(drift, limit)
     return {
-        **facts,
         "base": cfg.base,
         "quantized": bool(run.config.quantization),
         "drift": {
@@ -124,7 +129,12 @@ def _as_trained(run: Run, precision: Precision, held: HeldRows, logits: Path) ->
     A quantized base computes as in training; another one has the dtype that it is merged in, as a
     second copy of it in float32 may not fit the memory.
     """
+    from sftpipe.model.adapters import count_parameters
+
     model = run.load_model(None if run.config.quantization else precision)
+    tokens, vocabulary = sum(map(len, held.rows)), len(model.get_input_embeddings().weight)
+    numbers = count_parameters(model)[1]
+    _check_room(logits, numbers * precision.compute.itemsize + 4 * tokens * vocabulary)
     record_logits(model, held.rows, logits)
     answers = _answers(run, model, held)
     del model
@@ -144,10 +154,10 @@ def _merged(run: Run, cfg: ExportConfig, precision: Precision) -> PreTrainedMode
 
 
 def _answers(run: Run, model: PreTrainedModel, held: HeldRows) -> list[str]:
-    """Greedy answers to the first questions."""
+    """Greedy answers to the first prompts."""
     from sftpipe.evaluation.answers import Sampling, generate
 
-    prompts = [one.input_ids for one in held.questions[:ANSWERS]]
+    prompts = [ids for _, ids in held.prompts[:ANSWERS]]
     sampling = Sampling(run.evaluation.max_new_tokens)
     size = run.evaluation.batch_size
     found = dict(generate(model, run.tokenizer, prompts, sampling, batch_size=size))
@@ -185,10 +195,10 @@ def _check_drift(drift: Drift, limit: float | None) -> None:
     if limit is None or drift.kl <= limit:
         return
     found = (
-        f"the merged model drifts by {drift.kl:.4f} nats a token, and holds another token for the "
+        f"the merged model drifts by {drift.kl:.2g} nats a token, and holds another token for the "
         f"likeliest after {1 - drift.top1:.1%} of {drift.tokens}"
     )
-    fix = f"`export.dtype=float32`, or {override('export.max_kl', f'{2 * drift.kl:.4f}')}"
+    fix = f"`export.dtype=float32`, or {override('export.max_kl', f'{2 * drift.kl:.1g}')}"
     raise ExportError(Problem("export.max_kl", found, allowed=f"{limit} or less", fix=fix))
 
 
@@ -200,8 +210,15 @@ def _check_weights(run: Run) -> None:
     names = "adapter_model.safetensors" if run.config.lora else "model*.safetensors"
     if not any(run.dir.glob(names)):
         found = f"no weights: {names} is not there"
-        fix = "put the file back, or train again with the same command and `overwrite=true`"
+        fix = "put the file back, or train the run again in another folder"
         raise RunError(Problem(str(run.dir), found, fix=fix))
+
+
+def _check_base(run: Run, cfg: ExportConfig) -> None:
+    if cfg.base == "original" or run.config.quantization:
+        return
+    found = "dequantized, and the base of this run was not quantized"
+    raise ExportError(Problem("export.base", found, fix="`export.base=original`"))
 
 
 def _new_folder(run: Run, cfg: ExportConfig) -> Path:
@@ -234,5 +251,5 @@ def _check_room(folder: Path, needs: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needs:
         found = f"about {needs / 1e6:,.1f} MB are needed, and {free / 1e6:,.1f} MB are free"
-        fix = "make room there, or `export.output=DIR` on another disk"
+        fix = "make room there, or export.output=DIR on another disk"
         raise StorageError(Problem(str(folder.parent), found, fix=fix))

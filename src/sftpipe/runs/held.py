@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from sftpipe.data.prompts import split_answer
+from sftpipe.data.samples import Prompt, Sample
 from sftpipe.errors import DataError, RowError
-from sftpipe.evaluation.questions import Question, row_questions
 from sftpipe.model.architecture import max_positions, model_config
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.prompts import read_prompts
@@ -16,9 +18,9 @@ if TYPE_CHECKING:
     from sftpipe.data.row_chain import SampleReader
     from sftpipe.runs.load import Run
 
-QUESTIONS = 50
-ANSWERS = 20  # of the questions, those that are answered
-_ROWS, _TOKENS = 50, 2048  # at most, of all rows together
+ROWS = 50
+ANSWERS = 20  # of the prompts, those that are answered
+_TOKENS = 2048  # at most, of all rows together
 _LONGEST = 512  # tokens of a row
 
 
@@ -28,12 +30,12 @@ class HeldRows:
 
     split: where the rows are from, for people.
     rows: token ids of each.
-    questions: their prompts.
+    prompts: of those of them that have one, and its ids.
     """
 
     split: str
     rows: list[list[int]]
-    questions: list[Question]
+    prompts: list[tuple[Prompt, list[int]]]
 
 
 def held_rows(run: Run) -> HeldRows:
@@ -52,14 +54,15 @@ def held_rows(run: Run) -> HeldRows:
         if not kept:
             raise
         rows = [ids[:longest] for _, ids in kept]
-        return HeldRows("prompts.json", rows, [Question("", ids) for ids in rows])
-    rows = [row[:longest] for row in islice(_encoded(run, readers), _ROWS)]
-    asked = (
-        one
-        for one in row_questions(readers, run.encoder)
-        if isinstance(one, Question) and 0 < len(one.input_ids) < longest
-    )
-    return HeldRows(split, _at_most(rows), list(islice(asked, QUESTIONS)))
+        return HeldRows("prompts.json", rows, [one for one in kept if len(one[1]) < longest])
+    samples = list(islice(_samples(readers), ROWS))
+    encoder = run.encoder
+    encoded = encoder.encode(samples, [f"{split}[{at}]" for at in range(len(samples))])
+    rows = [one.input_ids[:longest] for one in encoded if not isinstance(one, RowError)]
+    prompts = [split_answer(sample, encoder.loss)[0] for sample in samples]
+    asked = [(prompt, encoder.prompt_ids(prompt)) for prompt in prompts]
+    kept = [(prompt, ids) for prompt, ids in asked if 0 < len(ids) < longest]
+    return HeldRows(split, _at_most(rows), kept)
 
 
 def _readers(run: Run) -> tuple[str, list[SampleReader]]:
@@ -70,15 +73,12 @@ def _readers(run: Run) -> tuple[str, list[SampleReader]]:
     return split, list(run.readers(split, sources))
 
 
-def _encoded(run: Run, readers: list[SampleReader]) -> list[list[int]]:
-    found = []
+def _samples(readers: list[SampleReader]) -> Iterator[Sample]:
     for reader in readers:
-        numbers = range(min(len(reader.rows), _ROWS))
-        samples = reader.read(reader.rows[: len(numbers)], numbers)
-        good = [one for one in samples if not isinstance(one, RowError)]
-        rows = run.encoder.encode(good, [f"{reader.place}[{at}]" for at in range(len(good))])
-        found += [one.input_ids for one in rows if not isinstance(one, RowError)]
-    return found
+        for start in range(0, len(reader.rows), ROWS):
+            stop = min(start + ROWS, len(reader.rows))
+            found = reader.read(reader.rows[start:stop], range(start, stop))
+            yield from (one for one in found if not isinstance(one, RowError))
 
 
 def _at_most(rows: list[list[int]]) -> list[list[int]]:
