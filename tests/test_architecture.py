@@ -174,6 +174,10 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
                 "data/preflight/facts.py",
             },
         ),
+        (
+            "huggingface_hub",
+            {"hub.py", "model/architecture.py", "model/weights.py", "export/upload.py"},
+        ),
         ("gguf", {"export/gguf.py", "export/gguf_tokenizer.py", "model/weights.py"}),
         ("xllamacpp", {"export/gguf_proof.py"}),
         ("charset_normalizer", {"data/encoding_guess.py"}),

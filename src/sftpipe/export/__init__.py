@@ -9,4 +9,5 @@ modelfile.py   a tokenizer, stops    -> the text of Ollama's Modelfile, proved o
 gguf_tokenizer.py  a tokenizer       -> what GGUF holds of it, or why llama.cpp cannot have it
 gguf.py        a folder of weights   -> one GGUF file
 gguf_proof.py  a GGUF file, prompts  -> its logits; llama.cpp's token ids and answers
+upload.py      a folder, a card      -> Uploaded: a repository of the hub with the files of a list
 """
