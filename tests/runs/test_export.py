@@ -20,7 +20,8 @@ from sftpipe.config.hydra import compose_requests
 from sftpipe.config.schema import ExportConfig
 from sftpipe.errors import ExportError, RunError, StorageError
 from sftpipe.export.card import RUN_KEY
-from sftpipe.runs.export import MAX_KL, export
+from sftpipe.runs.export import export
+from sftpipe.runs.export_merged import MAX_KL
 from sftpipe.runs.held import held_rows
 from sftpipe.runs.load import Run, load_run
 from support.configs import compose

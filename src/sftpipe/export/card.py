@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -22,7 +22,7 @@ def merged_card(facts: Mapping[str, Any]) -> str:
     ]
     if "drift" in facts:
         body.append("## Merged and unmerged\n\n" + drift_lines(facts))
-    body.append("## Use\n\n" + _PLAIN_USE)
+    body.append("## Use\n\n" + plain_use("PATH/OF/THIS/FOLDER"))
     return front_matter(facts, "transformers") + "\n".join(body)
 
 
@@ -93,18 +93,69 @@ def drift_lines(facts: Mapping[str, Any]) -> str:
     )
 
 
-_PLAIN_USE = """\
+def plain_use(place: str) -> str:
+    """How merged weights are loaded and served, with their folder or repository in place."""
+    return f"""\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("PATH/OF/THIS/FOLDER", dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained("PATH/OF/THIS/FOLDER")
+model = AutoModelForCausalLM.from_pretrained("{place}", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("{place}")
 ```
 
 An OpenAI-compatible server:
 
 ```bash
-transformers serve --force-model PATH/OF/THIS/FOLDER
-vllm serve PATH/OF/THIS/FOLDER
+transformers serve {place}
+vllm serve {place}
 ```
 """
+
+
+def adapter_use(place: str, base: str, lora: Mapping[str, Any], resizing: Sequence[str]) -> str:
+    """How an adapter is loaded and served.
+
+    Args:
+        place: its folder or repository.
+        base: of the base weights.
+        lora: the fields of `LoraConfig`.
+        resizing: lines of Python that fit the embedding of the base.
+    """
+    lines = [
+        f'base = AutoModelForCausalLM.from_pretrained("{base}")',
+        *resizing,
+        f'model = PeftModel.from_pretrained(base, "{place}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{place}")',
+    ]
+    peft = (
+        "```python\nfrom peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        + "\n".join(lines)
+        + "\n```\n"
+    )
+    if why := _not_for_vllm(lora, resizing):
+        there = "`export=merged` makes weights that it serves"
+        return f"{peft}\nvLLM does not apply this adapter to its base ({why}); {there}.\n"
+    rank = max([int(lora.get("r", 8)), *dict(lora.get("rank_pattern") or {}).values()])
+    more = f" --max-lora-rank {_rank_of_vllm(rank)}" if rank > 16 else ""
+    name = place.rpartition("/")[2]
+    vllm = f"vllm serve {base} --enable-lora --lora-modules {name}={place}{more}"
+    return f"{peft}\nAn OpenAI-compatible server:\n\n```bash\n{vllm}\n```\n"
+
+
+def _rank_of_vllm(rank: int) -> int:
+    """The least of the ranks that vLLM has kernels for."""
+    return next((one for one in (8, 16, 32, 64, 128, 256, 320, 512) if one >= rank), rank)
+
+
+def _not_for_vllm(lora: Mapping[str, Any], resizing: Sequence[str]) -> str:
+    """What of an adapter vLLM does not apply beside a base; "" where it applies all of it."""
+    if lora.get("use_dora"):
+        return "DoRA"
+    if lora.get("modules_to_save"):
+        return "lora.modules_to_save"
+    if lora.get("trainable_token_indices") or resizing:
+        return "new tokens"
+    if lora.get("lora_bias") or lora.get("bias", "none") != "none":
+        return "biases"
+    return ""

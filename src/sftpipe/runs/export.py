@@ -19,7 +19,7 @@ def export(run: Run, cfg: ExportConfig) -> dict[str, Any]:
     """Write the run in the form that `export.target` names.
 
     Returns:
-        What was written and measured: the content of export.json, and its `folder`.
+        What was written and measured: the content of export.json, and its `folder` or `url`.
 
     Raises:
         ExportError: the folder is there already, or what would leave is not what was trained.
@@ -28,14 +28,16 @@ def export(run: Run, cfg: ExportConfig) -> dict[str, Any]:
     """
     _check_weights(run)
     _check_base(run, cfg)
-    folder = _new_folder(run, cfg)
     with quiet(), quiet_libraries():
         from sftpipe.runs.export_gguf import export_gguf
+        from sftpipe.runs.export_hub import export_hub
         from sftpipe.runs.export_merged import export_merged
 
+        if cfg.target == "hub":
+            return export_hub(run, cfg, run.dir / "export" / "merged")
+        folder = _new_folder(run, cfg)
         write = {"merged": export_merged, "gguf": export_gguf}[cfg.target]
-        facts = write(run, cfg, folder)
-    return {**facts, "folder": str(folder)}
+        return {**write(run, cfg, folder), "folder": str(folder)}
 
 
 # --- the folder -----------------------------------------------------------------------------------

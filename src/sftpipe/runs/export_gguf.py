@@ -17,7 +17,7 @@ from sftpipe.export.gguf_proof import LIMITS, PACKAGE, IdProof, Prompt, prove_id
 from sftpipe.export.gguf_tokenizer import read_tokenizer
 from sftpipe.export.modelfile import write_modelfile
 from sftpipe.export.plain import read_plain
-from sftpipe.runs.export_merged import beside, check_room, free, write_weights
+from sftpipe.runs.export_merged import FACTS, beside, check_room, free, write_weights
 from sftpipe.runs.held import HeldRows, held_rows
 from sftpipe.storage import publish_folder, write_json, write_text
 
@@ -48,7 +48,7 @@ def export_gguf(run: Run, cfg: ExportConfig, folder: Path) -> dict[str, Any]:
         facts["readback"] = _check_logits(file, plain, held, work, cfg.type)
         facts["llama_cpp"] = _check_ids(file, held, before)
         facts["modelfile"] = _modelfile(run, file, plain, held)
-        write_json(partial / "export.json", facts)
+        write_json(partial / FACTS, facts)
         write_text(partial / "README.md", gguf_card(facts))
     return facts
 

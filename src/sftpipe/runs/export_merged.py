@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sftpipe.model.precision import Precision
     from sftpipe.runs.load import Run
 
+FACTS = "export.json"  # what was written and measured
 MAX_KL = 0.01  # of a token, in nats
 
 
@@ -33,7 +35,7 @@ def export_merged(run: Run, cfg: ExportConfig, folder: Path) -> dict[str, Any]:
     """Plain weights with their card; nothing is left under `folder` where they are refused."""
     with publish_folder(folder) as partial:
         facts = write_weights(run, cfg, partial)
-        write_json(partial / "export.json", facts)
+        write_json(partial / FACTS, facts)
         write_text(partial / "README.md", merged_card(facts))
     return facts
 
@@ -57,12 +59,7 @@ def write_weights(run: Run, cfg: ExportConfig, folder: Path) -> dict[str, Any]:
     """
     dtype = _dtype(run, cfg)
     precision = replace(run.precision(), compute=dtype, trained=dtype)
-    facts = {
-        "run": run.dir.name,
-        "id": run.identity(),
-        "trained_on": run.base_name(),
-        "dtype": str(dtype).removeprefix("torch."),
-    }
+    facts = {**facts_of(run), "dtype": str(dtype).removeprefix("torch.")}
     if run.config.lora:
         return {**facts, **_write_merged(run, cfg, precision, folder)}
     model = run.load_model(precision)
@@ -70,6 +67,19 @@ def write_weights(run: Run, cfg: ExportConfig, folder: Path) -> dict[str, Any]:
     write_plain(model, run.tokenizer, folder)
     read_plain(folder, precision.device)
     return facts
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """Which run it is, and what it was trained on."""
+    return {"run": run.dir.name, "id": run.identity(), "trained_on": run.base_name()}
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """The content of export.json; empty where there is none that can be read."""
+    try:
+        return dict(json.loads((folder / FACTS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _write_merged(
