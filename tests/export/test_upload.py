@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from sftpipe.errors import ExportError
 from sftpipe.export.upload import Uploaded, files_to_send, run_of, upload
 from sftpipe.terminal import quiet
 from support.errors import Pin, places, refused, told
-from support.hub_server import NEW, TOKEN, HubServer, Repository, hub_server, sha256
+from support.hub_server import NEW, TOKEN, HubServer, Repository, hub_server, local_hub, sha256
 
 RUN = "0123abcd"
 BROKEN = bytes(8_000_000)  # more than waits in the buffers of a connection
@@ -83,20 +82,8 @@ def merged(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub without Xet, whose token is in the environment; nobody waits between tries."""
-    constants = "huggingface_hub.constants"
-    with hub_server() as server:
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(f"{constants}.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(f"{constants}.ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        no_wait = SimpleNamespace(sleep=lambda _: None)
-        monkeypatch.setattr("huggingface_hub.utils._http.time", no_wait)
+    with local_hub(monkeypatch) as server:
         yield server
-        assert server.leaked == []
 
 
 def send(folder: Path, repo_id: str = "me/model", **changes: Any) -> Uploaded:

@@ -20,7 +20,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 TOKEN = "hf_of_the_tests_alone"
 NEW = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"}
@@ -250,3 +253,21 @@ def hub_server() -> Iterator[HubServer]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def local_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub without Xet, whose token is in the environment; nobody waits between tries."""
+    constants = "huggingface_hub.constants"
+    with hub_server() as server:
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(f"{constants}.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(f"{constants}.ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        no_wait = SimpleNamespace(sleep=lambda _: None)
+        monkeypatch.setattr("huggingface_hub.utils._http.time", no_wait)
+        yield server
+        assert server.leaked == []

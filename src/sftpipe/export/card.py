@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,11 @@ def merged_card(facts: Mapping[str, Any]) -> str:
         body.append("## Merged and unmerged\n\n" + drift_lines(facts))
     body.append("## Use\n\n" + plain_use("PATH/OF/THIS/FOLDER"))
     return front_matter(facts, "transformers") + "\n".join(body)
+
+
+def file_name(name: str) -> str:
+    """The name of a run as a file and as a model of a server: letters, digits, `.`, `-` and `_`."""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "run"
 
 
 def gguf_card(facts: Mapping[str, Any]) -> str:
@@ -56,7 +62,7 @@ def gguf_card(facts: Mapping[str, Any]) -> str:
         body.append("## Merged and unmerged\n\n" + drift_lines(facts))
     without = facts["modelfile"]
     ollama = (
-        f"Ollama:\n\n```bash\nollama create {facts['run'].lower()} -f Modelfile\n```\n"
+        f"Ollama:\n\n```bash\nollama create {file_name(facts['run']).lower()} -f Modelfile\n```\n"
         if without is None
         else f"There is no Modelfile for Ollama: {without}.\n"
     )

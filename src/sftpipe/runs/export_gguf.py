@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -10,13 +11,22 @@ from typing import TYPE_CHECKING, Any
 from sftpipe.config.requests import GGUF_TYPES
 from sftpipe.config.schema import ExportConfig
 from sftpipe.errors import ExportError, Problem, one_line
-from sftpipe.export.card import gguf_card
+from sftpipe.export.card import file_name, gguf_card
 from sftpipe.export.drift import measure_drift, record_logits
 from sftpipe.export.gguf import architecture_of, write_gguf
-from sftpipe.export.gguf_proof import LIMITS, PACKAGE, IdProof, Prompt, prove_ids, read_back
+from sftpipe.export.gguf_proof import (
+    LIMITS,
+    PACKAGE,
+    IdProof,
+    Prompt,
+    can_prove_ids,
+    prove_ids,
+    read_back,
+)
 from sftpipe.export.gguf_tokenizer import read_tokenizer
 from sftpipe.export.modelfile import write_modelfile
 from sftpipe.export.plain import read_plain
+from sftpipe.model.architecture import model_config
 from sftpipe.runs.export_merged import FACTS, beside, check_room, free, write_weights
 from sftpipe.runs.held import HeldRows, held_rows
 from sftpipe.storage import publish_folder, write_json, write_text
@@ -35,13 +45,13 @@ def export_gguf(run: Run, cfg: ExportConfig, folder: Path) -> dict[str, Any]:
         ExportError: llama.cpp cannot hold the model or its tokenizer, or a proof fails; then
             nothing is left under `folder`.
     """
-    held = held_rows(run)
     with publish_folder(folder) as partial, beside(partial) as work:
         plain = work / "plain"
         plain.mkdir()
+        _check_form(run, plain)
+        held = held_rows(run)
         facts = write_weights(run, cfg, plain)
-        check_ids_can_be_proved(plain)
-        file = partial / f"{run.dir.name}-{cfg.type}.gguf"
+        file = partial / f"{file_name(run.dir.name)}-{cfg.type}.gguf"
         before = _as_plain(run, plain, held, work)
         _write(plain, file, cfg, work)
         facts |= {"file": file.name, "type": cfg.type, "bytes": file.stat().st_size}
@@ -53,16 +63,18 @@ def export_gguf(run: Run, cfg: ExportConfig, folder: Path) -> dict[str, Any]:
     return facts
 
 
-def check_ids_can_be_proved(plain: Path) -> None:
-    """Token ids of some classes were compared with llama.cpp's here, and of others must be now.
+def _check_form(run: Run, folder: Path) -> None:
+    """Before anything is merged: can llama.cpp hold this class and this tokenizer?
 
-    Raises:
-        ExportError: they must be, and llama.cpp is not there.
+    Token ids of some classes were compared with llama.cpp's once and for all, and of others they
+    have to be now.
     """
-    from sftpipe.export.gguf_proof import can_prove_ids
-
-    if architecture_of(plain).proved_ids or can_prove_ids():
-        read_tokenizer(plain)
+    model_config(run.config.model, run.weights).save_pretrained(folder)
+    if not run.config.lora:
+        shutil.copy(run.dir / "config.json", folder)
+    run.tokenizer.save_pretrained(folder)
+    read_tokenizer(folder)
+    if architecture_of(folder).proved_ids or can_prove_ids():
         return
     found = "token ids of this class are not proved here, and llama.cpp is not there to prove them"
     fix = "pip install 'sftpipe[gguf]', and the same command again"
