@@ -199,7 +199,7 @@ def test_an_upload_by_the_trainer_is_refused_with_the_verb_that_uploads(
     tree["sft"][name] = None
     with pytest.raises(ConfigError) as caught:
         check(tree, Origin({}, default="old"))
-    typed = "`sftpipe export run=DIR export=hub export.repo_id=OWNER/NAME`"
+    typed = "sftpipe export run=DIR export=hub export.repo_id=OWNER/NAME"
     assert typed in caught.value.problems[0].found
     golden_error(caught.value)
 

@@ -231,5 +231,5 @@ def test_the_verb_prints_where_it_is_or_json(
     words = ["export", f"run={run.dir}", f"export.output={tmp_path / 'other'}", "--json"]
     assert main(words) == 0
     said: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert said["folder"] == str(tmp_path / "other")
+    assert (said["target"], said["folder"]) == ("merged", str(tmp_path / "other"))
     assert main(["export", "run=null"]) == 2

@@ -84,8 +84,8 @@ def _of_export(export: ExportConfig) -> list[Problem]:
 def _unread(name: str, kind: str) -> Problem:
     """The problem of a key that is of another target."""
     reader = next(other for other, names in _READS.items() if name in names)
-    target, _, what = reader.partition(" ")
-    fix = f"`export={target}`" + (f" with `export.what={what}`" if what == "merged" else "")
+    target = reader.partition(" ")[0]
+    fix = f"`export={target}`"
     if kind == "hub adapter" and name in _READS["hub merged"]:
         fix = "`export.what=merged`"
     shown = kind.replace("hub ", "hub export.what=")

@@ -61,7 +61,7 @@ OURS: dict[str, dict[str, str]] = {
                 "hub_revision",
             ),
             "a run uploads nothing; of a finished one, "
-            "`sftpipe export run=DIR export=hub export.repo_id=OWNER/NAME` does it",
+            "sftpipe export run=DIR export=hub export.repo_id=OWNER/NAME does it",
         ),
         **dict.fromkeys(
             ("trackio_bucket_id", "trackio_static_space_id"),

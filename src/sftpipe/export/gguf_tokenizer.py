@@ -258,7 +258,7 @@ def _space_prefix(whole: Mapping[str, Any]) -> bool:
     _refuse(
         f"{json.dumps(found, ensure_ascii=False)}, which llama.cpp does not do",
         "a space in front of every text and after every special token (Prepend, or Metaspace with "
-        "`always`), or nowhere, with pieces that are not split at spaces",
+        "prepend_scheme always), or nowhere, with pieces that are not split at spaces",
     )
 
 

@@ -45,7 +45,7 @@ _KNOWN = (
     "All adapters are already merged",
     "Already following adapters were merged",
     "Input and output embeddings are no longer tied",
-    "Model with `tie_word_embeddings=True`",
+    "Model with .tie_word_embeddings=True",
 )
 
 

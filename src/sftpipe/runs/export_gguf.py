@@ -50,7 +50,7 @@ def export_gguf(run: Run, cfg: ExportConfig, folder: Path) -> dict[str, Any]:
         plain.mkdir()
         _check_form(run, plain)
         held = held_rows(run)
-        facts = write_weights(run, cfg, plain)
+        facts = {"target": "gguf", **write_weights(run, cfg, plain)}
         file = partial / f"{file_name(run.dir.name)}-{cfg.type}.gguf"
         before = _as_plain(run, plain, held, work)
         _write(plain, file, cfg, work)

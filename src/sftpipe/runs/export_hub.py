@@ -42,6 +42,7 @@ def export_hub(run: Run, cfg: ExportConfig, merged: Path) -> dict[str, Any]:
     sent = upload(folder, cfg.repo_id, private=cfg.private, run_id=facts["id"], card=card)
     return {
         **facts,
+        "target": "hub",
         "what": cfg.what,
         "private": cfg.private,
         "url": sent.url,

@@ -34,7 +34,7 @@ MAX_KL = 0.01  # of a token, in nats
 def export_merged(run: Run, cfg: ExportConfig, folder: Path) -> dict[str, Any]:
     """Plain weights with their card; nothing is left under `folder` where they are refused."""
     with publish_folder(folder) as partial:
-        facts = write_weights(run, cfg, partial)
+        facts = {"target": "merged", **write_weights(run, cfg, partial)}
         write_json(partial / FACTS, facts)
         write_text(partial / "README.md", merged_card(facts))
     return facts
