@@ -13,6 +13,7 @@ from sftpipe import errors
 from sftpipe.errors import (
     ConfigError,
     DataError,
+    ExportError,
     Interrupted,
     ModelError,
     Problem,
@@ -27,7 +28,16 @@ from sftpipe.errors import (
 
 PROBLEM = Problem("lora.rank", "unknown key", allowed="r, lora_alpha", fix="did you mean lora.r?")
 TEXT = "lora.rank: unknown key\n    allowed: r, lora_alpha\n    did you mean lora.r?"
-FIXABLE = [SftpipeError, StorageError, TrainingError, ConfigError, DataError, ModelError, RunError]
+FIXABLE = [
+    SftpipeError,
+    StorageError,
+    TrainingError,
+    ExportError,
+    ConfigError,
+    DataError,
+    ModelError,
+    RunError,
+]
 
 
 def tree(cls: type[SftpipeError] = SftpipeError) -> set[type[SftpipeError]]:

@@ -24,7 +24,7 @@ from sftpipe.bench import PARTS
 from sftpipe.config.check import _all_keys
 from sftpipe.config.hydra import compose_requests
 from sftpipe.config.options import groups, run_groups
-from sftpipe.config.schema import GenerateConfig, JudgeConfig
+from sftpipe.config.schema import ExportConfig, GenerateConfig, JudgeConfig
 from sftpipe.config.synonyms import SYNONYMS
 from sftpipe.config.upstream import MOVED
 from sftpipe.errors import ConfigError
@@ -168,6 +168,20 @@ TEXTS: dict[str, dict[str, str]] = {
         "_reader_of(name, find)": "format.system reads it; "
     },
 }
+TEXTS |= {
+    "`export={target}`": {"target": "gguf"},
+    "`export.type={near}`, or export.llama_cpp=DIR beside it": {"near": "bf16"},
+    "`hf auth login` with a token that may write, or {override(_KEY, 'OWNER/NAME')}": {
+        "override(_KEY, 'OWNER/NAME')": "`export.repo_id=OWNER/NAME`"
+    },
+    "`hf repos settings {repo_id} --{'private' if private else 'public'}`": {
+        "repo_id": "me/model",
+        "'private' if private else 'public'": "private",
+    },
+    "`export.dtype=float32`, or {override('export.max_kl', f'{2 * drift.kl:.1g}')}": {
+        "override('export.max_kl', f'{2 * drift.kl:.1g}')": "`export.max_kl=0.02`"
+    },
+}
 # {call: {argument: sample}}
 CALLS: dict[str, tuple[tuple[str, str], ...]] = {
     "override(f'{key}.delimiter', 'tab' if mark.lower() in ('tabs', 'tsv') else \"';'\")": (
@@ -292,6 +306,14 @@ CALLS: dict[str, tuple[tuple[str, str], ...]] = {
         ("lora.bias", "'none'"),
         ("lora.target_modules", "[q_proj,v_proj]"),
     ),
+    "override(_KEY, 'OWNER/NAME')": (("export.repo_id", "OWNER/NAME"),),
+    "override(_KEY, f\"{repo_id.partition('/')[0]}/OTHER\")": (("export.repo_id", "me/OTHER"),),
+    "override('export.private', str(bool(info.private)).lower())": (("export.private", "false"),),
+    "override('export.output', str(free))": (("export.output", "runs/a run/export/merged-2"),),
+    "override('export.max_kl', f'{2 * drift.kl:.1g}')": (
+        ("export.max_kl", "0.02"),
+        ("export.max_kl", "5e-05"),
+    ),
     "override(key, 'false')": (("sft.activation_offloading", "false"),),
 }
 # beginnings of texts with backticks that are no fix: what they are
@@ -299,12 +321,14 @@ NOT_TYPED = {
     "`package`, but no PyPI package is known to carry {name}": "the value of a key",
     "`env` takes no words": "what was found",
     "let an LLM score the answers": "help",
+    "Fine-tuned from `{base}`": "a card",
+    "u|```python": "a test conversation",
     "PART is step: loss and gradients": "help",
     "a list of entries such as `- override /lora: default`": "YAML",
     "\n\ngroups and their options, the default first (`sftpipe list` says": "help",
 }
 # files with texts for people that are no fix: Markdown, and what the verbs say of themselves
-PROSE = ("runs/report.py", "tables.py")
+PROSE = ("runs/report.py", "tables.py", "export/card.py")
 
 # --- configs in which a fix has a meaning ---------------------------------------------------------
 
@@ -355,7 +379,9 @@ def composes(*words: str) -> str:
     """Nothing where the words compose over one of `BASES`, else what the last of them says."""
     tops = [word.split("=")[0].split(".")[0] for word in words]
     if set(tops) <= set(run_groups()):
+        hub = ["export=hub", "export.repo_id=me/model"]
         bases: list[list[str]] = [[], ["generate.num_beams=4"], ["judge.mode=pairwise"]]
+        bases += [["export=gguf"], ["export.repo_id=me/model"], hub, [*hub, "export.what=merged"]]
         run: Callable[..., object] = compose_requests
     else:  # those that speak of the same group first: it is one of them, mostly
         bases, run = sorted(BASES, key=lambda base: not _is_about(base, tops)), compose
@@ -515,15 +541,16 @@ def test_an_override_that_is_made_works_as_typed(site: Site) -> None:
 
 _OURS = "model|tokenizer|dataset|format|loss|packing|preflight|evaluation|tracking"
 _KEY = re.compile(
-    rf"(?<![\w./])(?:{_OURS}|sft|lora|quantization|generate|judge)\.(?!json|png)[a-z_0-9]+"
+    rf"(?<![\w./])(?:{_OURS}|sft|lora|quantization|generate|judge|export)\.(?!json|png)[a-z_0-9]+"
 )
-NO_KEYS = {"tokenizer.ggml"}  # a field of GGUF files
+# a field of GGUF files, and names of files
+NO_KEYS = {"tokenizer.ggml", "tokenizer.model", "model.safetensors"}
 
 
 @functools.cache
 def known() -> set[str]:
     """All keys, by their group and the name after it."""
-    of_runs = {"generate": GenerateConfig, "judge": JudgeConfig}
+    of_runs = {"generate": GenerateConfig, "judge": JudgeConfig, "export": ExportConfig}
     keys = {f"{group}.{one.name}" for group, cls in of_runs.items() for one in fields(cls)}
     return keys | set(_all_keys())
 

@@ -595,6 +595,7 @@ _DRAWN = (
     "length_penalty",
 )
 # {key: (file, the test)}; the test speaks of the key by name
+_EXPORTS, _UPLOADS = "runs/test_export.py", "runs/test_export_hub.py"
 ELSEWHERE: dict[str, tuple[str, str]] = {
     "model.name_or_path": (
         "model/test_architecture.py",
@@ -728,6 +729,32 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         f"judge.{name}": (_JUDGES, "test_the_judge_sees_input_correct_output_and_answer")
         for name in ("model", "seed", "temperature")
     },
+    "export.target": (_EXPORTS, "test_the_verb_prints_where_it_is_or_json"),
+    "export.output": (_EXPORTS, "test_a_folder_that_exists_is_left_alone"),
+    "export.base": (
+        _EXPORTS,
+        "test_a_quantized_base_is_merged_as_it_was_trained_on_or_into_the_original",
+    ),
+    "export.dtype": (_EXPORTS, "test_weights_are_of_the_dtype_that_is_asked_for"),
+    "export.max_kl": (_EXPORTS, "test_drift_above_the_limit_leaves_nothing"),
+    "export.type": (
+        "runs/test_export_gguf.py",
+        "test_without_llama_cpp_the_card_says_that_ids_are_unproved",
+    ),
+    "export.llama_cpp": (
+        "runs/test_export_gguf.py",
+        "test_other_types_are_made_by_the_users_own_llama_cpp",
+    ),
+    "export.repo_id": (_UPLOADS, "test_the_verb_names_the_files_that_left"),
+    "export.private": (
+        _UPLOADS,
+        "test_merged_weights_are_made_where_there_are_none_and_taken_where_there_are",
+    ),
+    "export.what": (_UPLOADS, "test_a_run_without_an_adapter_uploads_its_weights"),
+    "export.samples": (
+        _UPLOADS,
+        "test_the_data_are_not_on_the_card_unless_they_are_asked_for",
+    ),
     "judge.retries": (
         _JUDGES,
         "test_a_bad_reply_is_asked_again_with_another_seed_and_a_reminder",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sftpipe.errors import (
     ConfigError,
     DataError,
+    ExportError,
     Interrupted,
     ModelError,
     Problem,
@@ -48,6 +49,7 @@ _LAZY = {
 __all__ = [
     "ConfigError",
     "DataError",
+    "ExportError",
     "Interrupted",
     "ModelError",
     "PreparedData",

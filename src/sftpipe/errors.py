@@ -6,6 +6,7 @@
     │   └── RowError            one row that teaches nothing; dropped and counted up to a limit
     ├── ModelError              base weights, a tokenizer or a chat template
     ├── RunError                a run folder or a checkpoint
+    ├── ExportError             a form that is not known, or a proof that failed
     ├── TrainingError           a loss that is no number
     ├── StorageError            a file that cannot be written: no room, no permission
     └── Interrupted             SIGINT or SIGTERM, after a checkpoint; exit code 130 or 143
@@ -113,6 +114,10 @@ class TrainingError(SftpipeError):
 
 class StorageError(SftpipeError):
     """A file or folder cannot be written: the disk is full or read-only, or the folder is gone."""
+
+
+class ExportError(SftpipeError):
+    """A run cannot leave as it was asked to: its form is not known, or a proof failed."""
 
 
 class Interrupted(SftpipeError):

@@ -100,9 +100,25 @@ def _judge(words: Sequence[str], as_json: bool) -> int:
     return 0
 
 
+def _export(words: Sequence[str], as_json: bool) -> int:
+    from sftpipe.runs.export import export
+
+    command = parse_run_command("export", words)
+    run = _open_run("export", command)
+    result: dict[str, Any] = export(run, command.requests.export)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+        return 0
+    from sftpipe.tables import print_export
+
+    print_export(result)
+    return 0
+
+
 RUN_VERBS: dict[str, Callable[[Sequence[str], bool], int]] = {
     "chat": _chat,
     "evaluate": _evaluate,
+    "export": _export,
     "generate": _generate,
     "judge": _judge,
 }

@@ -247,6 +247,43 @@ def print_evaluation(result: Mapping[str, Any], folder: Path) -> None:
     out.print(f"\n{folder / 'responses.json'} holds the answers.", markup=False)
 
 
+def print_export(result: Mapping[str, Any]) -> None:
+    """Where an export is, and how far it is from the run, on stdout."""
+    out = Console(highlight=False, soft_wrap=True)
+    lines = {"from": result["trained_on"]}
+    if drift := result.get("drift"):
+        same = f"{drift['top1']:.2%} same likeliest token, KL {drift['kl']:.2e} nats a token"
+        lines["merged"] = f"{same}, on {drift['tokens']:,} tokens ({drift['rows']})"
+        lines["answers"] = f"chrF {drift['chrf']:.1f} of {drift['answers']}, 100: all equal"
+    if back := result.get("readback"):
+        same = f"{back['top1']:.2%} same likeliest token, KL {back['kl']:.2e} nats a token"
+        lines[result["file"]] = f"{same}, against the merged weights"
+    if said := result.get("llama_cpp"):
+        equal = f"{said['same_answers']} of {said['answers']} answers the same"
+        lines["llama.cpp"] = f"{said['prompts']} prompts have the tokens of training, {equal}"
+    elif "llama_cpp" in result:
+        lines["llama.cpp"] = "token ids unproved: pip install 'sftpipe[gguf]' proves them"
+    if result.get("modelfile"):
+        lines["Ollama"] = f"no Modelfile: {result['modelfile']}"
+    table = Table.grid(padding=(0, 2))
+    for name, text in lines.items():
+        table.add_row(escape(printable(name)), escape(printable(text)))
+    out.print(table)
+    if drift and drift["limit"] is None and drift["kl"] > _FAR:
+        keeps = "export.base=dequantized merges into those"
+        out.print(f"\nThe adapter was trained on quantized weights; {keeps}.")
+    if "url" in result:
+        for name, size in result["files"].items():
+            out.print(f"  {escape(printable(name))}  {size:,} bytes")
+        out.print(f"\n{escape(result['url'])}")
+        return
+    folder = escape(printable(result["folder"]))
+    out.print(f"\n{folder} holds it; its README.md says how it is used.")
+
+
+_FAR = 0.01  # nats a token
+
+
 def print_judgement(result: Mapping[str, Any], folder: Path) -> None:
     """The figures of `sftpipe judge`, and replies that said nothing, on stdout."""
     out = Console(highlight=False, soft_wrap=True)

@@ -396,6 +396,15 @@ VERBS: dict[str, Verb] = {
         "generate.data_files=rows.jsonl, or nothing for the test split, writes answers.jsonl.\n"
         "run=null with recipe=NAME or model=NAME asks a base model alone.",
     ),
+    "export": Verb(
+        _of_run("export"),
+        "write a run as plain weights, as a GGUF file, or to the hub",
+        f"sftpipe export {_RUN}",
+        "export=merged writes an adapter merged into its base, export=gguf one file for llama.cpp "
+        "and Ollama, export=hub export.repo_id=OWNER/NAME uploads.\n"
+        "What leaves is read back and compared with the run; export.output=DIR says where it "
+        "goes.",
+    ),
     "chat": Verb(
         _of_run("chat"),
         "talk to a run",

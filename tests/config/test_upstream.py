@@ -7,6 +7,7 @@ import enum
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -188,6 +189,19 @@ def test_a_field_that_another_key_owns_or_nobody_may_set_is_refused_whatever_its
             forbidden.append(key)
     assert owned == OWNED
     assert set(forbidden) == {f"{group}.{name}" for group in FORBIDDEN for name in FORBIDDEN[group]}
+
+
+@pytest.mark.parametrize("name", ["push_to_hub", "hub_model_id", "hub_private_repo"])
+def test_an_upload_by_the_trainer_is_refused_with_the_verb_that_uploads(
+    name: str, golden_error: Callable[..., None]
+) -> None:
+    tree = to_plain(compose([]))
+    tree["sft"][name] = None
+    with pytest.raises(ConfigError) as caught:
+        check(tree, Origin({}, default="old"))
+    typed = "sftpipe export run=DIR export=hub export.repo_id=OWNER/NAME"
+    assert typed in caught.value.problems[0].found
+    golden_error(caught.value)
 
 
 def test_reading_the_sources_imports_none_of_the_libraries() -> None:

@@ -4,6 +4,7 @@ on_run.py      the words of a verb on a run        -> RunCommand; a recorded con
 hydra.py       overrides (list[str])                 -> TrainConfig, ComposedRun; only user of Hydra
 check.py       a composed tree (dict), its Origin    -> TrainConfig, or ConfigError
 conflicts.py   TrainConfig                           -> list[Problem] of choices that do not fit
+requests.py    RunConfig                             -> the same of what a finished run is asked
 lora.py        `lora.init_lora_weights`, a config -> list[Problem]; what each one does to a base
 early_stopping.py  TrainConfig                       -> keys of `sft` that early stopping needs
 schema.py      the dataclasses of our groups, and the facts of each choice: FORMATS, LOSSES, ...

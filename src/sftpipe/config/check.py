@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftpipe.config.conflicts import find_conflicts, find_request_conflicts
+from sftpipe.config.conflicts import find_conflicts
 from sftpipe.config.early_stopping import choose_metric, stop_early
 from sftpipe.config.init_from import adopt
 from sftpipe.config.options import conf_dir, display, find_recipes, groups, how_to_write, read_yaml
+from sftpipe.config.requests import find_request_conflicts
 from sftpipe.config.schema import (
     RUN_VERBS,
     DatasetConfig,

@@ -31,7 +31,6 @@ from sftpipe.config.schema import (
     LossConfig,
     MixtureSource,
     ModelConfig,
-    RunConfig,
     TokenizerConfig,
     TrackingConfig,
     TrainConfig,
@@ -598,37 +597,3 @@ def _check_sample_steps(evaluation: EvaluationConfig | None) -> list[Problem]:
         kind="evaluation.sample_strategy=",
         fix=f"`evaluation.sample_strategy={strategy}`, or leave it out",
     )
-
-
-# --- what is asked of a finished run --------------------------------------------------------------
-
-_OF_DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
-
-
-def find_request_conflicts(cfg: RunConfig) -> list[Problem]:
-    """All conflicts of what is asked of a finished run, each with what to type instead."""
-    generate, judge = cfg.generate, cfg.judge
-    asked = [name for name in ("prompt", "messages", "data_files") if getattr(generate, name)]
-    problems = [
-        Problem(
-            f"generate.{name}", f"generate.{asked[0]} asks already", fix="leave one of them out"
-        )
-        for name in asked[1:]
-    ]
-    if generate.do_sample is False:
-        problems += [
-            Problem(
-                f"generate.{name}",
-                "nothing reads it with generate.do_sample=false",
-                fix="`generate.do_sample=true`, or leave it out",
-            )
-            for name in _OF_DRAWING
-            if getattr(generate, name) is not None
-        ]
-    if generate.length_penalty is not None and (generate.num_beams or 1) == 1:
-        fix = "`generate.num_beams=4`, or leave it out"
-        problems.append(Problem("generate.length_penalty", "it is of num_beams above 1", fix=fix))
-    if judge.against is not None and judge.mode != "pairwise":
-        found = f"nothing reads it with judge.mode={judge.mode}"
-        problems.append(Problem("judge.against", found, fix="`judge.mode=pairwise`"))
-    return problems

@@ -396,7 +396,7 @@ class EvaluationConfig:
 
 
 # the groups of a finished run, and the verb that reads each
-RUN_VERBS = {"generate": "generate", "judge": "judge"}
+RUN_VERBS = {"generate": "generate", "judge": "judge", "export": "export"}
 
 
 @dataclass
@@ -471,11 +471,40 @@ class JudgeConfig:
 
 
 @dataclass
+class ExportConfig:
+    """How a finished run leaves its folder."""
+
+    # merged: plain weights; gguf: one file for llama.cpp; hub: an upload
+    target: str = _choice("merged", "gguf", "hub")
+    # a folder that is made; null: RUN/export/TARGET
+    output: Optional[str] = None
+    # what an adapter is merged into: the pristine base, or the quantized one that it was trained on
+    base: str = _choice("original", "dequantized")
+    # of the merged weights; auto: that of the base
+    dtype: str = _choice("auto", "float32", "bfloat16", "float16")
+    # mean KL of a token, in nats, above which the merged model is refused; null: 0.01, and no limit
+    # where a run with a quantized base is merged into the original
+    max_kl: Optional[float] = _at_least(0, default=None)
+    # of gguf: f16, bf16, q8_0, or with llama_cpp any other type of llama.cpp, such as q4_k_m
+    type: str = "f16"
+    # of gguf: the folder of your own llama.cpp, with a built llama-quantize, for other types
+    llama_cpp: Optional[str] = None
+    # of hub: OWNER/NAME
+    repo_id: Optional[str] = None
+    private: bool = True
+    # what is uploaded; a run that trained all weights has merged ones alone
+    what: str = _choice("adapter", "merged")
+    # true: answers to rows of the data, and the names of data files, leave with the card
+    samples: bool = False
+
+
+@dataclass
 class RunConfig:
     """The second primary config (conf/run.yaml): what is asked of a finished run."""
 
     generate: GenerateConfig
     judge: JudgeConfig
+    export: ExportConfig
 
 
 @dataclass(frozen=True)

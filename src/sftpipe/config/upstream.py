@@ -59,10 +59,13 @@ OURS: dict[str, dict[str, str]] = {
                 "hub_strategy",
                 "hub_always_push",
                 "hub_revision",
-                "trackio_bucket_id",
-                "trackio_static_space_id",
             ),
-            "a run uploads nothing; `hf upload NAME RUN_FOLDER` puts a finished one on the hub",
+            "a run uploads nothing; of a finished one, "
+            "sftpipe export run=DIR export=hub export.repo_id=OWNER/NAME does it",
+        ),
+        **dict.fromkeys(
+            ("trackio_bucket_id", "trackio_static_space_id"),
+            "a run uploads nothing, and keeps its figures in its folder",
         ),
         **dict.fromkeys(
             (

@@ -9,5 +9,6 @@ embedding.py      PreTrainedModel, tokenizer          -> the same model, with a 
 targets.py        the `lora` group, a model           -> nothing, where it trains what it names
 initial.py        PeftModel                           -> PiSSA and OLoRA taken out of the base
 further.py        `lora.init_from`, a PeftModel       -> an adapter of this base, which goes on
+merge.py          PeftModel, or a quantized base      -> PreTrainedModel of plain weights
 adapters.py       the `lora` group, PreTrainedModel   -> LoraConfig, PeftModel
 """

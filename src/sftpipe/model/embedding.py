@@ -55,10 +55,18 @@ def is_tied(model: PreTrainedModel) -> bool:
 def _resize(model: PreTrainedModel, tokens: int, multiple: int | None) -> tuple[int, int]:
     """Grow the embedding to `tokens` rows or a few more; returns its rows before and after."""
     before = model.get_input_embeddings().num_embeddings
-    if tokens > before:
-        multiple = multiple or min(before & -before, 64)  # x & -x: the power of two that divides x
-        model.resize_token_embeddings(-(-tokens // multiple) * multiple, mean_resizing=False)
-    return before, model.get_input_embeddings().num_embeddings
+    after = rows_for(before, tokens, multiple)
+    if after > before:
+        model.resize_token_embeddings(after, mean_resizing=False)
+    return before, after
+
+
+def rows_for(before: int, tokens: int, multiple: int | None = None) -> int:
+    """Rows of an embedding of `before` rows once it has one for each token; see above."""
+    if tokens <= before:
+        return before
+    multiple = multiple or min(before & -before, 64)  # x & -x: the power of two that divides x
+    return -(-tokens // multiple) * multiple
 
 
 def _start_as_mean(model: PreTrainedModel, fresh: Sequence[int], rows: int) -> None:
@@ -96,3 +104,4 @@ def _set_stops(
     generation.eos_token_id = list(in_order)
     generation.pad_token_id = tokenizer.pad_token_id
     generation.bos_token_id = tokenizer.bos_token_id
+    generation._from_model_config = False  # else the stops may be made anew from the model's config

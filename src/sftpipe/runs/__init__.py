@@ -20,5 +20,10 @@ generate.py    Run, GenerateConfig   -> the answer to a prompt, or answers.jsonl
 chat.py        Run, a person's lines -> streamed answers, with a history
 evaluate.py    Run                   -> responses.json, evaluation.json: did the training help?
 judge.py       Run, JudgeConfig      -> judge.json: what an LLM says of the answers
+held.py        Run                   -> HeldRows: what an export is compared on
+export.py      Run, ExportConfig     -> which of the three, into which folder
+export_merged.py  Run, a folder      -> plain weights and export.json: what was measured
+export_gguf.py Run, a folder         -> a GGUF file, a Modelfile, or why there is none
+export_hub.py  Run, ExportConfig     -> a repository of the hub and its card
 endpoint.py    JudgeConfig           -> replies of an OpenAI-compatible server
 """

@@ -178,7 +178,8 @@ class Answering(ABC):
     def identity(self) -> str:
         """Of the model: the same where it answers the same."""
 
-    def _precision(self) -> Precision:
+    def precision(self) -> Precision:
+        """Where and in which numbers the config has its models compute on this machine."""
         from sftpipe.model.precision import choose_precision
 
         cfg = self.config

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sftpipe.data.encode import Encoder
     from sftpipe.data.samples import Prompt
+    from sftpipe.model.precision import Precision
     from sftpipe.model.weights import Weights
 
 
@@ -95,8 +96,11 @@ class Run(Answering):
         base = self.evaluation.base
         return evaluate(self, load_run(base) if base else None)
 
-    def load_base(self) -> PreTrainedModel:
+    def load_base(self, precision: Precision | None = None) -> PreTrainedModel:
         """The base model as it was before training, its embedding as the run made it.
+
+        Args:
+            precision: default: what the config asks for on this machine.
 
         Raises:
             ModelError: the base weights cannot be had.
@@ -105,14 +109,15 @@ class Run(Answering):
         with quiet(), quiet_libraries():
             from sftpipe.model.load import make_base
 
-            weights = self._base_weights()
-            model = make_base(self.config, weights, self.tokenizer, self._precision())
+            precision = precision or self.precision()
+            model = make_base(self.config, self.weights, self.tokenizer, precision)
             return self._fitted(model).eval()
 
-    def load_model(self) -> PreTrainedModel | PeftModel:
+    def load_model(self, precision: Precision | None = None) -> PreTrainedModel | PeftModel:
         """The trained model, ready for generation.
 
-        Its device and precision are those that the config asks for on this machine.
+        Args:
+            precision: default: what the config asks for on this machine.
 
         Raises:
             ModelError: the base weights cannot be had.
@@ -122,11 +127,12 @@ class Run(Answering):
             from sftpipe.model.load import load_base
             from sftpipe.model.weights import Weights
 
+            precision = precision or self.precision()
             if self.config.lora:
-                return self.add_adapter(self.load_base())
+                return self.add_adapter(self.load_base(precision))
             weights = Weights(str(self.dir), None, self.dir.name)
             cfg = self.config
-            model = load_base(cfg.model, cfg.quantization, weights, self._precision(), frozen=True)
+            model = load_base(cfg.model, cfg.quantization, weights, precision, frozen=True)
             return self._fitted(model).eval()
 
     def add_adapter(self, base: PreTrainedModel) -> PeftModel:
@@ -144,8 +150,14 @@ class Run(Answering):
         fit_to_tokenizer(model, self.tokenizer, ends, multiple=multiple)
         return model
 
-    def _base_weights(self) -> Weights:
-        """The weights that the run was trained on, of the hub at the commit of training."""
+    @functools.cached_property
+    def weights(self) -> Weights:
+        """The base weights that the run was trained on, of the hub at the commit of training.
+
+        Raises:
+            ModelError: they cannot be had.
+            RunError: they have changed.
+        """
         from sftpipe.model.weights import find_weights
 
         trained_on = self.base_name()
@@ -241,7 +253,7 @@ class BaseModel(Answering):
             from sftpipe.model.load import make_base
 
             cfg, (tokenizer, new) = self.config, self._made
-            model = make_base(cfg, self._weights, tokenizer, self._precision())
+            model = make_base(cfg, self._weights, tokenizer, self.precision())
             ends = self.encoder.turn_ends() if tokenizer.chat_template else ()
             multiple = cfg.tokenizer.pad_to_multiple_of
             fit_to_tokenizer(model, tokenizer, tuple(ends), new, multiple)

@@ -118,11 +118,11 @@ def write_card(
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}\n",
         f"{made} `{weights}` with sftpipe. `{folder.config.name}` holds the whole config, "
         f"`{folder.manifest.name}` the versions and hashes.\n",
-        "## Numbers\n\n" + _metrics_table(metrics),
+        "## Numbers\n\n" + metrics_table(metrics),
         f"![Loss]({folder.loss_curve.name})\n",
     ]
     if samples:
-        parts.append("## Answers before and after\n\n" + _samples_table(samples))
+        parts.append("## Answers before and after\n\n" + samples_table(samples))
     parts.append("## Use\n\n" + _usage(cfg, weights, embedding_rows))
     write_text(folder.card, "\n".join(parts))
 
@@ -194,13 +194,16 @@ def _validation_parts(validation: Mapping[str, Any]) -> dict[str, Mapping[str, A
     return {f"validation {name}": part for name, part in validation.items()}
 
 
-def _metrics_table(metrics: Mapping[str, Any]) -> str:
+def metrics_table(metrics: Mapping[str, Any]) -> str:
+    """The figures that matter, in Markdown."""
     return "| | |\n|---|---|\n" + "".join(
         f"| {name} | {text} |\n" for name, text in metric_rows(metrics)
     )
 
 
-def _samples_table(samples: Sequence[Mapping[str, Any]]) -> str:
+def samples_table(samples: Sequence[Mapping[str, Any]]) -> str:
+    """Answers before and after training, in Markdown."""
+
     def cell(text: str) -> str:
         return one_line(text)[:SHOWN].replace("|", "\\|")
 
@@ -279,7 +282,7 @@ def _usage(cfg: TrainConfig, weights: str, embedding_rows: tuple[int, int]) -> s
         )
         lines = [
             f'base = AutoModelForCausalLM.from_pretrained("{base}")',
-            *_resize(*embedding_rows),
+            *resize_lines(*embedding_rows),
             'model = PeftModel.from_pretrained(base, "PATH/OF/THIS/FOLDER")',
         ]
         plain = "\n".join(lines)
@@ -287,7 +290,7 @@ def _usage(cfg: TrainConfig, weights: str, embedding_rows: tuple[int, int]) -> s
     return f"{with_sftpipe}\n{without}:\n\n```python\n{imports}\n\n{plain}\n```\n"
 
 
-def _resize(before: int, after: int) -> list[str]:
+def resize_lines(before: int, after: int) -> list[str]:
     """Lines of Python that give a base the embedding that the adapter was trained with.
 
     New rows that are not trained are the mean of the old ones.
