@@ -89,6 +89,20 @@ def test_the_drift_is_measured_and_stands_on_the_card(copy_run: Copy) -> None:
     assert [one.name for one in folder.parent.iterdir()] == ["merged"]
 
 
+def test_the_lines_of_the_card_load_the_model(copy_run: Copy) -> None:
+    run = copy_run()
+    folder = Path(export(run, asked())["folder"])
+    card = (folder / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code.replace("PATH/OF/THIS/FOLDER", str(folder)), names)
+    ids = torch.tensor([held_rows(run).rows[0]])
+    with torch.no_grad():
+        theirs, ours = names["model"](ids).logits, run.model(ids).logits
+    torch.testing.assert_close(theirs, ours, atol=1e-3, rtol=0)
+    assert names["tokenizer"].get_vocab() == run.tokenizer.get_vocab()
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_weights_are_of_the_dtype_that_is_asked_for(dtype: str, copy_run: Copy) -> None:
     found = export(copy_run(), asked(f"export.dtype={dtype}"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from sftpipe.cli import main
 from sftpipe.config.hydra import compose_requests
 from sftpipe.config.schema import ExportConfig
 from sftpipe.errors import ExportError
-from sftpipe.export.card import RUN_KEY
+from sftpipe.export.card import RUN_KEY, adapter_use
 from sftpipe.runs.export import export
 from sftpipe.runs.load import Run
 from support.configs import compose
@@ -94,6 +96,47 @@ def test_the_data_are_not_on_the_card_unless_they_are_asked_for(
     assert 'PeftModel.from_pretrained(base, "me/yoda")' in card
     export(run, asked("export.samples=true"))
     assert word in hub.repositories["me/yoda"].files["README.md"].decode()
+
+
+def test_the_lines_of_the_card_load_an_adapter_with_a_new_token(
+    lively_base: Path, hub: HubServer, tmp_path: Path
+) -> None:
+    words = ["recipe=yoda", "quantization=none", "model=custom", "dataset.limit=12"]
+    words += [f"model.name_or_path={lively_base}", "sft.max_steps=2", "sft.learning_rate=3e-2"]
+    words += ["dataset.markers=special", "dataset.marker_tokens=['|SOUND|>']"]
+    run = sftpipe.train(compose([*words, "evaluation=none", f"run={tmp_path / 'run'}"]))
+    export(run, asked())
+    folder = arrived(hub, tmp_path / "there")
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert "resize_token_embeddings" in code
+    code = code.replace("PATH/OF/THE/BASE", str(lively_base)).replace("me/yoda", str(folder))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    (new,) = run.tokenizer.convert_tokens_to_ids(["|SOUND|>"])
+    ids = torch.tensor([[5, 9, new, 33]])
+    with torch.no_grad():
+        theirs, ours = names["model"].eval()(ids).logits, run.model(ids).logits
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        ({"r": 8}, "vllm serve a/base --enable-lora --lora-modules model=me/model\n"),
+        ({"r": 20}, "--lora-modules model=me/model --max-lora-rank 32\n"),
+        ({"r": 8, "rank_pattern": {"q_proj": 64}}, "--max-lora-rank 64\n"),
+        ({"r": 8, "use_dora": True}, "(DoRA)"),
+        ({"r": 8, "modules_to_save": ["lm_head"]}, "(lora.modules_to_save)"),
+        ({"r": 8, "trainable_token_indices": [5]}, "(new tokens)"),
+        ({"r": 8, "bias": "all"}, "(biases)"),
+    ],
+)
+def test_the_card_says_how_vllm_serves_an_adapter_or_why_it_does_not(
+    lora: dict[str, Any], said: str
+) -> None:
+    text = adapter_use("me/model", "a/base", lora, [])
+    assert said in text
+    assert ("vllm serve" in text) == ("--enable-lora" in text)
 
 
 def test_merged_weights_are_made_where_there_are_none_and_taken_where_there_are(
