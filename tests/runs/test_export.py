@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +72,8 @@ def test_a_merged_model_is_read_by_transformers_alone_and_says_the_same(copy_run
             torch.testing.assert_close(model(ids).logits, run.model(ids).logits, atol=1e-3, rtol=0)
     assert tokenizer.chat_template == run.tokenizer.chat_template
     assert tokenizer.get_vocab() == run.tokenizer.get_vocab()
+    assert "local" not in (folder / "tokenizer_config.json").read_text()
+    assert "local" not in (run.dir / "tokenizer_config.json").read_text()
     stops = model.generation_config.eos_token_id
     assert stops == run.model.generation_config.eos_token_id
     assert model.generation_config._from_model_config is False
@@ -101,6 +109,46 @@ def test_the_lines_of_the_card_load_the_model(copy_run: Copy) -> None:
         theirs, ours = names["model"](ids).logits, run.model(ids).logits
     torch.testing.assert_close(theirs, ours, atol=1e-3, rtol=0)
     assert names["tokenizer"].get_vocab() == run.tokenizer.get_vocab()
+
+
+@pytest.mark.slow
+def test_the_server_of_transformers_answers_as_the_run_does(copy_run: Copy, tmp_path: Path) -> None:
+    run = copy_run()
+    folder = Path(export(run, asked())["folder"])
+    assert "transformers serve PATH/OF/THIS/FOLDER" in (folder / "README.md").read_text()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = Path(sys.executable).with_name("transformers")
+    words = [program, "serve", folder, "--port", str(port), "--host", "127.0.0.1"]
+    messages = [{"role": "user", "content": "Where is the station?"}]
+    body = {"model": str(folder), "messages": messages, "max_tokens": 4, "temperature": 0}
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(words, stdout=log, stderr=log) as one,
+    ):
+        try:
+            said = answer_of(f"http://127.0.0.1:{port}/v1/chat/completions", body)
+        finally:
+            one.terminate()
+            one.wait(30)
+    assert said.strip() == run.generate("Where is the station?")[0].text
+
+
+def answer_of(address: str, body: dict[str, Any]) -> str:
+    """What a server says as soon as it is there."""
+    request = urllib.request.Request(
+        address, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    for _ in range(240):
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return str(json.load(reply)["choices"][0]["message"]["content"])
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ConnectionError):
+                raise
+            time.sleep(0.5)
+    raise AssertionError("the server never came")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -184,6 +232,49 @@ def test_rows_that_are_gone_are_replaced_by_the_prompts_that_the_run_kept(
     held = held_rows(run)
     assert (held.split, len(held.rows)) == ("prompts.json", 5)
     assert export(run, asked())["drift"]["top1"] == 1.0
+
+
+_MEASURED = """
+import sys, threading, time
+from pathlib import Path
+import sftpipe
+from sftpipe.config.hydra import compose_requests
+from sftpipe.runs import export_gguf, export_hub, export_merged
+from sftpipe.runs.export import export
+import trl, peft, bitsandbytes
+
+def own():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon:")).split()[1]) * 1024
+
+run = sftpipe.load_run(sys.argv[1])
+before = peak = own()
+def watch():
+    global peak
+    while True:
+        peak = max(peak, own())
+        time.sleep(0.02)
+threading.Thread(target=watch, daemon=True).start()
+export(run, compose_requests([f"export.output={sys.argv[2]}"]).export)
+print(peak - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_merge_grows_the_process_by_little_more_than_the_weights(
+    smollm2: Any, tmp_path: Path
+) -> None:
+    words = ["recipe=yoda", "quantization=none", "evaluation=none", "dataset.limit=12"]
+    words += ["sft.max_steps=1", "sft.per_device_train_batch_size=2", f"run={tmp_path / 'run'}"]
+    run = sftpipe.train(compose(words))
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, str(run.dir), str(out)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    weights = sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    assert weights > 5e8
+    assert int(done.stdout.splitlines()[-1]) < 1.2 * weights
 
 
 # --- bad input ------------------------------------------------------------------------------------

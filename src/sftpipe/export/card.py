@@ -118,6 +118,11 @@ vllm serve {place}
 """
 
 
+def base_place(name: str | None, weights: str) -> str:
+    """Where a stranger gets the base: its name on the hub, or a blank to fill in."""
+    return name if name and weights.startswith(f"{name}@") else "PATH/OF/THE/BASE"
+
+
 def adapter_use(place: str, base: str, lora: Mapping[str, Any], resizing: Sequence[str]) -> str:
     """How an adapter is loaded and served.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sftpipe.config.schema import ExportConfig
 from sftpipe.errors import ExportError, Problem
-from sftpipe.export.card import adapter_use, drift_lines, front_matter, plain_use
+from sftpipe.export.card import adapter_use, base_place, drift_lines, front_matter, plain_use
 from sftpipe.export.upload import files_to_send, upload
 from sftpipe.model.architecture import model_config
 from sftpipe.model.embedding import rows_for
@@ -83,10 +83,9 @@ def hub_card(run: Run, cfg: ExportConfig, facts: Mapping[str, Any]) -> str:
         parts.append("## Merged and unmerged\n\n" + drift_lines(facts))
     if cfg.samples:
         parts.append("## Answers before and after\n\n" + samples_table(files.read_samples()))
-    name = run.config.model.name_or_path
-    found = name if name and base.startswith(f"{name}@") else "PATH/OF/THE/BASE"
+    place = base_place(run.config.model.name_or_path, base)
     use = (
-        adapter_use(str(cfg.repo_id), found, run.config.lora, _resizing(run))
+        adapter_use(str(cfg.repo_id), place, run.config.lora, _resizing(run))
         if is_adapter
         else plain_use(str(cfg.repo_id))
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -43,13 +42,14 @@ def export_merged(run: Run, cfg: ExportConfig, folder: Path) -> dict[str, Any]:
 # --- weights --------------------------------------------------------------------------------------
 
 
-def write_weights(run: Run, cfg: ExportConfig, folder: Path) -> dict[str, Any]:
+def write_weights(run: Run, cfg: ExportConfig, folder: Path, more: float = 0.0) -> dict[str, Any]:
     """Write the run's model as plain files, read it back by transformers alone, and compare.
 
     Args:
         run: with an adapter, which is merged, or with all weights.
         cfg: the `export` group.
         folder: exists and is empty.
+        more: bytes for each weight that are to be written beside them, for the room on the disk.
 
     Returns:
         What was done, and of an adapter the drift.
@@ -61,9 +61,9 @@ def write_weights(run: Run, cfg: ExportConfig, folder: Path) -> dict[str, Any]:
     precision = replace(run.precision(), compute=dtype, trained=dtype)
     facts = {**facts_of(run), "dtype": str(dtype).removeprefix("torch.")}
     if run.config.lora:
-        return {**facts, **_write_merged(run, cfg, precision, folder)}
+        return {**facts, **_write_merged(run, cfg, precision, folder, more)}
     model = run.load_model(precision)
-    check_room(folder, bytes_of(model, dtype))
+    check_room(folder, int(bytes_of(model, dtype) * (1 + more / dtype.itemsize)))
     write_plain(model, run.tokenizer, folder)
     read_plain(folder, precision.device)
     return facts
@@ -83,11 +83,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def _write_merged(
-    run: Run, cfg: ExportConfig, precision: Precision, folder: Path
+    run: Run, cfg: ExportConfig, precision: Precision, folder: Path, more: float
 ) -> dict[str, Any]:
     held = held_rows(run)
     with beside(folder) as logits:
-        answers = _as_trained(run, precision, held, logits)
+        answers = _as_trained(run, precision, held, logits, more)
         merged = _merged(run, cfg, precision)
         write_plain(merged, run.tokenizer, folder)
         del merged
@@ -110,7 +110,9 @@ def _write_merged(
     }
 
 
-def _as_trained(run: Run, precision: Precision, held: HeldRows, logits: Path) -> list[str]:
+def _as_trained(
+    run: Run, precision: Precision, held: HeldRows, logits: Path, more: float
+) -> list[str]:
     """Record what the unmerged model says, and its answers.
 
     A quantized base computes as in training; another one has the dtype that it is merged in, as a
@@ -120,8 +122,8 @@ def _as_trained(run: Run, precision: Precision, held: HeldRows, logits: Path) ->
 
     model = run.load_model(None if run.config.quantization else precision)
     tokens, vocabulary = sum(map(len, held.rows)), len(model.get_input_embeddings().weight)
-    numbers = count_parameters(model)[1]
-    check_room(logits, numbers * precision.compute.itemsize + 4 * tokens * vocabulary)
+    weights = count_parameters(model)[1] * (precision.compute.itemsize + more)
+    check_room(logits, int(weights) + 4 * tokens * vocabulary)
     record_logits(model, held.rows, logits)
     answers = _answers(run, model, held)
     del model
@@ -195,9 +197,14 @@ def _check_drift(drift: Drift, limit: float | None) -> None:
 
 @contextmanager
 def beside(folder: Path) -> Iterator[Path]:
-    """A folder on the same disk for what is needed for a while."""
-    with tempfile.TemporaryDirectory(prefix=".logits-", dir=folder.parent) as made:
-        yield Path(made)
+    """A folder on the same disk for what is needed for a while; what a kill left there goes."""
+    made = folder.with_name(f"{folder.name}.work")
+    shutil.rmtree(made, ignore_errors=True)
+    try:
+        made.mkdir()
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def check_room(folder: Path, needs: int) -> None:

@@ -44,7 +44,9 @@ class Run(Answering):
         """The tokenizer as trained with, its PAD and chat template included."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.dir)
+        from sftpipe.tokenizer.load import without_place
+
+        return without_place(AutoTokenizer.from_pretrained(self.dir))
 
     @functools.cached_property
     def encoder(self) -> Encoder:

@@ -13,6 +13,7 @@ import yaml
 from sftpipe.config.schema import TrainConfig
 from sftpipe.config.validation_sets import validation_losses
 from sftpipe.errors import one_line
+from sftpipe.export.card import adapter_use, base_place, plain_use
 from sftpipe.runs.folder import RunFolder
 from sftpipe.storage import write_text
 
@@ -270,24 +271,15 @@ def _usage(cfg: TrainConfig, weights: str, embedding_rows: tuple[int, int]) -> s
         "model, tokenizer = run.load_model(), run.tokenizer\n```\n"
     )
     if not cfg.lora:
-        without = "or without sftpipe"
-        plain = 'model = AutoModelForCausalLM.from_pretrained("PATH/OF/THIS/FOLDER")'
-        imports = "from transformers import AutoModelForCausalLM"
-    else:
-        without = f"or without sftpipe, on the base weights `{weights}`"
-        base = (
-            cfg.model.name_or_path
-            if weights.startswith(f"{cfg.model.name_or_path}@")
-            else "PATH/OF/THE/BASE"
-        )
-        lines = [
-            f'base = AutoModelForCausalLM.from_pretrained("{base}")',
-            *resize_lines(*embedding_rows),
-            'model = PeftModel.from_pretrained(base, "PATH/OF/THIS/FOLDER")',
-        ]
-        plain = "\n".join(lines)
-        imports = "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM"
-    return f"{with_sftpipe}\n{without}:\n\n```python\n{imports}\n\n{plain}\n```\n"
+        return f"{with_sftpipe}\nor without sftpipe:\n\n{plain_use('PATH/OF/THIS/FOLDER')}"
+    without = f"or without sftpipe, on the base weights `{weights}`"
+    use = adapter_use(
+        "PATH/OF/THIS/FOLDER",
+        base_place(cfg.model.name_or_path, weights),
+        cfg.lora,
+        resize_lines(*embedding_rows),
+    )
+    return f"{with_sftpipe}\n{without}:\n\n{use}"
 
 
 def resize_lines(before: int, after: int) -> list[str]:

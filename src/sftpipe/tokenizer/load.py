@@ -42,4 +42,12 @@ def load_tokenizer(
                 "the package tokenizers installed",
             )
         )
+    return without_place(tokenizer)
+
+
+def without_place(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Forget where a tokenizer came from, so that it saves the same files from everywhere."""
+    tokenizer.name_or_path = ""
+    for name in ("name_or_path", "is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
     return tokenizer

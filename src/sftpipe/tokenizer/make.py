@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from sftpipe.config.schema import TokenizerConfig
 from sftpipe.storage import cached, digest, sha256_cached
 from sftpipe.tokenizer import train
-from sftpipe.tokenizer.load import load_tokenizer
+from sftpipe.tokenizer.load import load_tokenizer, without_place
 from sftpipe.tokenizer.special_tokens import set_special_tokens
 
 Corpus = Callable[[PreTrainedTokenizerFast], Iterable[str]]
@@ -71,12 +71,7 @@ def _trained(
 
     def load(folder: Path) -> PreTrainedTokenizerFast:
         # AutoTokenizer would look for a model and might choose a class that changes the ids
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        # a run must save the same files, wherever its tokenizer came from
-        tokenizer.name_or_path = ""
-        for name in ("name_or_path", "is_local", "local_files_only"):
-            tokenizer.init_kwargs.pop(name, None)
-        return tokenizer
+        return without_place(PreTrainedTokenizerFast.from_pretrained(folder))
 
     key = digest(
         sha256_cached(Path(train.__file__)),
