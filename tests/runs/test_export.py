@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -323,6 +324,23 @@ def test_a_disk_without_room_is_told_before_the_weights_are_written(
         assert re.search(r"about [\d.]+ MB are needed, and 1.0 MB are free", str(error))
         assert told(error) == {str(disk): ()}
         assert list(disk.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_kill_leaves_nothing_under_the_name_and_the_next_start_cleans_up(
+    copy_run: Copy, tmp_path: Path
+) -> None:
+    run, out = copy_run(), tmp_path / "there" / "out"
+    words = [sys.executable, "-m", "sftpipe", "export", f"run={run.dir}", f"export.output={out}"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not any(out.parent.glob(".out.partial/*")) and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not out.exists()
+    assert list(out.parent.iterdir()) != []
+    assert export(run, asked(f"export.output={out}"))["drift"]["top1"] == 1.0
+    assert [one.name for one in out.parent.iterdir()] == ["out"]
 
 
 def test_the_verb_prints_where_it_is_or_json(
