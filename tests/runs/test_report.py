@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from sftpipe.export.card import plain_use
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.report import (
     SHOWN,
@@ -300,14 +301,17 @@ or without sftpipe, on the base weights `{HUB}@abc`:
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 base = AutoModelForCausalLM.from_pretrained("{HUB}")
 base.resize_token_embeddings(12, mean_resizing=False)
 for table in (base.get_input_embeddings(), base.get_output_embeddings()):
     table.weight.data[10:] = table.weight.data[:10].mean(dim=0)
 model = PeftModel.from_pretrained(base, "PATH/OF/THIS/FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("PATH/OF/THIS/FOLDER")
 ```
+
+vLLM does not apply this adapter to its base (new tokens); `export=merged` makes weights that it serves.
 """  # noqa: E501
 
 
@@ -357,10 +361,7 @@ def test_the_card_of_a_model_from_scratch_loads_the_whole_model(tmp_path: Path) 
     text = card(tmp_path, ["recipe=char_gpt_ko"], "random gpt2 (seed 42)", (9, 9), samples=False)
     assert text.startswith("---\nlibrary_name: transformers\n")
     assert "\n# char_gpt_ko\n\nTrained from scratch, from `random gpt2 (seed 42)` with" in text
-    assert text.endswith(
-        "or without sftpipe:\n\n```python\nfrom transformers import AutoModelForCausalLM\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("PATH/OF/THIS/FOLDER")\n```\n'
-    )
+    assert text.endswith(f"\nor without sftpipe:\n\n{plain_use('PATH/OF/THIS/FOLDER')}")
 
 
 def test_a_run_without_a_recipe_is_named_after_its_folder(tmp_path: Path) -> None:
