@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sftpipe.data.prompts import split_answer
 from sftpipe.data.samples import Prompt, Sample
-from sftpipe.errors import DataError, RowError
+from sftpipe.errors import ConfigError, DataError, Problem, RowError, SftpipeError
 from sftpipe.model.architecture import max_positions, model_config
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.prompts import read_prompts
@@ -41,7 +41,8 @@ class HeldRows:
 def held_rows(run: Run) -> HeldRows:
     """Rows of the test split, else of the validation split, else of the train split.
 
-    Where the data are not there any more, the prompts that the run folder keeps.
+    Where the data are not there any more, or no row of them is good, the prompts that the run
+    folder keeps.
 
     Raises:
         DataError: there is not even one of those.
@@ -49,20 +50,28 @@ def held_rows(run: Run) -> HeldRows:
     longest = min(_LONGEST, max_positions(model_config(run.config.model, run.weights)) or _LONGEST)
     try:
         split, readers = _readers(run)
-    except DataError:
-        kept = read_prompts(RunFolder(run.dir))
-        if not kept:
-            raise
-        rows = [ids[:longest] for _, ids in kept]
-        return HeldRows("prompts.json", rows, [one for one in kept if len(one[1]) < longest])
+    except (DataError, ConfigError) as error:
+        return _kept(run, longest, error)
     samples = list(islice(_samples(readers), ROWS))
     encoder = run.encoder
     encoded = encoder.encode(samples, [f"{split}[{at}]" for at in range(len(samples))])
     rows = [one.input_ids[:longest] for one in encoded if not isinstance(one, RowError)]
+    if not rows:
+        found = "no row of it makes a sample, and the run folder keeps no prompts"
+        return _kept(run, longest, DataError(Problem(split, found)))
     prompts = [split_answer(sample, encoder.loss)[0] for sample in samples]
     asked = [(prompt, encoder.prompt_ids(prompt)) for prompt in prompts]
     kept = [(prompt, ids) for prompt, ids in asked if 0 < len(ids) < longest]
     return HeldRows(split, _at_most(rows), kept)
+
+
+def _kept(run: Run, longest: int, error: SftpipeError) -> HeldRows:
+    """The prompts of prompts.json; where there are none, `error` is raised."""
+    kept = read_prompts(RunFolder(run.dir))
+    if not kept:
+        raise error
+    rows = [ids[:longest] for _, ids in kept]
+    return HeldRows("prompts.json", rows, [one for one in kept if len(one[1]) < longest])
 
 
 def _readers(run: Run) -> tuple[str, list[SampleReader]]:
