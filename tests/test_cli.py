@@ -85,6 +85,15 @@ def test_help_of_a_verb_that_takes_a_config_lists_groups_and_options(verb: str, 
         assert re.search(rf"^  {group} +{', '.join(options)}$", out, re.MULTILINE)
 
 
+@pytest.mark.parametrize("verb", ["evaluate", "judge", "generate", "chat", "export"])
+def test_help_of_a_verb_on_a_run_lists_the_groups_that_it_takes(verb: str, said: Said) -> None:
+    _, out, _ = said(verb, "-h")
+
+    for group, options in run_groups().items():
+        assert re.search(rf"^  {group} +{', '.join(options)}$", out, re.MULTILINE)
+    assert "quantization" not in out
+
+
 def test_version_is_printed_alone(said: Said) -> None:
     assert said("--version") == (0, f"{sftpipe.__version__}\n", "")
 

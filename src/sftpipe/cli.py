@@ -120,11 +120,10 @@ def _verb_help(name: str) -> str:
     verb = VERBS[name]
     text = f"sftpipe {name}: {verb.summary}\n\nusage: {verb.usage}\n\n{verb.details}"
     if "key=value" in verb.usage:
-        from sftpipe.config.options import groups
+        from sftpipe.config.options import groups, run_groups
 
-        options = "\n".join(
-            f"  {group:<13} {', '.join(names)}" for group, names in groups().items()
-        )
+        known = run_groups() if "run=DIR [" in verb.usage else groups()
+        options = "\n".join(f"  {group:<13} {', '.join(names)}" for group, names in known.items())
         text += (
             "\n\ngroups and their options, the default first (`sftpipe list` says what each is):\n"
             f"{options}"
