@@ -83,7 +83,6 @@ def test_biases_that_the_base_has_no_place_for_are_told() -> None:
     adapted = get_peft_model(base, LoraConfig(target_modules=["q_proj"], lora_bias=True))
     error = refused(ExportError, lambda: merge_adapter(adapted))
     assert told(error) == {"lora.lora_bias": ("export=hub",)}
-    assert "layers.0.self_attn.q_proj" in str(error)
 
 
 def test_a_layer_in_half_precision_is_added_in_float32_and_rounded_once() -> None:

@@ -17,8 +17,7 @@ from sftpipe.model.embedding import is_tied
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
     """The base with the adapter in its weights; `model` itself is used up.
 
-    A layer is added up in float32 and rounded once. In bfloat16, as PEFT would do it, the adapter
-    is rounded before it is added, and what is small beside a weight is lost. Tied embeddings of
+    Each layer is added up in float32, the dtype of adapters, and rounded once. Tied embeddings of
     which the adapter changes only one become two tables.
 
     Args:
@@ -28,13 +27,17 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
         ExportError: the base has no place for the biases of the adapter.
     """
     _untie(model.get_base_model())
-    for name, layer in model.named_modules():
-        if isinstance(layer, BaseTunerLayer) and hasattr(layer, "merge"):
-            _merge_layer(layer, name)
-    with warnings.catch_warnings():
-        for said in _KNOWN:
-            warnings.filterwarnings("ignore", message=said)
-        merged = model.merge_and_unload()
+    try:
+        with warnings.catch_warnings():
+            for said in _KNOWN:
+                warnings.filterwarnings("ignore", message=said)
+            merged = model.merge_and_unload()
+    except RuntimeError as error:
+        if "bias" not in str(error):
+            raise
+        found = "the adapter has biases for layers of the base that have none"
+        fix = "`export=hub` for the adapter as it is, or train without lora.lora_bias"
+        raise ExportError(Problem("lora.lora_bias", found, fix=fix)) from None
     if merged.config.tie_word_embeddings and not is_tied(merged):
         merged.config.tie_word_embeddings = False
     return merged
@@ -42,8 +45,6 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
 
 # of PEFT's warnings, those of what is done here on purpose
 _KNOWN = (
-    "All adapters are already merged",
-    "Already following adapters were merged",
     "Input and output embeddings are no longer tied",
     "Model with .tie_word_embeddings=True",
 )
@@ -60,23 +61,6 @@ def _untie(base: PreTrainedModel) -> None:
     first, last = (getattr(one, "base_layer", one) for one in tables)
     if any(adapted) and last is not None and first.weight is last.weight:
         last.weight = torch.nn.Parameter(last.weight.detach().clone(), requires_grad=False)
-
-
-def _merge_layer(layer: Any, name: str) -> None:
-    weights = list(layer.get_base_layer().parameters(recurse=False))
-    dtypes = [one.dtype for one in weights]
-    for one in weights:
-        one.data = one.data.float()
-    try:
-        layer.merge()
-    except RuntimeError as error:
-        if "bias" not in str(error):
-            raise
-        found = f"the adapter has a bias for {name}, and that layer of the base has none"
-        fix = "`export=hub` for the adapter as it is, or train without lora.lora_bias"
-        raise ExportError(Problem("lora.lora_bias", found, fix=fix)) from None
-    for one, dtype in zip(layer.get_base_layer().parameters(recurse=False), dtypes, strict=True):
-        one.data = one.data.to(dtype)
 
 
 def dequantize(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
