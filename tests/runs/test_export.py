@@ -25,7 +25,7 @@ import sftpipe
 from sftpipe.cli import main
 from sftpipe.config.hydra import compose_requests
 from sftpipe.config.schema import ExportConfig
-from sftpipe.errors import ExportError, RunError, StorageError
+from sftpipe.errors import ConfigError, ExportError, RunError, StorageError
 from sftpipe.export.card import RUN_KEY
 from sftpipe.runs.export import export
 from sftpipe.runs.export_merged import MAX_KL
@@ -110,6 +110,17 @@ def test_the_lines_of_the_card_load_the_model(copy_run: Copy) -> None:
         theirs, ours = names["model"](ids).logits, run.model(ids).logits
     torch.testing.assert_close(theirs, ours, atol=1e-3, rtol=0)
     assert names["tokenizer"].get_vocab() == run.tokenizer.get_vocab()
+
+
+def test_python_takes_the_same_keys_as_the_command_line(copy_run: Copy, tmp_path: Path) -> None:
+    run = copy_run()
+    found = run.export(dtype="bfloat16", output=str(tmp_path / "out"))
+    assert (found["dtype"], found["folder"]) == ("bfloat16", str(tmp_path / "out"))
+    error = refused(ConfigError, lambda: run.export(dytpe="float32"))
+    assert places(error) == ["export.dytpe (export)"]
+    error = refused(ConfigError, lambda: run.export("gguf", type="q4_k_m"))
+    assert places(error) == ["export.type"]
+    assert places(refused(ConfigError, lambda: run.export("onnx"))) == ["export.target (export)"]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sftpipe.config.schema import EvaluationConfig, GenerateConfig, TrainConfig
+from sftpipe.config.schema import EvaluationConfig, GenerateConfig, RunConfig, TrainConfig
 from sftpipe.terminal import quiet, quiet_libraries
 
 if TYPE_CHECKING:
@@ -187,7 +187,12 @@ class Answering(ABC):
 
 
 def generate_config(keys: Mapping[str, Any]) -> GenerateConfig:
-    """The group `generate` from Python values.
+    """The group `generate` from Python values; errors as of `requests_of`."""
+    return requests_of("generate", keys).generate
+
+
+def requests_of(group: str, keys: Mapping[str, Any]) -> RunConfig:
+    """A group of conf/run.yaml from Python values, over its defaults.
 
     Raises:
         ConfigError: a key that does not exist, or a value that is not allowed.
@@ -196,5 +201,5 @@ def generate_config(keys: Mapping[str, Any]) -> GenerateConfig:
     from sftpipe.config.hydra import compose_requests
 
     tree = asdict(compose_requests())
-    tree["generate"] |= keys
-    return check_requests(tree, Origin({}, default="generate")).generate
+    tree[group] |= keys
+    return check_requests(tree, Origin({}, default=group))

@@ -98,6 +98,24 @@ class Run(Answering):
         base = self.evaluation.base
         return evaluate(self, load_run(base) if base else None)
 
+    def export(self, target: str = "merged", **keys: Any) -> dict[str, Any]:
+        """Write the run as others read it; see `sftpipe export`.
+
+        Args:
+            target: merged, gguf or hub.
+            keys: fields of `ExportConfig`, such as `type="q8_0"`.
+
+        Returns:
+            What was written and measured, and where it is.
+
+        Raises:
+            SftpipeError: whatever a user can fix.
+        """
+        from sftpipe.runs.answering import requests_of
+        from sftpipe.runs.export import export
+
+        return export(self, requests_of("export", {"target": target, **keys}).export)
+
     def load_base(self, precision: Precision | None = None) -> PreTrainedModel:
         """The base model as it was before training, its embedding as the run made it.
 
