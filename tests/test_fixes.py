@@ -167,8 +167,6 @@ TEXTS: dict[str, dict[str, str]] = {
     "{_reader_of(name, find)}`dataset.columns.{name}=null` if it is to be left out": {
         "_reader_of(name, find)": "format.system reads it; "
     },
-}
-TEXTS |= {
     "`export={target}`": {"target": "gguf"},
     "`export.type={near}`, or export.llama_cpp=DIR beside it": {"near": "bf16"},
     "`hf auth login` with a token that may write, or {override(_KEY, 'OWNER/NAME')}": {

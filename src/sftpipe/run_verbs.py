@@ -73,45 +73,38 @@ def _chat(words: Sequence[str], as_json: bool) -> int:
 
 def _evaluate(words: Sequence[str], as_json: bool) -> int:
     from sftpipe.runs.evaluate import evaluate
+    from sftpipe.tables import print_evaluation
 
     run = _open_run("evaluate", parse_run_command("evaluate", words))
     result: dict[str, Any] = evaluate(run)
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False))
-        return 0
-    from sftpipe.tables import print_evaluation
-
-    print_evaluation(result, Path(run.dir))
-    return 0
+    return _say(result, as_json, lambda: print_evaluation(result, Path(run.dir)))
 
 
 def _judge(words: Sequence[str], as_json: bool) -> int:
     from sftpipe.runs.judge import judge
+    from sftpipe.tables import print_judgement
 
     command = parse_run_command("judge", words)
     run = _open_run("judge", command)
     result: dict[str, Any] = judge(run, command.requests.judge)
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False))
-        return 0
-    from sftpipe.tables import print_judgement
-
-    print_judgement(result, Path(run.dir))
-    return 0
+    return _say(result, as_json, lambda: print_judgement(result, Path(run.dir)))
 
 
 def _export(words: Sequence[str], as_json: bool) -> int:
     from sftpipe.runs.export import export
+    from sftpipe.tables import print_export
 
     command = parse_run_command("export", words)
     run = _open_run("export", command)
     result: dict[str, Any] = export(run, command.requests.export)
+    return _say(result, as_json, lambda: print_export(result))
+
+
+def _say(result: dict[str, Any], as_json: bool, show: Callable[[], None]) -> int:
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
-        return 0
-    from sftpipe.tables import print_export
-
-    print_export(result)
+    else:
+        show()
     return 0
 
 

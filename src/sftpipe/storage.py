@@ -235,8 +235,24 @@ def cannot_write(
     there = next(folder for folder in path.absolute().parents if folder.is_dir())
     free = shutil.disk_usage(there).free + written
     wanted = f"about {_megabytes(needs)}" if needs else f"more than {_megabytes(written)}"
-    found = f"{os.strerror(number)}: {wanted} are needed, and {_megabytes(free)} are free"
+    found = f"{os.strerror(number)}: {_room(wanted, free)}"
     return Problem(str(path), found, fix=_MAKE_ROOM)
+
+
+def check_room(folder: Path, needs: int, fix: str) -> None:
+    """Before anything is written: has the disk of `folder` room for so many bytes?
+
+    Raises:
+        StorageError: it has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needs:
+        found = _room(f"about {_megabytes(needs)}", free)
+        raise StorageError(Problem(str(folder.parent), found, fix=fix))
+
+
+def _room(wanted: str, free: int) -> str:
+    return f"{wanted} are needed, and {_megabytes(free)} are free"
 
 
 def _system_error(error: Exception) -> int:

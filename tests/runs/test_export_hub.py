@@ -134,7 +134,7 @@ def test_the_lines_of_the_card_load_an_adapter_with_a_new_token(
 def test_the_card_says_how_vllm_serves_an_adapter_or_why_it_does_not(
     lora: dict[str, Any], said: str
 ) -> None:
-    text = adapter_use("me/model", "a/base", lora, [])
+    text = adapter_use("me/model", "a/base@abc", lora, [])
     assert said in text
     assert ("vllm serve" in text) == ("--enable-lora" in text)
 

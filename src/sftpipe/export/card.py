@@ -34,8 +34,27 @@ def file_name(name: str) -> str:
 
 def gguf_card(facts: Mapping[str, Any]) -> str:
     """README.md beside a GGUF file; facts as of `merged_card`."""
-    file, said = facts["file"], facts["llama_cpp"]
-    back = facts["readback"]
+    file = facts["file"]
+    body = [
+        f"# {facts['run']}\n",
+        f"`{file}` ({facts['type']}), fine-tuned from `{facts['trained_on']}` with sftpipe.\n",
+        "## The file and the weights that it was made of\n\n" + _proof_lines(facts),
+    ]
+    if "drift" in facts:
+        body.append("## Merged and unmerged\n\n" + drift_lines(facts))
+    without = facts["modelfile"]
+    ollama = (
+        f"Ollama:\n\n```bash\nollama create {file_name(facts['run']).lower()} -f Modelfile\n```\n"
+        if without is None
+        else f"There is no Modelfile for Ollama: {without}.\n"
+    )
+    body.append(f"## Use\n\n```bash\nllama-server -m {file} --jinja\n```\n\n{ollama}")
+    return front_matter(facts, "gguf") + "\n".join(body)
+
+
+def _proof_lines(facts: Mapping[str, Any]) -> str:
+    """What was measured of a file, as a table."""
+    said, back = facts["llama_cpp"], facts["readback"]
     limits = back["limits"]
     kl, top1 = (
         ("no limit", "")
@@ -52,22 +71,7 @@ def gguf_card(facts: Mapping[str, Any]) -> str:
         rows.append(f"| token ids of prompts | {said['prompts']} equal | by {said['package']} |\n")
         same = f"{said['same_answers']} of {said['answers']} equal"
         rows.append(f"| greedy answers | {same} | by {said['package']} |\n")
-    body = [
-        f"# {facts['run']}\n",
-        f"`{file}` ({facts['type']}), fine-tuned from `{facts['trained_on']}` with sftpipe.\n",
-        "## The file and the weights that it was made of\n\n| | | |\n|---|---|---|\n"
-        + "".join(rows),
-    ]
-    if "drift" in facts:
-        body.append("## Merged and unmerged\n\n" + drift_lines(facts))
-    without = facts["modelfile"]
-    ollama = (
-        f"Ollama:\n\n```bash\nollama create {file_name(facts['run']).lower()} -f Modelfile\n```\n"
-        if without is None
-        else f"There is no Modelfile for Ollama: {without}.\n"
-    )
-    body.append(f"## Use\n\n```bash\nllama-server -m {file} --jinja\n```\n\n{ollama}")
-    return front_matter(facts, "gguf") + "\n".join(body)
+    return "| | | |\n|---|---|---|\n" + "".join(rows)
 
 
 def front_matter(facts: Mapping[str, Any], library: str) -> str:
@@ -78,8 +82,7 @@ def front_matter(facts: Mapping[str, Any], library: str) -> str:
         "tags": ["sftpipe", "sft"],
         RUN_KEY: facts["id"],
     }
-    name, _, commit = str(facts["trained_on"]).rpartition("@")
-    if name and " " not in commit:
+    if name := hub_name(facts["trained_on"]):
         head["base_model"] = name
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
 
@@ -118,20 +121,22 @@ vllm serve {place}
 """
 
 
-def base_place(name: str | None, weights: str) -> str:
-    """Where a stranger gets the base: its name on the hub, or a blank to fill in."""
-    return name if name and weights.startswith(f"{name}@") else "PATH/OF/THE/BASE"
+def hub_name(weights: str) -> str | None:
+    """The name on the hub in an identity `NAME@COMMIT`; None for weights from elsewhere."""
+    name = weights.rpartition("@")[0]
+    return name if name and " " not in weights else None
 
 
-def adapter_use(place: str, base: str, lora: Mapping[str, Any], resizing: Sequence[str]) -> str:
+def adapter_use(place: str, weights: str, lora: Mapping[str, Any], resizing: Sequence[str]) -> str:
     """How an adapter is loaded and served.
 
     Args:
         place: its folder or repository.
-        base: of the base weights.
+        weights: identity of the base weights.
         lora: the fields of `LoraConfig`.
         resizing: lines of Python that fit the embedding of the base.
     """
+    base = hub_name(weights) or "PATH/OF/THE/BASE"
     lines = [
         f'base = AutoModelForCausalLM.from_pretrained("{base}")',
         *resizing,

@@ -172,7 +172,7 @@ def read_tokenizer(folder: Path) -> GgufTokenizer:
     kind = _kind(whole)
     merges = _merges(whole["model"])
     tokens, added = _tokens(whole)
-    ids = _special_ids(config, tokens, _stop_ids(folder))
+    ids = _special_ids(config, tokens, stop_ids(folder))
     template = _template(folder, config)
     bos = next((text for text, number in tokens.items() if number == ids.get("bos")), "")
     _check_bos_of_template(template, bos)
@@ -401,7 +401,8 @@ def _special_ids(
     return ids | dict(zip(_STOPS, stops, strict=False))
 
 
-def _stop_ids(folder: Path) -> list[int]:
+def stop_ids(folder: Path) -> list[int]:
+    """The tokens at which generation stops, as a transformers folder says them."""
     for name in ("generation_config.json", "config.json"):
         found = _json(folder / name).get("eos_token_id")
         if found is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
@@ -16,12 +15,6 @@ if TYPE_CHECKING:
 
 SHARD = "2GB"  # the most that one file holds
 _OF_TRAINING = ("quantization_config", "_pre_quantization_dtype")
-
-
-def bytes_of(model: PreTrainedModel, dtype: torch.dtype) -> int:
-    """What the weights of a model take on the disk."""
-    numbers = {id(one): one.numel() for one in model.parameters()}
-    return int(sum(numbers.values()) * dtype.itemsize)
 
 
 def write_plain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -23,7 +23,7 @@ from sftpipe.export.gguf_proof import (
     prove_ids,
     read_back,
 )
-from sftpipe.export.gguf_tokenizer import read_tokenizer
+from sftpipe.export.gguf_tokenizer import read_tokenizer, stop_ids
 from sftpipe.export.modelfile import write_modelfile
 from sftpipe.export.plain import read_plain
 from sftpipe.model.architecture import model_config
@@ -47,36 +47,41 @@ def export_gguf(run: Run, cfg: ExportConfig, folder: Path) -> dict[str, Any]:
             nothing is left under `folder`.
     """
     with publish_folder(folder) as partial, beside(partial) as work:
-        plain = work / "plain"
+        form, plain = work / "form", work / "plain"
+        form.mkdir()
         plain.mkdir()
-        _check_form(run, plain)
+        add_bos = _check_form(run, form)
         held = held_rows(run)
-        facts = {"target": "gguf", **write_weights(run, cfg, plain, _BYTES.get(cfg.type, 4.0))}
+        more = _BYTES.get(cfg.type, 4.0)
+        facts = {"target": "gguf", **write_weights(run, cfg, plain, held, more)}
         file = partial / f"{file_name(run.dir.name)}-{cfg.type}.gguf"
         before = _as_plain(run, plain, held, work)
         _write(plain, file, cfg, work)
         facts |= {"file": file.name, "type": cfg.type, "bytes": file.stat().st_size}
         facts["readback"] = _check_logits(file, plain, held, work, cfg.type)
         facts["llama_cpp"] = _check_ids(file, held, before)
-        facts["modelfile"] = _modelfile(run, file, plain, held)
+        facts["modelfile"] = _modelfile(run, file, stop_ids(plain), held, add_bos)
         write_json(partial / FACTS, facts)
         write_text(partial / "README.md", gguf_card(facts))
     return facts
 
 
-def _check_form(run: Run, folder: Path) -> None:
+def _check_form(run: Run, folder: Path) -> bool:
     """Before anything is merged: can llama.cpp hold this class and this tokenizer?
 
     Token ids of some classes were compared with llama.cpp's once and for all, and of others they
     have to be now.
+
+    Returns:
+        Whether llama.cpp puts BOS in front of a prompt.
     """
     model_config(run.config.model, run.weights).save_pretrained(folder)
     if not run.config.lora:
         shutil.copy(run.dir / "config.json", folder)
     run.tokenizer.save_pretrained(folder)
-    read_tokenizer(folder)
+    add_bos = read_tokenizer(folder).add_bos
     if architecture_of(folder).proved_ids or can_prove_ids():
-        return
+        return add_bos
     found = "token ids of this class are not proved here, and llama.cpp is not there to prove them"
     fix = "pip install 'sftpipe[gguf]', and the same command again"
     raise ExportError(Problem("export.target", found, fix=fix))
@@ -187,24 +192,15 @@ def _asked(prompt: Any, ids: list[int]) -> Prompt:
 # --- Ollama ---------------------------------------------------------------------------------------
 
 
-def _modelfile(run: Run, file: Path, plain: Path, held: HeldRows) -> str | None:
+def _modelfile(run: Run, file: Path, ends: list[int], held: HeldRows, add_bos: bool) -> str | None:
     """Write a Modelfile beside the file; returns why there is none."""
     if not held.prompts or isinstance(held.prompts[0][0], str):
         return "the run was trained on texts, not on turns of a chat template"
     tokenizer = run.tokenizer
-    stops = tokenizer.convert_ids_to_tokens(_stops(plain))
+    stops = tokenizer.convert_ids_to_tokens(ends)
     try:
-        text = write_modelfile(
-            tokenizer, file.name, stops, {}, add_bos=read_tokenizer(plain).add_bos
-        )
+        text = write_modelfile(tokenizer, file.name, stops, {}, add_bos=add_bos)
     except ExportError as error:
         return one_line(error.problems[0].found)
     write_text(file.with_name("Modelfile"), text)
     return None
-
-
-def _stops(plain: Path) -> list[int]:
-    from transformers import GenerationConfig
-
-    stops = GenerationConfig.from_pretrained(plain).eos_token_id
-    return [stops] if isinstance(stops, int) else list(stops or ())

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sftpipe.config.schema import ExportConfig
 from sftpipe.errors import ExportError, Problem
-from sftpipe.export.card import adapter_use, base_place, drift_lines, front_matter, plain_use
-from sftpipe.export.upload import files_to_send, upload
+from sftpipe.export.card import adapter_use, drift_lines, front_matter, plain_use
+from sftpipe.export.upload import upload
 from sftpipe.model.architecture import model_config
 from sftpipe.model.embedding import rows_for
 from sftpipe.runs.export_merged import export_merged, facts_of, read_facts
@@ -64,8 +64,8 @@ def _merged(run: Run, cfg: ExportConfig, folder: Path) -> dict[str, Any]:
     asked = {"id": run.identity(), "base": cfg.base if run.config.lora else None}
     asked |= {} if cfg.dtype == "auto" else {"dtype": cfg.dtype}
     other = [name for name, value in asked.items() if facts.get(name) != value]
-    if other or not files_to_send(folder):
-        found = f"{folder} holds an export with another {other[0] if other else 'content'}"
+    if other:
+        found = f"{folder} holds an export with another {other[0]}"
         raise ExportError(Problem("export.what", found, fix="remove that folder"))
     return facts
 
@@ -83,9 +83,8 @@ def hub_card(run: Run, cfg: ExportConfig, facts: Mapping[str, Any]) -> str:
         parts.append("## Merged and unmerged\n\n" + drift_lines(facts))
     if cfg.samples:
         parts.append("## Answers before and after\n\n" + samples_table(files.read_samples()))
-    place = base_place(run.config.model.name_or_path, base)
     use = (
-        adapter_use(str(cfg.repo_id), place, run.config.lora, _resizing(run))
+        adapter_use(str(cfg.repo_id), base, run.config.lora, _resizing(run))
         if is_adapter
         else plain_use(str(cfg.repo_id))
     )

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftpipe.config.schema import ExportConfig
-from sftpipe.errors import ExportError, Problem, StorageError, override
+from sftpipe.errors import ExportError, Problem, override
 from sftpipe.export.card import merged_card
 from sftpipe.export.drift import Drift, answers_chrf, measure_drift, record_logits
-from sftpipe.export.plain import bytes_of, read_plain, write_plain
+from sftpipe.export.plain import read_plain, write_plain
+from sftpipe.model.adapters import count_parameters
 from sftpipe.runs.held import ANSWERS, HeldRows, held_rows
-from sftpipe.storage import publish_folder, write_json, write_text
+from sftpipe.storage import check_room, publish_folder, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -27,13 +28,15 @@ if TYPE_CHECKING:
     from sftpipe.runs.load import Run
 
 FACTS = "export.json"  # what was written and measured
+_ELSEWHERE = "make room there, or export.output=DIR on another disk"
 MAX_KL = 0.01  # of a token, in nats
 
 
 def export_merged(run: Run, cfg: ExportConfig, folder: Path) -> dict[str, Any]:
     """Plain weights with their card; nothing is left under `folder` where they are refused."""
     with publish_folder(folder) as partial:
-        facts = {"target": "merged", **write_weights(run, cfg, partial)}
+        held = held_rows(run) if run.config.lora else None
+        facts = {"target": "merged", **write_weights(run, cfg, partial, held)}
         write_json(partial / FACTS, facts)
         write_text(partial / "README.md", merged_card(facts))
     return facts
@@ -42,13 +45,16 @@ def export_merged(run: Run, cfg: ExportConfig, folder: Path) -> dict[str, Any]:
 # --- weights --------------------------------------------------------------------------------------
 
 
-def write_weights(run: Run, cfg: ExportConfig, folder: Path, more: float = 0.0) -> dict[str, Any]:
+def write_weights(
+    run: Run, cfg: ExportConfig, folder: Path, held: HeldRows | None, more: float = 0.0
+) -> dict[str, Any]:
     """Write the run's model as plain files, read it back by transformers alone, and compare.
 
     Args:
         run: with an adapter, which is merged, or with all weights.
         cfg: the `export` group.
         folder: exists and is empty.
+        held: what the unmerged and the merged model are compared on; None with all weights.
         more: bytes for each weight that are to be written beside them, for the room on the disk.
 
     Returns:
@@ -61,9 +67,10 @@ def write_weights(run: Run, cfg: ExportConfig, folder: Path, more: float = 0.0) 
     precision = replace(run.precision(), compute=dtype, trained=dtype)
     facts = {**facts_of(run), "dtype": str(dtype).removeprefix("torch.")}
     if run.config.lora:
-        return {**facts, **_write_merged(run, cfg, precision, folder, more)}
+        assert held is not None
+        return {**facts, **_write_merged(run, cfg, precision, folder, held, more)}
     model = run.load_model(precision)
-    check_room(folder, int(bytes_of(model, dtype) * (1 + more / dtype.itemsize)))
+    check_room(folder, _bytes(model, dtype, more), _ELSEWHERE)
     write_plain(model, run.tokenizer, folder)
     read_plain(folder, precision.device)
     return facts
@@ -83,9 +90,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def _write_merged(
-    run: Run, cfg: ExportConfig, precision: Precision, folder: Path, more: float
+    run: Run, cfg: ExportConfig, precision: Precision, folder: Path, held: HeldRows, more: float
 ) -> dict[str, Any]:
-    held = held_rows(run)
     with beside(folder) as logits:
         answers = _as_trained(run, precision, held, logits, more)
         merged = _merged(run, cfg, precision)
@@ -118,12 +124,10 @@ def _as_trained(
     A quantized base computes as in training; another one has the dtype that it is merged in, as a
     second copy of it in float32 may not fit the memory.
     """
-    from sftpipe.model.adapters import count_parameters
-
     model = run.load_model(None if run.config.quantization else precision)
     tokens, vocabulary = sum(map(len, held.rows)), len(model.get_input_embeddings().weight)
-    weights = count_parameters(model)[1] * (precision.compute.itemsize + more)
-    check_room(logits, int(weights) + 4 * tokens * vocabulary)
+    needs = _bytes(model, precision.compute, more) + 4 * tokens * vocabulary
+    check_room(logits, needs, _ELSEWHERE)
     record_logits(model, held.rows, logits)
     answers = _answers(run, model, held)
     del model
@@ -160,6 +164,11 @@ def free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _bytes(model: PreTrainedModel, dtype: torch.dtype, more: float) -> int:
+    """What the weights take on the disk, with `more` bytes for each beside them."""
+    return int(count_parameters(model)[1] * (dtype.itemsize + more))
 
 
 def _dtype(run: Run, cfg: ExportConfig) -> torch.dtype:
@@ -205,12 +214,3 @@ def beside(folder: Path) -> Iterator[Path]:
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
-
-
-def check_room(folder: Path, needs: int) -> None:
-    """Raise a `StorageError` where the disk of `folder` has no room for so many bytes."""
-    free = shutil.disk_usage(folder).free
-    if free < needs:
-        found = f"about {needs / 1e6:,.1f} MB are needed, and {free / 1e6:,.1f} MB are free"
-        fix = "make room there, or export.output=DIR on another disk"
-        raise StorageError(Problem(str(folder.parent), found, fix=fix))

@@ -13,7 +13,7 @@ import yaml
 from sftpipe.config.schema import TrainConfig
 from sftpipe.config.validation_sets import validation_losses
 from sftpipe.errors import one_line
-from sftpipe.export.card import adapter_use, base_place, plain_use
+from sftpipe.export.card import adapter_use, hub_name, plain_use
 from sftpipe.runs.folder import RunFolder
 from sftpipe.storage import write_text
 
@@ -112,8 +112,7 @@ def write_card(
         "pipeline_tag": "text-generation",
         "tags": ["sftpipe", "sft"],
     }
-    base = cfg.model.name_or_path
-    if base is not None and weights.startswith(f"{base}@"):
+    if base := hub_name(weights):
         head["base_model"] = base
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {name}\n",
@@ -275,7 +274,7 @@ def _usage(cfg: TrainConfig, weights: str, embedding_rows: tuple[int, int]) -> s
     without = f"or without sftpipe, on the base weights `{weights}`"
     use = adapter_use(
         "PATH/OF/THIS/FOLDER",
-        base_place(cfg.model.name_or_path, weights),
+        weights,
         cfg.lora,
         resize_lines(*embedding_rows),
     )
