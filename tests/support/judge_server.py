@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from support.servers import serving
+
 CLOSED = object()
 
 
@@ -136,11 +138,5 @@ def judge_server() -> Iterator[JudgeServer]:
 
     server = Server(("127.0.0.1", 0), Handler)
     judge = JudgeServer(f"http://127.0.0.1:{server.server_port}/v1")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with serving(server):
         yield judge
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
