@@ -144,8 +144,10 @@ def train(
         from sftpipe.evaluation.questions import sample_questions
         from sftpipe.model import adapters, embedding, further, isolation, load
         from sftpipe.model.precision import choose_precision
+        from sftpipe.runs.card import write_card
         from sftpipe.runs.record import Record
-        from sftpipe.runs.report import plot_loss, write_card
+        from sftpipe.runs.report.loss_png import plot_loss
+        from sftpipe.runs.report.page import write_page
         from sftpipe.training.callbacks import watch
         from sftpipe.training.rehearsal import rehearse
         from sftpipe.training.tracking import check_tracking, track
@@ -192,5 +194,6 @@ def train(
         trainer.save_final()
         plot_loss(folder)
         write_card(folder, cfg, weights.identity, embedding_rows)
+        write_page(plan.folder, "complete")
         folder.close()
     return load_run(plan.folder)

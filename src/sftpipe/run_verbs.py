@@ -100,6 +100,42 @@ def _export(words: Sequence[str], as_json: bool) -> int:
     return _say(result, as_json, lambda: print_export(result))
 
 
+def _report(words: Sequence[str], as_json: bool) -> int:
+    from sftpipe.runs.report.compare import write_comparison
+    from sftpipe.runs.report.page import write_page
+    from sftpipe.runs.report.watch import watch
+
+    folders, watched = _report_words(words)
+    if len(folders) > 1:
+        compared: dict[str, Any] = write_comparison(folders)
+        return _say(compared, as_json, lambda: print(f"{compared['sentence']}\n{compared['page']}"))
+    result = watch(folders[0]) if watched else write_page(folders[0])
+    return _say(result, as_json, lambda: print(f"{result['sentence']}\n{result['page']}"))
+
+
+def _report_words(words: Sequence[str]) -> tuple[list[Path], bool]:
+    """(the run folders that are named, whether `--watch` was among the words)."""
+    named = [word.partition("=")[2] for word in words if word.startswith("run=")]
+    example = "sftpipe report run=DIR, or run=A,B,C for several beside each other"
+    if not named:
+        raise ConfigError(Problem("run", "not set: which run?", fix=example))
+    if others := [word for word in words if not word.startswith("run=") and word != _WATCH]:
+        allowed = f"run=DIR, {_WATCH}, --json"
+        found = "report takes no such word"
+        raise ConfigError(Problem(others[0], found, allowed=allowed, fix=example))
+    text = named[-1].strip("'\"").removeprefix("[").removesuffix("]")
+    whole = [text] if Path(text).exists() else text.split(",")  # a name may hold a comma
+    folders = [Path(one.strip()) for one in whole if one.strip()]
+    if not folders:
+        raise ConfigError(Problem("run", "empty: which run?", fix=example))
+    if _WATCH in words and len(folders) > 1:
+        raise ConfigError(Problem(_WATCH, "several runs", allowed="one", fix="leave it out"))
+    return folders, _WATCH in words
+
+
+_WATCH = "--watch"
+
+
 def _say(result: dict[str, Any], as_json: bool, show: Callable[[], None]) -> int:
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
@@ -114,4 +150,5 @@ RUN_VERBS: dict[str, Callable[[Sequence[str], bool], int]] = {
     "export": _export,
     "generate": _generate,
     "judge": _judge,
+    "report": _report,
 }

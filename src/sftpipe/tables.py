@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from sftpipe.data.preflight.columns import FINDINGS, SIZES, place
 from sftpipe.errors import one_line
 from sftpipe.terminal import printable
 
@@ -18,40 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sftpipe.data.packing import Isolation, PackingReport
-    from sftpipe.data.preflight.report import Preflight, SplitReport
+    from sftpipe.data.preflight.report import Preflight
     from sftpipe.runs.generate import Spoken
     from sftpipe.runs.load import Run
-
-Column = tuple[str, Callable[["SplitReport"], Any]]  # (heading, what is below it)
-
-SIZES: tuple[Column, ...] = (
-    ("rows", lambda split: split.rows),
-    ("tokens", lambda split: split.tokens),
-    ("trained", lambda split: share(split.trained_tokens, split.tokens)),
-    ("p50", lambda split: round(split.length_p50)),
-    ("p95", lambda split: round(split.length_p95)),
-    ("p99", lambda split: round(split.length_p99)),
-    ("longest", lambda split: split.length_max),
-    ("too long", lambda split: split.over_length_rows),
-    ("cut", lambda split: split.truncated_rows),
-    ("answers lost", lambda split: split.lost_answer_tokens),
-)
-FINDINGS: tuple[Column, ...] = (
-    ("dropped", lambda split: sum(split.dropped.values())),
-    ("end trained", lambda split: share(split.end_trained_rows, split.rows)),
-    ("BOS 0/1/2", lambda split: "/".join(f"{split.bos_rows[count]:,}" for count in "012")),
-    ("UNK", lambda split: split.unk_rows),
-    ("PAD", lambda split: split.pad_rows),
-    ("forged", lambda split: split.forged_rows),
-    ("repeated", lambda split: split.repeated_rows),
-    ("in 2 splits", lambda split: split.shared_rows),
-    ("prompt in 2", lambda split: split.shared_prompts),
-)
-
-
-def share(part: int, whole: int) -> str:
-    """A part of a whole in percent; a dash where there is nothing."""
-    return f"{part / whole:.1%}" if whole else "-"
 
 
 def plain(text: str) -> str:
@@ -88,10 +59,11 @@ def preflight_tables(preflight: Preflight) -> Iterator[Table]:
     for columns in (SIZES, FINDINGS):
         table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
         table.add_column("split")
-        for heading, _ in columns:
-            table.add_column(heading, justify="right", no_wrap=True)
+        for column in columns:
+            table.add_column(column.heading, justify="right", no_wrap=True)
         for report in preflight.splits:
-            table.add_row(report.place, *(_cell(value(report)) for _, value in columns))
+            split = asdict(report)
+            table.add_row(place(split), *(_cell(column.value(split)) for column in columns))
         yield table
 
 
@@ -181,23 +153,13 @@ def adapter_line(modules: Sequence[str], rank: int) -> str:
 
 
 def print_run(run: Run) -> None:
-    """The numbers of a run, and its answers before and after, on stdout."""
-    from sftpipe.runs.folder import RunFolder
-    from sftpipe.runs.report import answers_side_by_side, metric_rows
+    """The story of a run in at most twelve lines, on stdout."""
+    from sftpipe.runs.report.found import find
+    from sftpipe.runs.report.story import ending
 
-    out, files = Console(highlight=False, soft_wrap=True), RunFolder(run.dir)
-    numbers = Table.grid(padding=(0, 2))
-    for name, text in metric_rows(run.metrics):
-        numbers.add_row(name, text)
-    out.print(numbers)
-    for prompt, before, after in answers_side_by_side(files.read_samples()):
-        out.print(
-            f"\n[dim]prompt[/]  {plain(prompt)}",
-            f"[dim]before[/]  {plain(before)}",
-            f"[green]after[/]   {plain(after)}",
-            sep="\n",
-        )
-    out.print(f"\n{files.card} shows how to load the model; {files.loss_curve} is its loss curve.")
+    out = Console(highlight=False, soft_wrap=True)
+    for heading, text in ending(find(run.dir)):
+        out.print(f"[dim]{heading:<10}[/] {plain(text)}" if heading is not None else plain(text))
 
 
 def print_answers(answers: Sequence[Spoken]) -> None:

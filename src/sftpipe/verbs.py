@@ -413,6 +413,14 @@ VERBS: dict[str, Verb] = {
         "generate.base=true lets the base model answer too; run=null with recipe=NAME or "
         "model=NAME is about a base model alone.",
     ),
+    "report": Verb(
+        _of_run("report"),
+        "write a page that people look at: what happened, curves, answers",
+        "sftpipe report run=DIR[,DIR ...] [--watch] [--json]",
+        "DIR/report.html of a run, finished or not; --watch writes it again every minute while it "
+        "trains.\n"
+        "run=A,B,C compares runs in A/comparison.html: configs, curves, answers, which is better.",
+    ),
     "config": Verb(
         _config,
         "print the resolved config",

@@ -10,7 +10,7 @@ each row that it holds:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,12 +204,16 @@ class PackingReport:
     fill: {split: tokens, as a share of the room in the packed rows}.
     isolation: how sequences are kept separate, and how well; None where they are joined on purpose
         (wrapped, blocks).
+    limit: tokens that fit a packed row; None under padding_free.
+    first: {split: the tokens of each sequence of its first packed rows}, for a picture of them.
     """
 
     strategy: str
     rows: dict[str, list[int]]
     fill: dict[str, float]
     isolation: Isolation | None
+    limit: int | None = None
+    first: dict[str, list[list[int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,14 @@ from sftpipe.data.encode_split import encode_split
 from sftpipe.data.formats import check_columns
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.layouts import FIRST_ROWS
-from sftpipe.data.packing import Collator, Isolation, PackingReport, blocks, pack
+from sftpipe.data.packing import (
+    Collator,
+    Isolation,
+    PackingReport,
+    blocks,
+    pack,
+    sequence_lengths,
+)
 from sftpipe.data.preflight.checks import over_length_problem
 from sftpipe.data.preflight.report import Preflight
 from sftpipe.data.row_chain import RowEncoder, SampleReader
@@ -201,7 +208,15 @@ def pack_splits(
         for split in changed
         if limit and len(packed[split])
     }
-    return packed, PackingReport(strategy, counts, fill, isolation)
+    first = {
+        split: [sequence_lengths(row) for row in packed[split].select(range(shown))]
+        for split in changed
+        if (shown := min(_PICTURED, len(packed[split])))
+    }
+    return packed, PackingReport(strategy, counts, fill, isolation, limit, first)
+
+
+_PICTURED = 12  # packed rows of a split that the report draws
 
 
 # --- the texts of a tokenizer that the run trains -------------------------------------------------

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from sftpipe.config.schema import EvaluationConfig
 from sftpipe.config.validation_sets import log_prefix
 from sftpipe.evaluation.answers import Sampling, generate
 from sftpipe.evaluation.questions import Question
+from sftpipe.training.callbacks import peak_memory_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -88,11 +85,3 @@ def train_metrics(trainer: SFTPipeTrainer) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         "peak_memory_bytes": peak_memory_bytes(),
     }
-
-
-def peak_memory_bytes() -> int:
-    """Peak CUDA allocation, or the peak resident size of this process on a CPU."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return int(torch.cuda.max_memory_allocated())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS gives bytes, Linux KiB

@@ -32,8 +32,9 @@ from sftpipe.evaluation.questions import Question, check_lengths, row_questions
 from sftpipe.evaluation.row_losses import row_losses
 from sftpipe.runs.answer import answer_all, response_rows
 from sftpipe.runs.answering import Answering
+from sftpipe.runs.card import write_evaluation
 from sftpipe.runs.folder import RunFolder
-from sftpipe.runs.report import write_evaluation
+from sftpipe.runs.report.page import write_page
 from sftpipe.runs.unfinished import Unfinished
 from sftpipe.storage import digest, write_json
 from sftpipe.terminal import progress, quiet, quiet_libraries
@@ -120,6 +121,7 @@ def evaluate(run: Run, other: Run | None = None) -> dict[str, Any]:
     write_evaluation(files, run.config, result)
     for work in works:
         work.remove()
+    write_page(run.dir)
     return result
 
 
@@ -356,6 +358,11 @@ def _compared(
         "wins": won,
         "losses": lost,
         "ties": tied,
+        "higher_is_better": better,
+        "values": {
+            "base": [round(float(value), 6) for value in before[verdict].rows],
+            "run": [round(float(value), 6) for value in after[verdict].rows],
+        },
         "worst": [
             {
                 "row": row,

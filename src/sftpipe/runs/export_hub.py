@@ -12,9 +12,9 @@ from sftpipe.export.card import adapter_use, drift_lines, front_matter, plain_us
 from sftpipe.export.upload import upload
 from sftpipe.model.architecture import model_config
 from sftpipe.model.embedding import rows_for
+from sftpipe.runs.card import metrics_table, resize_lines, samples_table
 from sftpipe.runs.export_merged import export_merged, facts_of, read_facts
 from sftpipe.runs.folder import RunFolder
-from sftpipe.runs.report import metrics_table, resize_lines, samples_table
 
 if TYPE_CHECKING:
     from sftpipe.runs.load import Run

@@ -98,6 +98,16 @@ class RunFolder:
         return self.path / "README.md"
 
     @property
+    def report(self) -> Path:
+        """The page of `sftpipe report`."""
+        return self.path / "report.html"
+
+    @property
+    def comparison(self) -> Path:
+        """The page of `sftpipe report` on this run and others."""
+        return self.path / "comparison.html"
+
+    @property
     def lock(self) -> Path:
         """Held by the process that trains the run: who, where and since when."""
         return self.path / ".lock"

@@ -30,6 +30,7 @@ from sftpipe.evaluation.judge import (
 from sftpipe.runs.endpoint import Endpoint, NoReply
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.load import Run, load_run
+from sftpipe.runs.report.page import write_page
 from sftpipe.runs.unfinished import Unfinished
 from sftpipe.storage import digest, sha256_text, write_json
 from sftpipe.terminal import progress
@@ -91,6 +92,7 @@ def judge(run: Run, cfg: JudgeConfig) -> dict[str, Any]:
     }
     write_json(files.judgement, result)
     work.remove()
+    write_page(run.dir)
     return result
 
 

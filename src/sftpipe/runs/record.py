@@ -11,7 +11,7 @@ from sftpipe.data.prepare import PreparedData
 from sftpipe.evaluation.losses import sample_answers, split_loss, train_metrics
 from sftpipe.evaluation.questions import Question
 from sftpipe.runs.folder import RunFolder
-from sftpipe.runs.report import answer_lines
+from sftpipe.runs.summary import answer_lines
 from sftpipe.terminal import console
 
 if TYPE_CHECKING:

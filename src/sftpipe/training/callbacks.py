@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -55,6 +58,7 @@ class Counter(TrainerCallback, ExportableState):
         self.loss_sum = loss_sum
         self._earlier_seconds = seconds
         self._started: float | None = None
+        self._logged: tuple[int, float] | None = None  # tokens and seconds of the last entry
 
     @property
     def loss(self) -> float:
@@ -75,8 +79,18 @@ class Counter(TrainerCallback, ExportableState):
         self.rows += rows
         self.loss_sum += loss_sum
 
+    def rate(self) -> float:
+        """Tokens a second since this was last asked, or since this attempt began.
+
+        Evaluations and checkpoints in between count.
+        """
+        tokens, seconds = self._logged or (self.tokens, self.seconds)
+        self._logged = self.tokens, self.seconds
+        return (self.tokens - tokens) / max(1e-9, self.seconds - seconds)
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._started = time.perf_counter()
+        self._logged = self.tokens, self.seconds
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._earlier_seconds, self._started = self.seconds, None
@@ -85,6 +99,14 @@ class Counter(TrainerCallback, ExportableState):
         """The arguments of `Counter` that a checkpoint keeps (transformers' `ExportableState`)."""
         names = ("tokens", "trained_tokens", "rows", "loss_sum", "seconds")
         return {"args": {name: getattr(self, name) for name in names}, "attributes": {}}
+
+
+def peak_memory_bytes() -> int:
+    """Peak CUDA allocation, or the peak resident size of this process on a CPU."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS gives bytes, Linux KiB
 
 
 class Unlogged(TrainerCallback, ExportableState):

@@ -28,7 +28,14 @@ from sftpipe.errors import ConfigError, ModelError, Problem, one_line, override
 from sftpipe.model.initial import make_plain, start_from_base, takes_from_base
 from sftpipe.model.precision import Precision
 from sftpipe.storage import publish_files, publish_folder
-from sftpipe.training.callbacks import Counter, EarlyStopping, EpochEnd, LogFile, Unlogged
+from sftpipe.training.callbacks import (
+    Counter,
+    EarlyStopping,
+    EpochEnd,
+    LogFile,
+    Unlogged,
+    peak_memory_bytes,
+)
 from sftpipe.training.divergence import Explosion, check_loss, check_weights
 
 T = TypeVar("T")
@@ -385,6 +392,9 @@ class SFTPipeTrainer(SFTTrainer):
             self._metrics["train"].clear()
             logs["train_loss"] = self.counter.loss
             logs["num_tokens"] = self.counter.tokens
+        elif "loss" in logs:
+            logs["tokens_per_s"] = self.counter.rate()
+            logs["peak_memory_bytes"] = peak_memory_bytes()
         for name in [name for name, value in logs.items() if not math.isfinite(value)]:
             logs[name] = None  # type: ignore[assignment]
         super().log(logs, start_time)

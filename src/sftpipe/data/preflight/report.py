@@ -45,6 +45,7 @@ class SplitReport:
     rows: rows that are used.
     tokens, trained_tokens: over those rows.
     length_p50, length_p95, length_p99, length_max: of those rows.
+    length_bins: [[shortest, longest, rows], ...], a histogram of those lengths.
     over_length_rows: rows that were dropped because they are longer than `sft.max_length`.
     truncated_rows: rows that were truncated to fit it.
     lost_answer_tokens: trained tokens of the rows that were dropped for their length, and of
@@ -70,6 +71,7 @@ class SplitReport:
     length_p95: float
     length_p99: float
     length_max: int
+    length_bins: list[list[int]]
     over_length_rows: int
     truncated_rows: int
     lost_answer_tokens: int
@@ -213,4 +215,28 @@ def _lengths(length: np.ndarray) -> dict[str, Any]:
     percentiles = np.percentile(length, (50, 95, 99)) if len(length) else (0, 0, 0)
     p50, p95, p99 = (round(float(value), 1) for value in percentiles)
     longest = int(length.max(initial=0))
-    return {"length_p50": p50, "length_p95": p95, "length_p99": p99, "length_max": longest}
+    return {
+        "length_p50": p50,
+        "length_p95": p95,
+        "length_p99": p99,
+        "length_max": longest,
+        "length_bins": length_bins(length),
+    }
+
+
+def length_bins(length: np.ndarray) -> list[list[int]]:
+    """A histogram of whole numbers: [[smallest, largest, how many], ...], bins of one width."""
+    import numpy as np
+
+    if not len(length):
+        return []
+    first, last = int(length.min()), int(length.max())
+    width = -(-(last - first + 1) // _BINS)
+    counts = np.bincount((length - first) // width)
+    return [
+        [first + width * at, first + width * (at + 1) - 1, int(count)]
+        for at, count in enumerate(counts)
+    ]
+
+
+_BINS = 24  # at most

@@ -1,0 +1,147 @@
+"""What a run folder holds, read as far as it can be: runs may be unfinished, torn or old."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from sftpipe.config.recorded import complete
+from sftpipe.errors import Problem, RunError, in_shell
+from sftpipe.runs.folder import RunFolder
+from sftpipe.runs.lock import holder
+
+State = Literal["complete", "running", "stopped"]
+MOST = 8  # runs that are compared: there are as many colours
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run folder as its report needs it. What is not there is empty.
+
+    folder: the run folder.
+    state: complete; running, in a process that holds its lock; or stopped before its end.
+    config: the mapping in config.yaml, completed with today's defaults.
+    manifest, metrics, preflight, evaluation, judgement: contents of the JSON files.
+    log, samples: entries and rows of the two JSON lines.
+    responses, base_responses: what `sftpipe evaluate` let the run and its base answer.
+    missing: what cannot be read, or should be there and is not, a sentence each.
+    """
+
+    folder: RunFolder
+    state: State
+    config: Mapping[str, Any] = field(default_factory=dict)
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    preflight: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    judgement: Mapping[str, Any] = field(default_factory=dict)
+    log: Sequence[Mapping[str, Any]] = ()
+    samples: Sequence[Mapping[str, Any]] = ()
+    responses: Sequence[Mapping[str, Any]] = ()
+    base_responses: Sequence[Mapping[str, Any]] = ()
+    missing: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        """The recipe, or the name of the folder."""
+        return str(self.config.get("recipe") or self.folder.path.resolve().name)
+
+
+def find(path: Path, state: State | None = None) -> Found:
+    """Read a run folder.
+
+    Args:
+        path: the folder.
+        state: known by the process that trains the run; by default looked for.
+
+    Raises:
+        RunError: it is no run folder, or one whose run has written nothing yet.
+    """
+    files = RunFolder(path)
+    if not files.manifest.is_file() and not files.config.is_file():
+        raise RunError(_no_run(path))
+    state = state or _state(files)
+    missing: list[str] = []
+
+    def read(file: Path, parse: Callable[[str], Any], *, expected: bool = False) -> Any:
+        if not file.is_file():
+            missing.extend([f"{file.name} is missing"] if expected else ())
+            return parse("")
+        try:
+            return parse(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
+            missing.append(f"{file.name} is damaged")
+            return parse("")
+
+    def lines(file: Path) -> list[dict[str, Any]]:
+        found, torn = read(file, _lines, expected=state == "complete")
+        if torn:
+            counted = "1 line" if torn == 1 else f"{torn:,} lines"
+            missing.append(f"{counted} of {file.name} cannot be read, and left out")
+        return list(found)
+
+    return Found(
+        folder=files,
+        state=state,
+        config=complete(read(files.config, _yaml, expected=True)),
+        manifest=read(files.manifest, _object, expected=True),
+        metrics=read(files.metrics, _object, expected=state == "complete"),
+        preflight=read(files.preflight, _object, expected=True),
+        evaluation=read(files.evaluation, _object),
+        judgement=read(files.judgement, _object),
+        log=lines(files.log),
+        samples=lines(files.samples),
+        responses=read(files.responses, _rows),
+        base_responses=read(files.base_responses, _rows),
+        missing=missing,
+    )
+
+
+def _no_run(path: Path) -> Problem:
+    where = f"run={path}"
+    if not path.is_dir():
+        return Problem(where, "no such folder", fix="name a run folder")
+    jobs = sorted(one.parent for one in path.glob(f"*/{RunFolder(path).manifest.name}"))
+    if not jobs:
+        return Problem(where, "no run of sftpipe", fix="name a run folder")
+    several = jobs[:MOST]
+    found = f"a folder of {len(jobs)} runs: {', '.join(job.name for job in several)}"
+    command = "sftpipe report " + in_shell(f"run={','.join(map(str, several))}")
+    return Problem(where, found, fix=f"`{command}`")
+
+
+def _state(files: RunFolder) -> State:
+    if files.complete.is_file():
+        return "complete"
+    return "running" if holder(files.path) else "stopped"
+
+
+# --- parsers; of an empty text, each gives what stands for a file that is not there ---------------
+
+
+def _yaml(text: str) -> dict[str, Any]:
+    return dict(yaml.safe_load(text) or {})
+
+
+def _object(text: str) -> dict[str, Any]:
+    return dict(json.loads(text)) if text else {}
+
+
+def _rows(text: str) -> list[dict[str, Any]]:
+    return [dict(row) for row in json.loads(text)] if text else []
+
+
+def _lines(text: str) -> tuple[list[dict[str, Any]], int]:
+    """(the rows, how many lines are none); the last one of a running or killed run may be torn."""
+    rows, torn = [], 0
+    for line in text.split("\n"):  # texts may hold characters that splitlines takes for line ends
+        try:
+            rows += [dict(json.loads(line))] if line else []
+        except (ValueError, TypeError, RecursionError):
+            torn += 1
+    return rows, torn
