@@ -326,7 +326,7 @@ NOT_TYPED = {
     "\n\ngroups and their options, the default first (`sftpipe list` says": "help",
 }
 # files with texts for people that are no fix: Markdown, and what the verbs say of themselves
-PROSE = ("runs/report.py", "tables.py", "export/card.py")
+PROSE = ("runs/card.py", "tables.py", "export/card.py")
 
 # --- configs in which a fix has a meaning ---------------------------------------------------------
 

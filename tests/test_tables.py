@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from sftpipe.data.packing import Isolation, PackingReport
+from sftpipe.data.preflight.columns import share
 from sftpipe.data.preflight.remarks import Said
 from sftpipe.data.preflight.report import Preflight, SplitReport
 from sftpipe.data.rows import Dropped
@@ -28,7 +29,6 @@ from sftpipe.tables import (
     print_options,
     print_run,
     run_lines,
-    share,
 )
 from support.configs import compose
 
@@ -43,6 +43,7 @@ TRAIN = SplitReport(
     length_p95=95.4,
     length_p99=99.6,
     length_max=128,
+    length_bins=[[1, 64, 900], [65, 128, 300]],
     over_length_rows=3,
     truncated_rows=4,
     lost_answer_tokens=56,

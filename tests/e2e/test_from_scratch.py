@@ -27,6 +27,7 @@ FILES = {
     "generation_config.json",
     "log.jsonl",
     "loss.png",
+    "report.html",
     "manifest.json",
     "metrics.json",
     "model.safetensors",

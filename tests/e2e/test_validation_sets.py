@@ -15,7 +15,7 @@ from sftpipe.config.validation_sets import split_files
 from sftpipe.data.source import load_sources
 from sftpipe.errors import DataError
 from sftpipe.runs.folder import RunFolder
-from sftpipe.runs.report import metric_rows
+from sftpipe.runs.summary import metric_rows
 from support.configs import compose
 from support.errors import Pin, refused, told
 from support.trainers import mean_loss

@@ -29,6 +29,7 @@ RUN_FILES = {
     "config.yaml",
     "log.jsonl",
     "loss.png",
+    "report.html",
     "manifest.json",
     "metrics.json",
     "preflight.json",

@@ -16,7 +16,7 @@ from sftpipe.training.trainer import SFTPipeTrainer
 from support.stopping import SignalWithin
 from support.trainers import few, tiny, trained_weights, trainer_of
 
-TIMES = ("runtime", "per_second")
+TIMES = ("runtime", "per_second", "tokens_per_s", "peak_memory_bytes")
 
 
 def trained(

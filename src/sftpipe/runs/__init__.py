@@ -11,7 +11,9 @@ plan.py        TrainConfig           -> RunPlan: which folder, and from which ch
 prompts.py     prompts, Encoder      -> prompts.json: are the prompts still those of training?
 write.py       plan, data            -> config.yaml, preflight.json, prompts.json, manifest.json
 record.py      a trainer, data       -> Record: metrics.json and samples.jsonl
-report.py      RunFolder             -> loss.png, the model card, rows for tables
+summary.py     metrics, samples      -> the figures that matter, answers side by side
+card.py        RunFolder             -> the model card
+report/        run folders           -> report.html and comparison.html, loss.png, a story
 answering.py   what a person asks    -> Answering: what a run and a base model have in common
 load.py        a path                -> Run: config, metrics, tokenizer, model; or a BaseModel
 unfinished.py  a folder, a key       -> Unfinished: rows of work that a kill has interrupted

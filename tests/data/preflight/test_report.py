@@ -151,6 +151,7 @@ def test_a_split_is_counted(tokenizer: Any) -> None:
             length_p95=4,
             length_p99=4,
             length_max=4,
+            length_bins=[[2, 2, 2], [3, 3, 1], [4, 4, 2]],
             over_length_rows=1,
             truncated_rows=1,
             lost_answer_tokens=12,

@@ -43,36 +43,30 @@ def write_comparison(folders: Sequence[Path]) -> dict[str, Any]:
     _check(folders)
     runs = [find(folder) for folder in folders]
     names = short_names(folders)
-    guard = Guard(
-        [f"{name}: {line}" for name, one in zip(names, runs, strict=True) for line in one.missing]
-    )
-    told = guard("the runs", lambda: which_is_better(names, runs)) or "Which is better is not known"
+    known = [
+        f"{name}: {line}" for name, run in zip(names, runs, strict=True) for line in run.missing
+    ]
+    guard = Guard(known)
+    told = guard("a run", lambda: which_is_better(names, runs)) or "Which is better is not known"
     differences = guard("config.yaml", lambda: config_differences(runs)) or {}
     of_data = guard("manifest.json or preflight.json", lambda: data_differences(runs)) or {}
-    page = runs[0].folder.comparison
-    text = render(
-        "comparison.jinja",
-        title=" · ".join(names),
-        names=names,
-        runs=runs,
-        sentence=told,
-        config=differences,
-        data=of_data,
-        figures=guard("metrics.json or evaluation.json", lambda: figures(runs)) or [],
-        charts=guard("log.jsonl", lambda: charts(names, runs)) or {},
-        answers=guard("samples.jsonl", lambda: answers(runs)) or [],
-        commands=commands(runs),
-        missing=guard.missing,
-    )
-    write_text(page, text)
-    return {
-        "page": str(page),
+    parts = {
+        "figures": guard("metrics.json or evaluation.json", lambda: figures(runs)),
+        "charts": guard("log.jsonl", lambda: charts(names, runs)),
+        "answers": guard("samples.jsonl", lambda: answers(runs)),
+        "commands": commands(runs),
+    }
+    result = {
+        "page": str(runs[0].folder.comparison),
         "sentence": told,
         "runs": {name: str(folder) for name, folder in zip(names, folders, strict=True)},
         "config": differences,
         "data": of_data,
         "missing": guard.missing,
     }
+    page = render("comparison.jinja", title=" · ".join(names), found=runs, **parts, **result)
+    write_text(runs[0].folder.comparison, page)
+    return result
 
 
 def _check(folders: Sequence[Path]) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -15,6 +15,7 @@ from sftpipe.errors import Problem, RunError, in_shell
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.lock import holder
 
+T = TypeVar("T")
 State = Literal["complete", "running", "stopped"]
 MOST = 8  # runs that are compared: there are as many colours
 
@@ -66,40 +67,51 @@ def find(path: Path, state: State | None = None) -> Found:
     if not files.manifest.is_file() and not files.config.is_file():
         raise RunError(_no_run(path))
     state = state or _state(files)
-    missing: list[str] = []
-
-    def read(file: Path, parse: Callable[[str], Any], *, expected: bool = False) -> Any:
-        if not file.is_file():
-            missing.extend([f"{file.name} is missing"] if expected else ())
-            return parse("")
-        try:
-            return parse(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
-            missing.append(f"{file.name} is damaged")
-            return parse("")
-
-    def lines(file: Path) -> list[dict[str, Any]]:
-        found, torn = read(file, _lines, expected=state == "complete")
-        if torn:
-            counted = "1 line" if torn == 1 else f"{torn:,} lines"
-            missing.append(f"{counted} of {file.name} cannot be read, and left out")
-        return list(found)
-
+    reader = _Reader()
+    ended = state == "complete"
     return Found(
         folder=files,
         state=state,
-        config=complete(read(files.config, _yaml, expected=True)),
-        manifest=read(files.manifest, _object, expected=True),
-        metrics=read(files.metrics, _object, expected=state == "complete"),
-        preflight=read(files.preflight, _object, expected=True),
-        evaluation=read(files.evaluation, _object),
-        judgement=read(files.judgement, _object),
-        log=lines(files.log),
-        samples=lines(files.samples),
-        responses=read(files.responses, _rows),
-        base_responses=read(files.base_responses, _rows),
-        missing=missing,
+        config=complete(reader(files.config, _yaml, expected=True)),
+        manifest=reader(files.manifest, _object, expected=True),
+        metrics=reader(files.metrics, _object, expected=ended),
+        preflight=reader(files.preflight, _object, expected=True),
+        evaluation=reader(files.evaluation, _object),
+        judgement=reader(files.judgement, _object),
+        log=reader.lines(files.log, expected=ended),
+        samples=reader.lines(files.samples, expected=ended),
+        responses=reader(files.responses, _rows),
+        base_responses=reader(files.base_responses, _rows),
+        missing=reader.missing,
     )
+
+
+class _Reader:
+    """Reads files as far as it can; `missing` has a sentence for each that it cannot."""
+
+    def __init__(self) -> None:
+        self.missing: list[str] = []
+
+    def __call__(
+        self, file: Path, parse: Callable[[str | None], T], *, expected: bool = False
+    ) -> T:
+        """The content of a file, or nothing of its kind."""
+        if not file.is_file():
+            self.missing += [f"{file.name} is missing"] if expected else []
+            return parse(None)
+        try:
+            return parse(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError):
+            self.missing.append(f"{file.name} is damaged")
+            return parse(None)
+
+    def lines(self, file: Path, *, expected: bool) -> list[dict[str, Any]]:
+        """The rows of JSON lines; of a run that was killed, the last may be torn."""
+        rows, torn = self(file, _lines, expected=expected)
+        if torn:
+            counted = "1 line" if torn == 1 else f"{torn:,} lines"
+            self.missing.append(f"{counted} of {file.name} cannot be read, and left out")
+        return rows
 
 
 def _no_run(path: Path) -> Problem:
@@ -121,25 +133,25 @@ def _state(files: RunFolder) -> State:
     return "running" if holder(files.path) else "stopped"
 
 
-# --- parsers; of an empty text, each gives what stands for a file that is not there ---------------
+# --- parsers; of None, each gives what stands for a file that is not there ------------------------
 
 
-def _yaml(text: str) -> dict[str, Any]:
-    return dict(yaml.safe_load(text) or {})
+def _yaml(text: str | None) -> dict[str, Any]:
+    return {} if text is None else dict(yaml.safe_load(text))
 
 
-def _object(text: str) -> dict[str, Any]:
-    return dict(json.loads(text)) if text else {}
+def _object(text: str | None) -> dict[str, Any]:
+    return {} if text is None else dict(json.loads(text))
 
 
-def _rows(text: str) -> list[dict[str, Any]]:
-    return [dict(row) for row in json.loads(text)] if text else []
+def _rows(text: str | None) -> list[dict[str, Any]]:
+    return [] if text is None else [dict(row) for row in json.loads(text)]
 
 
-def _lines(text: str) -> tuple[list[dict[str, Any]], int]:
-    """(the rows, how many lines are none); the last one of a running or killed run may be torn."""
+def _lines(text: str | None) -> tuple[list[dict[str, Any]], int]:
+    """(the rows, how many lines are none)."""
     rows, torn = [], 0
-    for line in text.split("\n"):  # texts may hold characters that splitlines takes for line ends
+    for line in (text or "").split("\n"):  # splitlines takes more characters for line ends
         try:
             rows += [dict(json.loads(line))] if line else []
         except (ValueError, TypeError, RecursionError):
