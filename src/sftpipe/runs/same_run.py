@@ -104,6 +104,11 @@ def key_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[D
     return list(_differences(then, today, ""))
 
 
+def all_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """Every key that differs in two plain configs, completed with our defaults."""
+    return list(_differences(complete(before), complete(now), ""))
+
+
 def _deciding(kept: dict[str, Any], free: Sequence[str]) -> dict[str, Any]:
     """A completed config without the keys that are free."""
     name = (kept.get("model") or {}).get("name_or_path")
