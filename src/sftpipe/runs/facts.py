@@ -26,10 +26,10 @@ from sftpipe.runs.same_run import all_differences, key_differences
 from sftpipe.storage import sha256_text
 from sftpipe.terminal import console
 
-_COMPUTING = "python sftpipe torch transformers trl peft bitsandbytes accelerate".split()
+_LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
 # {part of a manifest: {its entry: what people call it}}
 _MACHINE = {
-    "versions": {name: name for name in _COMPUTING},
+    "versions": {name: name for name in ("python", "sftpipe", *_LIBRARIES)},
     "hardware": {"system": "system", "machine": "machine", "cpu": "CPU", "gpu": "GPU"},
     "precision": {"device": "device", "compute": "dtype", "trained": "trained dtype"},
 }
