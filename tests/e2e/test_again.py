@@ -11,7 +11,8 @@ import pytest
 
 @pytest.mark.slow
 def test_a_run_of_the_recipe_yoda_is_repeated_to_the_same_bytes(cli: Any, tmp_path: Path) -> None:
-    words = ["recipe=yoda", "dataset.limit=24", "sft.max_steps=4", "evaluation.max_new_tokens=2"]
+    short = ["dataset.limit=6", "sft.per_device_train_batch_size=2", "evaluation.max_new_tokens=2"]
+    words = ["recipe=yoda", "sft.max_steps=4", *short]
     first = cli("train", *words, "run=first", OMP_NUM_THREADS="2")
     assert first.returncode == 0, first.stderr
 
