@@ -127,6 +127,12 @@ SWEPT = ["train", "-m", "recipe=yoda,yodaa"]
             ],
             ["no part", ["bench"], "sftpipe bench", ""],
             ["unknown part", ["bench", "stepp"], "sftpipe bench", ""],
+            ["no run", ["train", "--from"], "--from", ""],
+            ["a key in its place", ["train", "--from", "lora.r=8"], "--from", ""],
+            ["a flag in its place", ["train", "--from", "--json"], "--from", ""],
+            ["an empty name", ["train", "--from="], "--from", ""],
+            ["two runs", ["train", "--from", "a", "--from=b"], "--from", ""],
+            ["no run there", ["train", "--from", "nowhere", "lora.r=8"], "--from", ""],
         ]
     ),
 )
@@ -188,6 +194,9 @@ def test_a_sweep_reports_a_problem_that_all_jobs_share_once(said: Said) -> None:
         ("train a=1 -i", Arguments("train", ["a=1"], hydra_flags=["-i"])),
         ("config --cfg job", Arguments("config", ["--cfg", "job"])),
         ("list model -h", Arguments("list", ["model"], help=True)),
+        ("train --from a/b c=1", Arguments("train", ["c=1"], repeats="a/b")),
+        ("train c=1 --from=a=b -m", Arguments("train", ["c=1"], multirun=True, repeats="a=b")),
+        ("check --from a", Arguments("check", ["--from", "a"])),
     ],
 )
 def test_words_are_flags_or_overrides(words: str, parsed: Arguments) -> None:

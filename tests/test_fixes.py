@@ -179,6 +179,19 @@ TEXTS: dict[str, dict[str, str]] = {
     "`export.dtype=float32`, or {override('export.max_kl', f'{2 * drift.kl:.1g}')}": {
         "override('export.max_kl', f'{2 * drift.kl:.1g}')": "`export.max_kl=0.02`"
     },
+    "`{_command(jobs[0])}`": {"_command(jobs[0])": "sftpipe train --from outputs/sweep/0"},
+    "`{_command(path.parent)}`": {"_command(path.parent)": "sftpipe train --from outputs/yoda/1"},
+    "leave it out: `{_command(path)}`, a command for each value of a key": {
+        "_command(path)": "sftpipe train --from 'a run'"
+    },
+    "`sftpipe config {name}={value}` shows those of the option": {"name": "lora", "value": "dora"},
+    "leave it out; without {FLAG}, `{_goes_on(named)}` goes on with that run": {
+        "FLAG": "--from",
+        "_goes_on(named)": "sftpipe train run=outputs/yoda/1 sft.resume_from_checkpoint=auto",
+    },
+    "`{_goes_on(where)}` goes on with it; or name a new folder": {
+        "_goes_on(where)": "sftpipe train run=outputs/yoda/1 sft.resume_from_checkpoint=auto"
+    },
 }
 # {call: {argument: sample}}
 CALLS: dict[str, tuple[tuple[str, str], ...]] = {

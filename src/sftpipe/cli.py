@@ -82,6 +82,8 @@ def _parse(words: list[str]) -> Arguments:
             arguments.help = True
         elif word in ("-m", "--multirun") and verb == "train":
             arguments.multirun = True
+        elif word.partition("=")[0] == "--from" and verb == "train":
+            arguments.repeats = _repeated(word, rest, arguments.repeats)
         elif (
             word.split("=")[0]
             in ("--cfg", "-c", "--info", "-i", "--hydra-help", "--resolve", "--package", "-p")
@@ -97,6 +99,20 @@ def _parse(words: list[str]) -> Arguments:
         else:
             arguments.overrides.append(word)
     return arguments
+
+
+def _repeated(word: str, rest: list[str], before: str | None) -> str:
+    """The folder of `--from DIR` or `--from=DIR`; in the first form it is taken from the rest."""
+    flag, equals, folder = word.partition("=")
+    is_next = not equals and rest and not rest[0].startswith("-") and "=" not in rest[0]
+    folder = rest.pop(0) if is_next else folder
+    if not folder:
+        fix = "sftpipe train --from DIR, with the folder that sftpipe train printed"
+        raise ConfigError(Problem(flag, "no folder after it: which run?", fix=fix))
+    if before is not None:
+        found = f"given twice, with {before} and {folder}"
+        raise ConfigError(Problem(flag, found, fix="name one run"))
+    return folder
 
 
 # --- help -----------------------------------------------------------------------------------------

@@ -31,11 +31,12 @@ from sftpipe.data.prepare import (
 from sftpipe.data.row_function import call_row_functions
 from sftpipe.data.source import load_sources, sources_sha256
 from sftpipe.model.weights import Weights, find_weights
+from sftpipe.runs.facts import compute_as_begun, say_what_differs
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.load import Run, load_run
 from sftpipe.runs.lock import held
 from sftpipe.runs.plan import RunPlan, check_still_true, plan_run
-from sftpipe.runs.write import open_run, use_threads, write_hydra
+from sftpipe.runs.write import open_run, write_hydra
 from sftpipe.tables import adapter_line, parameter_line, preflight_summary, run_lines
 from sftpipe.terminal import console, quiet, quiet_libraries
 from sftpipe.tokenizer.make import make_tokenizer
@@ -143,7 +144,6 @@ def train(
     with held(plan.folder), quiet(), quiet_libraries():
         from sftpipe.evaluation.questions import sample_questions
         from sftpipe.model import adapters, embedding, further, isolation, load
-        from sftpipe.model.precision import choose_precision
         from sftpipe.runs.card import write_card
         from sftpipe.runs.record import Record
         from sftpipe.runs.report.loss_png import plot_loss
@@ -157,14 +157,14 @@ def train(
         check_tracking(cfg.tracking)
         folder = RunFolder(plan.folder)
         write_hydra(plan, hydra or {})
-        use_threads(folder)
-        precision = choose_precision(cfg.model, use_cpu=bool(cfg.sft.get("use_cpu", False)))
+        precision = compute_as_begun(plan, cfg)
         arguments = build_arguments(cfg.sft, seed=cfg.seed, folder=plan.folder, precision=precision)
         weights = find_weights(cfg.model, cfg.seed)
         console.print(run_lines(weights.identity, precision.reason, plan.folder))
 
         rehearse(cfg, weights, precision)
         data = prepare(cfg, weights, plan.day)
+        say_what_differs(plan, cfg, weights, precision, data)
         console.print(f"data      {preflight_summary(data.preflight)}", markup=False)
         with console.status("Loading the model ..."):
             model = load.make_base(cfg, weights, data.tokenizer, precision)
@@ -172,7 +172,7 @@ def train(
             model, data.tokenizer, data.end_ids(), data.new_tokens, cfg.tokenizer.pad_to_multiple_of
         )
         isolation.verify(model, data.isolation)
-        open_run(plan, cfg, weights, precision.reason, data)
+        open_run(plan, cfg, weights, precision, data)
 
         adapter = adapters.make_adapter(cfg.lora, model, weights, data.trained_tokens())
         trainer = build_trainer(arguments, model, adapter, data, precision, folder.log)

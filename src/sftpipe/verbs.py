@@ -29,6 +29,7 @@ class Arguments:
     json: bool = False
     help: bool = False
     multirun: bool = False
+    repeats: str | None = None  # the run folder of --from
     hydra_flags: list[str] = field(
         default_factory=list
     )  # --cfg, --info, ...: handed to Hydra as they are
@@ -55,7 +56,12 @@ def print_error(error: SftpipeError) -> None:
 
 
 def print_way_out(arguments: Arguments, words: Sequence[str]) -> None:
-    """The command once more, with overrides that an error names, on stderr."""
+    """The command once more, with overrides that an error names, on stderr.
+
+    They choose options, which a recorded config does not have.
+    """
+    if arguments.repeats is not None:
+        return
     keys = [word.partition("=")[0] for word in words]
     groups = tuple(f"{key}." for key in keys if key in ("format", "loss"))
     replaced = (*groups, "dataset.columns", *(("dataset.data_files",) if "dataset" in keys else ()))
@@ -69,6 +75,8 @@ def print_way_out(arguments: Arguments, words: Sequence[str]) -> None:
 
 
 def _train(arguments: Arguments) -> int:
+    if arguments.repeats is not None:
+        return _train_again(arguments, arguments.repeats)
     if arguments.hydra_flags:
         return _show_config(arguments)
     return _train_sweep(arguments) if arguments.multirun else _train_one(arguments)
@@ -102,6 +110,18 @@ def _train_one(arguments: Arguments) -> int:
     from sftpipe.pipeline import train
 
     _print_run(train(cfg, plan, hydra), as_json=arguments.json)
+    return 0
+
+
+def _train_again(arguments: Arguments, folder: str) -> int:
+    """The recorded config of a run once more, in a new folder."""
+    from sftpipe.runs.again import plan_again
+
+    flags = [*(["-m"] if arguments.multirun else []), *arguments.hydra_flags]
+    cfg, plan = plan_again(folder, arguments.overrides, flags)
+    from sftpipe.pipeline import train
+
+    _print_run(train(cfg, plan), as_json=arguments.json)
     return 0
 
 
@@ -362,9 +382,11 @@ VERBS: dict[str, Verb] = {
     "train": Verb(
         _train,
         "train a model and write its run folder",
-        f"sftpipe train {_ANY} [-m] [--json]",
+        f"sftpipe train {_ANY} [-m] [--json]\n       sftpipe train --from DIR [key=value] [--json]",
         "run=DIR chooses the run folder; sft.resume_from_checkpoint=auto goes on with an "
         "unfinished run of the same config.\n"
+        "--from DIR runs the recorded config of a run again, in a new folder, and says first what "
+        "differs: keys, data, tokenizer, weights, versions, hardware.\n"
         "-m runs a grid: every combination of the values that are separated by commas, each in a "
         "folder of its own.\n"
         "--cfg job, --info and --hydra-help are Hydra's own.",

@@ -149,6 +149,25 @@ def test_a_recorded_config_with_an_unknown_key_names_its_file() -> None:
     assert places(error) == ["sedd (old/config.yaml)"]
 
 
+def test_a_key_of_a_group_that_was_off_is_read_with_the_defaults_of_the_others() -> None:
+    recorded = to_plain(compose(["recipe=yoda"]))
+
+    cfg = from_recorded(recorded, "config.yaml", [("packing.strategy", "bfd")])
+
+    assert cfg.packing == compose(["recipe=yoda", "packing=bfd"]).packing
+
+
+@pytest.mark.parametrize(
+    "key", ["hydra.verbose", "generate.prompt", "sedd.x", "dataset.sources.0.path"]
+)
+def test_a_key_that_a_recorded_config_does_not_have_is_named_alone(key: str) -> None:
+    recorded = to_plain(compose(["recipe=yoda"]))
+
+    error = refused(ConfigError, lambda: from_recorded(recorded, "config.yaml", [(key, "a")]))
+
+    assert places(error) == [f"{key} (command line)"]
+
+
 def test_an_application_keeps_its_own_hydra(tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "theirs.yaml").write_text("answer: 42\n")

@@ -10,7 +10,7 @@ import torch
 
 from sftpipe.config.schema import ModelConfig
 from sftpipe.errors import ModelError
-from sftpipe.model.precision import Precision, choose_precision, use_all_cores
+from sftpipe.model.precision import Began, Precision, choose_precision, use_all_cores
 from support.errors import Pin, refused, told
 
 
@@ -79,6 +79,37 @@ def test_each_auto_follows_the_machine_and_each_choice_the_config(
     assert choose_precision(ModelConfig("x", **fields), use_cpu=use_cpu) == Precision(
         device, getattr(torch, compute), getattr(torch, trained), f"{where}; {compute}: {why}"
     )
+
+
+@pytest.mark.parametrize(
+    ("machine", "fields", "began", "expected"),
+    [
+        ("gpu", {}, "float32", ("float32", "as the run began")),
+        ("gpu", {}, "float16", ("float16", "as the run began")),
+        ("old gpu", {}, "bfloat16", ("float32", "this GPU has no bfloat16")),
+        ("cpu", {}, "bfloat16", ("bfloat16", "as the run began")),
+        ("cpu", {}, "float16", ("float32", "exact, and at home on every CPU")),
+        ("gpu", {"dtype": "float32"}, "bfloat16", ("float32", "model.dtype=float32")),
+    ],
+)
+def test_an_auto_of_a_run_that_began_is_what_it_was_where_the_machine_can(
+    machine: str,
+    fields: dict[str, str],
+    began: str,
+    expected: tuple[str, str],
+    threads: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    has_gpu, has_bf16 = MACHINES[machine]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA T0")
+
+    found = choose_precision(ModelConfig("x", **fields), began=Began(began, "bfloat16", 1))
+
+    assert (found.record()["compute"], found.reason.partition(": ")[2]) == expected
+    assert found.trained is torch.bfloat16
+    assert torch.get_num_threads() == 1
 
 
 def test_float16_on_a_cpu_is_an_error(golden_error: Pin) -> None:

@@ -103,6 +103,23 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint_to_the_same_weights() ->
         assert manifests[0][key] == manifests[1][key]
 
 
+def test_an_interrupted_run_is_repeated_to_the_same_weights(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["train", "--from", "interrupted", "run=again"]) == 0
+
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("again ")]
+    unknown = "threads, CPU, GPU, device, dtype, trained dtype"
+    assert f"again     not recorded then, and so not compared: {unknown}" in said
+    assert not [line for line in said if " was " in line or "the data" in line or "weights" in line]
+    expected = load_file("expected_adapter_model.safetensors")
+    weights = load_file("again/adapter_model.safetensors")
+    torch.testing.assert_close(weights, expected, rtol=1e-5, atol=1e-5)
+    manifest = RunFolder(Path("again")).read_manifest()
+    assert manifest["repeats"] == {"run": "interrupted", "created": "2026-11-25T07:11:46+00:00"}
+    assert manifest["day"] == "2026-11-25"
+
+
 def test_an_interrupted_run_is_not_gone_on_with_by_another_config(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

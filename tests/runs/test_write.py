@@ -16,6 +16,7 @@ import yaml
 from sftpipe.config.schema import TrainConfig, to_plain
 from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import RunError
+from sftpipe.model.precision import Precision
 from sftpipe.model.weights import Weights
 from sftpipe.runs.plan import RunPlan
 from sftpipe.runs.write import open_run
@@ -23,6 +24,8 @@ from sftpipe.storage import sha256_text
 from support.configs import compose
 
 BASE = Weights("", None, "base==1")
+CPU = Precision("cpu", torch.bfloat16, torch.float32, "a CPU")
+GPU = Precision("cuda", torch.bfloat16, torch.float32, "a GPU")
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +48,7 @@ def test_a_new_run_writes_its_config_the_report_on_its_data_and_its_manifest(
     cfg: TrainConfig, data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "orig_argv", ["python", "/a/bin/sftpipe", "train", "seed=7"])
-    open_run(RunPlan(Path("mine")), cfg, BASE, "a CPU", data)
+    open_run(RunPlan(Path("mine")), cfg, BASE, CPU, data)
 
     assert {path.name for path in Path("mine").iterdir()} == {
         "config.yaml",
@@ -67,11 +70,15 @@ def test_a_new_run_writes_its_config_the_report_on_its_data_and_its_manifest(
             "trl": version("trl"),
         }.items()
     )
-    assert set(manifest.pop("hardware")) == {"machine", "system", "cores"}
+    hardware = manifest.pop("hardware")
+    assert set(hardware) == {"machine", "system", "cores", "cpu", "gpu"}
+    assert hardware["cpu"].endswith(f", {torch.backends.cpu.get_cpu_capability()}")
     assert manifest == {
         "threads": torch.get_num_threads(),
         "weights": "base==1",
         "device": "a CPU",
+        "precision": {"device": "cpu", "compute": "bfloat16", "trained": "float32"},
+        "day": data.encoder.template.day.isoformat(),
         "seed": 7,
         "data": {
             "sha256": data.sha256,
@@ -86,10 +93,10 @@ def test_a_new_run_writes_its_config_the_report_on_its_data_and_its_manifest(
 def test_a_later_attempt_keeps_what_the_first_one_wrote(
     cfg: TrainConfig, data: PreparedData
 ) -> None:
-    open_run(RunPlan(Path("mine")), cfg, BASE, "a CPU", data)
+    open_run(RunPlan(Path("mine")), cfg, BASE, CPU, data)
     before = {path: path.read_bytes() for path in Path("mine").iterdir()}
 
-    open_run(RunPlan(Path("mine"), attempt=2), cfg, BASE, "a GPU", data)
+    open_run(RunPlan(Path("mine"), attempt=2), cfg, BASE, GPU, data)
 
     assert {path: path.read_bytes() for path in before} == before
     assert [path.name for path in Path("mine/attempts/2").iterdir()] == ["manifest.json"]
@@ -99,10 +106,10 @@ def test_a_later_attempt_keeps_what_the_first_one_wrote(
 def test_a_later_attempt_on_other_base_weights_is_refused(
     cfg: TrainConfig, data: PreparedData
 ) -> None:
-    open_run(RunPlan(Path("mine")), cfg, BASE, "a CPU", data)
+    open_run(RunPlan(Path("mine")), cfg, BASE, CPU, data)
 
     with pytest.raises(RunError) as caught:
-        open_run(RunPlan(Path("mine"), attempt=2), cfg, Weights("", None, "base==2"), "a CPU", data)
+        open_run(RunPlan(Path("mine"), attempt=2), cfg, Weights("", None, "base==2"), CPU, data)
 
     assert str(caught.value) == (
         "mine: it began with the weights base==1, and these are base==2\n"
@@ -118,13 +125,13 @@ def test_the_manifest_names_the_commit_and_says_whether_files_were_changed(
     git("init", "--quiet")
     git("commit", "--quiet", "--allow-empty", "--message", "one")
     for run in ("mine", "yours"):  # the folder of the first run is a change to the repository
-        open_run(RunPlan(Path(run)), cfg, BASE, "a CPU", data)
+        open_run(RunPlan(Path(run)), cfg, BASE, CPU, data)
         found.append(json.loads(Path(run, "manifest.json").read_text())["git"])
 
     commit = git("rev-parse", "HEAD")
     assert found[1] == {"commit": commit, "dirty": True}
     git("add", ".")
     git("commit", "--quiet", "--message", "two")
-    open_run(RunPlan(Path("mine"), attempt=2), cfg, BASE, "a CPU", data)
+    open_run(RunPlan(Path("mine"), attempt=2), cfg, BASE, CPU, data)
     again = json.loads(Path("mine/attempts/2/manifest.json").read_text())["git"]
     assert again["commit"] == git("rev-parse", "HEAD") != commit

@@ -260,11 +260,16 @@ def from_recorded(
     changed = OmegaConf.create(tree)
     for key, value in overrides:
         group, _, inner = key.partition(".")
-        if inner and changed.get(group) is None:  # switched off with group=none
-            changed[group] = read_yaml(conf_dir() / group / "default.yaml")
-        OmegaConf.update(changed, key, value, force_add=True)
+        if inner and group in tree and changed.get(group) is None:  # switched off with group=none
+            default = conf_dir() / group / "default.yaml"
+            changed[group] = read_yaml(default) if default.is_file() else {}
+        try:
+            OmegaConf.update(changed, key, value, force_add=True)
+        except _BAD_YAML as error:
+            where, found = f"{key} (command line)", f"no key of {file}: {one_line(error)}"
+            raise ConfigError(Problem(where, found, fix="name a key that it has")) from None
     origin = Origin({}, command_line=[key for key, _ in overrides], default=file)
-    return check(cast(dict[str, Any], OmegaConf.to_container(changed)), origin)
+    return check(complete(cast(dict[str, Any], OmegaConf.to_container(changed))), origin)
 
 
 def compose_requests(

@@ -26,17 +26,45 @@ class Precision:
     trained: torch.dtype
     reason: str
 
+    def record(self) -> dict[str, str]:
+        """As a manifest holds it: plain names."""
+        return {
+            "device": self.device,
+            "compute": _name(self.compute),
+            "trained": _name(self.trained),
+        }
 
-def choose_precision(cfg: ModelConfig, *, use_cpu: bool = False) -> Precision:
+
+@dataclass(frozen=True)
+class Began:
+    """How a run began to compute, as far as that is known: names of dtypes, and threads."""
+
+    compute: str | None = None
+    trained: str | None = None
+    threads: int | None = None
+
+
+def choose_precision(
+    cfg: ModelConfig, *, use_cpu: bool = False, began: Began | None = None
+) -> Precision:
     """Decide each `auto` of `model.dtype` and `model.adapter_dtype` for this machine.
+
+    Args:
+        cfg: the `model` group.
+        use_cpu: of `sft.use_cpu`.
+        began: of a run that goes on or is repeated: each `auto` is what it was then, where this
+            machine computes that, and so is the number of threads.
 
     Raises:
         ModelError: float16 on a CPU.
     """
+    began = began or Began()
     device = "cuda" if torch.cuda.is_available() and not use_cpu else "cpu"
     bf16 = device == "cuda" and torch.cuda.is_bf16_supported()
     if cfg.dtype != "auto":
         compute, why = getattr(torch, cfg.dtype), f"model.dtype={cfg.dtype}"
+    elif _computes(began.compute, device, bf16=bf16):
+        compute, why = getattr(torch, str(began.compute)), "as the run began"
     elif bf16:
         compute, why = torch.bfloat16, "this GPU computes bfloat16"
     elif device == "cuda":
@@ -46,10 +74,29 @@ def choose_precision(cfg: ModelConfig, *, use_cpu: bool = False) -> Precision:
     if device == "cpu" and compute is torch.float16:
         allowed, fix = "auto, float32, bfloat16", "`model.dtype=auto`"
         raise ModelError(Problem("model.dtype", "float16 on a CPU", allowed=allowed, fix=fix))
-    trained = torch.float32 if cfg.adapter_dtype == "auto" else getattr(torch, cfg.adapter_dtype)
-    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {use_all_cores()} threads"
-    reason = f"{where}; {str(compute).removeprefix('torch.')}: {why}"
-    return Precision(device, compute, trained, reason)
+    named = cfg.adapter_dtype if cfg.adapter_dtype != "auto" else began.trained
+    trained = getattr(torch, named or "float32")
+    threads = use_threads(began.threads, all_cores=device == "cpu")
+    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {threads} threads"
+    return Precision(device, compute, trained, f"{where}; {_name(compute)}: {why}")
+
+
+def _computes(dtype: str | None, device: str, *, bf16: bool) -> bool:
+    able = {"float32": True, "bfloat16": bf16 or device == "cpu", "float16": device == "cuda"}
+    return able.get(str(dtype), False)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def use_threads(wanted: int | None = None, *, all_cores: bool = True) -> int:
+    """Let torch compute with so many threads, or with all cores; returns how many."""
+    if all_cores:
+        use_all_cores()
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+    return int(torch.get_num_threads())
 
 
 def use_all_cores() -> int:

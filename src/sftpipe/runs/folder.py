@@ -151,12 +151,16 @@ class RunFolder:
             raise RunError(Problem(str(self.path), found, fix="name a run folder")) from None
 
     def began(self) -> datetime.date | None:
-        """The day of the run's first start; None where there is no manifest yet."""
+        """The day that chat templates may have written; None where there is no manifest yet.
+
+        That of the run's first start, or of the run that it repeats.
+        """
         if not self.manifest.is_file():
             return None
-        created = self.read_manifest().get("created")
+        manifest = self.read_manifest()
         try:
-            return datetime.datetime.fromisoformat(str(created)).date()
+            recorded = str(manifest.get("day") or manifest.get("created"))
+            return datetime.datetime.fromisoformat(recorded).date()
         except (TypeError, ValueError):
             raise damaged(self.manifest) from None
 

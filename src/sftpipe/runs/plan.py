@@ -39,6 +39,7 @@ class RunPlan:
     checkpoint: a whole checkpoint to go on from; None begins at the first step.
     complete: the run is finished, and there is nothing to do.
     said: what was found and is done, in lines for people; "" where nothing was looked for.
+    repeats: the run whose config this one takes, to compute as that one did; None for most.
     """
 
     folder: Path
@@ -46,11 +47,17 @@ class RunPlan:
     checkpoint: Path | None = None
     complete: bool = False
     said: str = field(default="", compare=False)
+    repeats: Path | None = None
+
+    @property
+    def like(self) -> RunFolder:
+        """The run that this start computes like: that which it repeats, or its own first start."""
+        return RunFolder(self.repeats or self.folder)
 
     @property
     def day(self) -> datetime.date:
         """When the run began, which chat templates may write into their texts."""
-        return RunFolder(self.folder).began() or datetime.date.today()
+        return self.like.began() or datetime.date.today()
 
     @property
     def records(self) -> Path:

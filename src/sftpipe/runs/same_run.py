@@ -101,7 +101,12 @@ def key_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[D
     free = FREE if any(map(_keeps_best, trees)) else (*FREE, *FREE_WITHOUT_BEST)
     free = free if any(map(_evaluates_when_it_logs, trees)) else (*free, LOGGING_STEPS)
     then, today = (_deciding(tree, free) for tree in trees)
-    return list(tree_differences(then, today))
+    return list(_differences(then, today, ""))
+
+
+def all_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """Every key that differs in two plain configs, completed with our defaults."""
+    return list(_differences(complete(before), complete(now), ""))
 
 
 def _deciding(kept: dict[str, Any], free: Sequence[str]) -> dict[str, Any]:
@@ -131,8 +136,7 @@ def _evaluates_when_it_logs(tree: Mapping[str, Any]) -> bool:
     return sft.get("eval_strategy") == "steps" and not sft.get("eval_steps")
 
 
-def tree_differences(before: Any, now: Any, prefix: str = "") -> Iterator[Difference]:
-    """Every key that two plain configs have otherwise, in the order of their keys."""
+def _differences(before: Any, now: Any, prefix: str) -> Iterator[Difference]:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*before, *(key for key in now if key not in before)]:
             values = (
@@ -140,6 +144,6 @@ def tree_differences(before: Any, now: Any, prefix: str = "") -> Iterator[Differ
                 if prefix in UPSTREAM and before and now
                 else (before.get(key), now.get(key))
             )
-            yield from tree_differences(*values, f"{prefix}.{key}".lstrip("."))
+            yield from _differences(*values, f"{prefix}.{key}".lstrip("."))
     elif isinstance(before, bool) != isinstance(now, bool) or before != now:
         yield Difference(prefix, before, now)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,19 +14,19 @@ import yaml
 
 from sftpipe.config.schema import TrainConfig, to_plain
 from sftpipe.data.prepare import PreparedData
-from sftpipe.environment import versions
 from sftpipe.errors import Problem, RunError
 from sftpipe.model.further import adapter_identity
+from sftpipe.model.precision import Precision
 from sftpipe.model.weights import Weights
+from sftpipe.runs.facts import facts_of
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.plan import RunPlan
 from sftpipe.runs.prompts import write_prompts
-from sftpipe.storage import sha256_text, write_json, write_text
-from sftpipe.terminal import console
+from sftpipe.storage import write_json, write_text
 
 
 def open_run(
-    plan: RunPlan, cfg: TrainConfig, weights: Weights, device: str, data: PreparedData
+    plan: RunPlan, cfg: TrainConfig, weights: Weights, precision: Precision, data: PreparedData
 ) -> None:
     """Write what is known before training: config, preflight, manifest.
 
@@ -38,7 +36,7 @@ def open_run(
         plan: of `plan_run`.
         cfg: the config.
         weights: the base weights.
-        device: hardware and precision, in words.
+        precision: where and in which numbers it computes.
         data: the prepared data.
 
     Raises:
@@ -55,58 +53,14 @@ def open_run(
         write_json(folder.preflight, data.preflight.as_dict())
     if not _is_json(folder.prompts):
         write_prompts(folder, data)
-    tokenizer = data.tokenizer.backend_tokenizer.to_str() + str(data.tokenizer.chat_template)
     manifest = {
+        **facts_of(cfg, weights, precision, data),
         **begins_with,
-        "device": device,
-        "seed": cfg.seed,
-        "data": {
-            "sha256": data.sha256,
-            "rows": {name: len(rows) for name, rows in data.splits().items()},
-        },
-        "tokenizer_sha256": sha256_text(tokenizer),
-        "threads": threads(),
+        **_repeats(plan),
         **_provenance(),
     }
     # last: a folder with a manifest is a run that can be resumed
     write_json(folder.attempt(plan.attempt).manifest, manifest)
-
-
-def use_threads(folder: RunFolder) -> None:
-    """Compute with as many threads as the run began with, and say what else is not as it was.
-
-    Sums of floating-point numbers depend on the number of threads, and kernels on versions.
-    """
-    if not folder.manifest.is_file():
-        return
-    import torch
-
-    manifest = folder.read_manifest()
-    began_with = manifest.get("threads")
-    if isinstance(began_with, int) and began_with > 0:
-        torch.set_num_threads(began_with)
-    then, now = _facts(manifest), _facts(_machine())
-    changed = [f"{name} {then[name]}, now {now[name]}" for name in now if then[name] != now[name]]
-    if changed:
-        what = ", ".join(changed)
-        console.print(f"resume    the run began with {what}: bits may differ", markup=False)
-
-
-_COMPUTING = ("python", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
-
-
-def _facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a manifest may change the bits of a result."""
-    versions, hardware = (dict(manifest.get(name) or {}) for name in ("versions", "hardware"))
-    found = {name: versions.get(name) for name in _COMPUTING}
-    return found | {name: hardware.get(name) for name in ("system", "machine")}
-
-
-def threads() -> int:
-    """The threads that torch computes with."""
-    import torch
-
-    return int(torch.get_num_threads())
 
 
 def write_hydra(plan: RunPlan, texts: Mapping[str, str]) -> None:
@@ -126,19 +80,28 @@ def _is_json(file: Path) -> bool:
     return True
 
 
+def _repeats(plan: RunPlan) -> dict[str, Any]:
+    """Which run is repeated: by its name and its time, which mean the same on every machine."""
+    if plan.repeats is None:
+        return {}
+    created = plan.like.read_manifest().get("created")
+    return {"repeats": {"run": plan.repeats.resolve().name, "created": created}}
+
+
 def _begins_with(plan: RunPlan, cfg: TrainConfig, weights: Weights) -> dict[str, str]:
-    """Base weights and adapter of a run, as its manifest names them."""
-    adapter = adapter_identity(cfg.lora)
-    now = {"weights": weights.identity, **({"adapter": adapter} if adapter else {})}
+    """Base weights and adapter that an earlier start named; the same as now."""
     if plan.attempt == 1:
-        return now
+        return {}
+    adapter = adapter_identity(cfg.lora)
     manifest = RunFolder(plan.folder).read_manifest()
     before: dict[str, str] = {
         name: manifest[name] for name in ("weights", "adapter") if name in manifest
     }
     where = str(plan.folder)
     if not weights.are(before.get("weights")):
-        found = f"it began with the weights {before.get('weights')}, and these are {now['weights']}"
+        found = (
+            f"it began with the weights {before.get('weights')}, and these are {weights.identity}"
+        )
         fix = "pin model.source and model.revision, or start a new run"
         raise RunError(Problem(where, found, fix=fix))
     if before.get("adapter") != adapter:
@@ -149,24 +112,12 @@ def _begins_with(plan: RunPlan, cfg: TrainConfig, weights: Weights) -> dict[str,
     return before
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "versions": {"python": platform.python_version(), **versions()},
-        "hardware": {
-            "machine": platform.machine(),
-            "system": platform.system(),
-            "cores": os.cpu_count(),
-        },
-    }
-
-
 def _provenance() -> dict[str, Any]:
     return {
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         # not sys.argv, which Hydra changes
         "command": [Path(word).name for word in sys.orig_argv[1:2]] + sys.orig_argv[2:],
         "git": _git(),
-        **_machine(),
     }
 
 

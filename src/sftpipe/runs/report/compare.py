@@ -17,7 +17,7 @@ from sftpipe.runs.report.draw import Chart, chart
 from sftpipe.runs.report.found import MOST, Found, find
 from sftpipe.runs.report.page import Guard, render
 from sftpipe.runs.report.story import duration, losses_before_and_after
-from sftpipe.runs.same_run import tree_differences
+from sftpipe.runs.same_run import all_differences
 from sftpipe.storage import write_text
 
 PROMPTS = 40  # that are shown with their answers
@@ -161,7 +161,7 @@ def _sha256(found: Found) -> Any:
 def config_differences(runs: Sequence[Found]) -> dict[str, list[Any]]:
     """{key: value in each run} of the keys in which not all configs are the same."""
     first, *others = (dict(one.config) for one in runs)
-    found = [{one.key: one for one in tree_differences(first, other)} for other in others]
+    found = [{one.key: one for one in all_differences(first, other)} for other in others]
     before = {key: one.before for differences in found for key, one in differences.items()}
     return {
         key: [value, *(one[key].now if key in one else value for one in found)]

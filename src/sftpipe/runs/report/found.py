@@ -16,6 +16,7 @@ from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.lock import holder
 
 T = TypeVar("T")
+Parser = Callable[[str | None], T]
 State = Literal["complete", "running", "stopped"]
 MOST = 8  # runs that are compared: there are as many colours
 

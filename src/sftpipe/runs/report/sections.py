@@ -9,14 +9,13 @@ from typing import Any
 import yaml
 
 from sftpipe.config.hydra import compose
-from sftpipe.config.recorded import complete
 from sftpipe.config.schema import to_plain
 from sftpipe.data.preflight.columns import FINDINGS, SIZES, place
 from sftpipe.runs.report.curves import AXES, Curve, read_curves
 from sftpipe.runs.report.draw import Chart, chart, gains, histogram, packed_rows
 from sftpipe.runs.report.found import Found
 from sftpipe.runs.report.story import duration, losses_before_and_after
-from sftpipe.runs.same_run import tree_differences
+from sftpipe.runs.same_run import all_differences
 
 PROMPTS = 40  # that are shown with their answers
 EXTREME = 6  # rows that are shown of those that won most, and of those that lost most
@@ -218,9 +217,9 @@ def config(found: Found) -> dict[str, Any] | None:
     """What differs from the defaults, and all of it."""
     if not found.config:
         return None
-    defaults = complete(to_plain(compose()))
+    defaults = to_plain(compose())
     text = yaml.safe_dump(dict(found.config), sort_keys=False, allow_unicode=True)
-    differences = tree_differences(defaults, dict(found.config))
+    differences = all_differences(defaults, dict(found.config))
     return {"differences": [(one.key, one.now, one.before) for one in differences], "text": text}
 
 
