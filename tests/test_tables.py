@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,7 +14,6 @@ from sftpipe.data.preflight.remarks import Said
 from sftpipe.data.preflight.report import Preflight, SplitReport
 from sftpipe.data.rows import Dropped
 from sftpipe.errors import Problem
-from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.load import Run
 from sftpipe.tables import (
     dropped_rows,
@@ -31,6 +29,7 @@ from sftpipe.tables import (
     run_lines,
 )
 from support.configs import compose
+from support.run_folders import METRICS, write_run
 
 # every number differs, so that none can stand in another's place
 TRAIN = SplitReport(
@@ -202,31 +201,29 @@ def test_the_lines_of_a_run() -> None:
     )
 
 
-def test_a_run_shows_its_numbers_its_answers_and_where_the_rest_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    files = RunFolder(tmp_path)
-    files.write_samples(
-        [
-            {"phase": "before", "prompt": "Who\nare [you]?", "completion": "[red]a"},
-            {"phase": "after", "prompt": "Who\nare [you]?", "completion": "b\nc"},
-        ]
-    )
-    train: dict[str, Any] = {"loss": 2.5, "steps": 4, "runtime_s": 1.0, "tokens_per_s": 10.0}
-    metrics = {"train": {**train, "peak_memory_bytes": 2**30}}
+def test_a_run_ends_in_its_story(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = [
+        {"phase": "before", "prompt": "Who\nare [you]?", "completion": "[red]a"},
+        {"phase": "after", "prompt": "Who\nare [you]?", "completion": "b\x1b[31m\nc"},
+    ]
+    run = write_run(tmp_path / "run", samples=samples, evaluation=None)
 
-    print_run(Run(tmp_path, compose(), metrics))
+    print_run(Run(run, compose(), METRICS))
 
-    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
-        "training loss  2.500 over 4 steps",
-        "training time  1 s, 10 tokens/s",
-        "peak memory    1.0 GiB",
+    first, *lines = (line.rstrip() for line in capsys.readouterr().out.splitlines())
+    assert first.endswith("its validation loss fell from 3.000 to 1.250.")
+    assert lines == [
         "",
-        "prompt  Who are [you]?",
-        "before  [red]a",
-        "after   b c",
+        "validation loss 3.000 -> 1.250, perplexity 20.09 -> 3.49",
+        "test       loss 1.375",
+        "training   loss 2.000, 1,234 tokens/s, peak memory 1.5 GiB",
+        "prompt     Who are [you]?",
+        "before     [red]a",
+        "after      b\\x1b[31m c",
         "",
-        f"{tmp_path}/README.md shows how to load the model; {tmp_path}/loss.png is its loss curve.",
+        f"report     {run}/report.html",
+        f"next       sftpipe evaluate run={run}",
+        f"           sftpipe chat run={run}",
     ]
 
 

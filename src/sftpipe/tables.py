@@ -159,7 +159,8 @@ def print_run(run: Run) -> None:
 
     out = Console(highlight=False, soft_wrap=True)
     for heading, text in ending(find(run.dir)):
-        out.print(f"[dim]{heading:<10}[/] {plain(text)}" if heading is not None else plain(text))
+        told = plain(printable(text))
+        out.print(f"[dim]{heading:<10}[/] {told}" if heading is not None else told)
 
 
 def print_answers(answers: Sequence[Spoken]) -> None:

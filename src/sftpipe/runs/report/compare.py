@@ -21,6 +21,7 @@ from sftpipe.runs.same_run import all_differences
 from sftpipe.storage import write_text
 
 PROMPTS = 40  # that are shown with their answers
+LOSSES = 4  # that have curves
 
 
 def write_comparison(folders: Sequence[Path]) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def write_comparison(folders: Sequence[Path]) -> dict[str, Any]:
     of_data = guard("manifest.json or preflight.json", lambda: data_differences(runs)) or {}
     parts = {
         "figures": guard("metrics.json or evaluation.json", lambda: figures(runs)),
-        "charts": guard("log.jsonl", lambda: charts(names, runs)),
+        "curves": guard("log.jsonl", lambda: charts(names, runs)),
         "answers": guard("samples.jsonl", lambda: answers(runs)),
         "commands": commands(runs),
     }
@@ -104,7 +105,7 @@ def which_is_better(names: Sequence[str], runs: Sequence[Found]) -> str:
     (best, winner), *others = sorted(told)
     rest = ", ".join(f"{name} {loss:.3f}" for loss, name in others)
     same = len({_sha256(one) for one in runs}) == 1
-    chance = "`sftpipe evaluate` on each of them tells whether that is beyond chance"
+    chance = "sftpipe evaluate on each of them tells whether that is beyond chance"
     caution = chance if same else "their data differ, so the losses are not of the same rows"
     return (
         f"{winner} has the lowest validation loss, {best:.3f} ({rest}); {caution.replace('`', '')}"
@@ -239,25 +240,21 @@ def _numbers_of(found: Found) -> Iterator[tuple[str, tuple[float, str, bool | No
         yield "peak memory, GiB", (memory, f"{memory:.1f}", None)
 
 
-def charts(names: Sequence[str], runs: Sequence[Found]) -> dict[str, list[Chart]]:
-    """{loss: its curves of all runs over each axis}; a run has the same colour in all of them."""
+def charts(names: Sequence[str], runs: Sequence[Found]) -> tuple[dict[str, list[Chart]], list[str]]:
+    """({loss: its curves of all runs over each axis}, losses that are not drawn).
+
+    A run has the same colour in all of them.
+    """
     found = [{one.name: one for one in read_curves(run.log).losses} for run in runs]
     every = dict.fromkeys(name for one in found for name in one)
     nothing = Curve("", {axis: np.array([]) for axis in AXES}, np.array([]))
-    return {
-        loss: [
-            chart(
-                [
-                    one.get(loss, nothing).named(name)
-                    for one, name in zip(found, names, strict=True)
-                ],
-                axis,
-                from_zero=True,
-            )
-            for axis in AXES
-        ]
-        for loss in sorted(every, key=lambda name: name != TRAINING)
-    }
+    losses = sorted(every, key=lambda name: name != TRAINING)
+    drawn = {}
+    for loss in losses[:LOSSES]:
+        of_each = zip(found, names, strict=True)
+        curves = [one.get(loss, nothing).named(name) for one, name in of_each]
+        drawn[loss] = [chart(curves, axis, from_zero=True) for axis in AXES]
+    return drawn, losses[LOSSES:]
 
 
 def answers(runs: Sequence[Found]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ _NAMES = {
 }
 _TITLES = {"step": "optimizer steps", "epoch": "epochs", "tokens": "training tokens"}
 _GROUPS = 300  # of entries, in all curves of a picture together
-_DOTTED = 40  # groups of a line that has a dot at each
+_DOTTED = 80  # groups of lines that have a dot at each, in all curves together
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def draw_curves(
             np.array([getattr(one, name) for one in groups])
             for name in ("place", "mean", "low", "high")
         )
-        dot = "o" if curve.alone else "." if len(groups) <= _DOTTED else ""
+        dot = "o" if curve.alone else "." if len(groups) * len(curves) <= _DOTTED else ""
         line = "" if curve.alone else "-"
         axes.plot(x, mean, marker=dot, linestyle=line, color=color, lw=1.6, label=curve.name)
         if len(groups) < len(curve.values):
@@ -122,12 +123,19 @@ def chart(
             MaxNLocator(4 if name == "narrow" else 8, integer=axis == "step")
         )
         axes.yaxis.set_major_locator(MaxNLocator(4 if small else 6))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        axes.yaxis.set_major_formatter(lambda value, _: _short(value))
         if not small:
             axes.set_xlabel(_TITLES[axis], color=QUIET)
         pictures[name] = _inline(figure)
         limits = (*axes.get_xlim(), *axes.get_ylim())
     return Chart(axis, pictures, _points(curves, drawn, axis, limits), _note(curves, drawn))
+
+
+def _short(value: float) -> str:
+    """A number of at most seven characters, as far as that goes."""
+    if 0 < abs(value) < 1e-3:
+        return f"{value:.2e}".replace("e-0", "e-")
+    return f"{value:.3g}"
 
 
 def _points(
@@ -266,6 +274,9 @@ def _inline(figure: Figure) -> Picture:
     return Picture(svg, [round(float(side), 1) for side in sides])
 
 
+_LONG = re.compile(r"\d+\.\d{2,}")  # of places: a tenth of a pixel is enough
+
+
 def _adopt(element: ElementTree.Element) -> None:
     """Make an element of matplotlib's one of the page: no name space, its colours, its font."""
     element.tag = element.tag.rpartition("}")[2]
@@ -276,8 +287,7 @@ def _adopt(element: ElementTree.Element) -> None:
         if name == "style":
             parts = [part.strip() for part in value.split(";")]
             value = ";".join(part for part in parts if not part.startswith("font-family"))
-        if name.rpartition("}")[2] == "d":
-            value = " ".join(value.split())
+        value = _LONG.sub(lambda digits: f"{float(digits[0]):.1f}", " ".join(value.split()))
         # nothing is outside of the axes, and names of groups are used by nobody
         if name != "clip-path" and (name != "id" or element.tag != "g"):
             element.attrib[name.rpartition("}")[2]] = value

@@ -20,7 +20,7 @@ from sftpipe.storage import write_text
 from sftpipe.terminal import printable
 
 MOST_BYTES = 1_500_000  # of a page
-_CUTS = (4000, 1000, 250, 60)  # characters of a text that are shown, until the page is small enough
+_CUTS = (1500, 400, 100, 25)  # characters of a text that are shown, until the page is small enough
 _HERE = Path(__file__).parent
 
 T = TypeVar("T")

@@ -18,6 +18,9 @@ from sftpipe.runs.report.story import duration, losses_before_and_after
 from sftpipe.runs.same_run import all_differences
 
 PROMPTS = 40  # that are shown with their answers
+PHASES = 12  # between the first and the last answers: the latest are shown
+SPLITS = 12  # whose lengths are drawn
+_ENDS = ("before", "after")
 EXTREME = 6  # rows that are shown of those that won most, and of those that lost most
 ANSWER = "model_response"  # the column of responses.json
 
@@ -130,21 +133,29 @@ def _rows(
         }
 
 
-def answers(found: Found) -> list[dict[str, Any]]:
+def answers(found: Found) -> dict[str, Any] | None:
     """What was answered before, during and after training, prompt by prompt."""
     asked: dict[str, dict[str, Any]] = {}
     for row in found.samples:
         one = asked.setdefault(row["prompt"], {"reference": row.get("reference"), "said": {}})
         one["said"][row["phase"]] = row["completion"]
-    return [
+    if not asked:
+        return None
+    shown = [
         {
             "prompt": prompt,
             "reference": one["reference"],
-            "ends": {p: text for p, text in one["said"].items() if p in ("before", "after")},
-            "between": {p: text for p, text in one["said"].items() if p not in ("before", "after")},
+            "ends": {p: text for p, text in one["said"].items() if p in _ENDS},
+            "between": [(p, text) for p, text in one["said"].items() if p not in _ENDS][-PHASES:],
         }
         for prompt, one in list(asked.items())[:PROMPTS]
     ]
+    phases = len({row["phase"] for row in found.samples} - set(_ENDS))
+    left = [
+        f"{len(asked) - PROMPTS:,} more prompts" if len(asked) > PROMPTS else "",
+        f"the answers of {phases - PHASES:,} earlier times" if phases > PHASES else "",
+    ]
+    return {"prompts": shown, "left": " and ".join(filter(None, left))}
 
 
 def judge(found: Found) -> dict[str, Any] | None:
@@ -198,13 +209,16 @@ def data(found: Found) -> dict[str, Any] | None:
         "warnings": [f"{one['where']}: {one['found']}" for one in report["warnings"]],
         "lengths": [
             (place(one), histogram(one["length_bins"], "tokens of a row"))
-            for one in splits
+            for one in splits[:SPLITS]
             if one.get("length_bins")
         ],
         "packed": [
             (split, packed_rows(rows, packing.get("limit")))
             for split, rows in (packing.get("first") or {}).items()
         ],
+        "left": f"Lengths of {len(splits) - SPLITS:,} more splits are in preflight.json."
+        if len(splits) > SPLITS
+        else "",
         "strategy": packing.get("strategy"),
         "packing": [
             f"{before:,} {split} rows packed in {after:,}, {packing['fill'].get(split, 0):.1%} full"
