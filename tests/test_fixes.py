@@ -80,6 +80,7 @@ SAMPLES = {
 }
 # {the text: {part: sample}}, before SAMPLES
 TEXTS: dict[str, dict[str, str]] = {
+    "`{command}`": {"command": "sftpipe report run=a,b"},
     "`{group}={options[0]}`": {"group": "tracking", "options[0]": "wandb"},
     "`sftpipe list {key}`": {"key": "dataset"},
     "`sftpipe list {match}`": {"match": "dataset"},
