@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,12 +10,10 @@ from datasets import Dataset
 
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.preflight.preview import write_page
+from support.browser import CONTRASTS, chromium, opened, overflow
 
 pytestmark = pytest.mark.slow  # a browser of its own
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 PROMPT, ANSWER = (
     "<|im_start|>user\nHi there<|im_end|>\n<|im_start|>assistant\n",
     "Good day.<|im_end|>",
@@ -60,34 +57,14 @@ def page_url(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install playwright"
-    )
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the PATH: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
+    with chromium() as started:
+        yield started
 
 
-@pytest.fixture
-def opened(browser: Any, page_url: str) -> Iterator[Any]:
-    """The page as it was opened; in the end nothing may have been loaded, run from the data or
-    complained about.
-    """
-    page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light")
-    requests: list[str] = []
-    complaints: list[str] = []
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto(page_url)
-    yield page
-    assert page.evaluate("window.hit") is None
-    assert complaints == []
-    assert [url for url in requests if not url.startswith("data:")] == [page_url]
-    page.close()
+@pytest.fixture(name="opened")
+def opened_page(browser: Any, page_url: str) -> Iterator[Any]:
+    with opened(browser, page_url) as page:
+        yield page
 
 
 def token(page: Any, row: str, at: int) -> Any:
@@ -207,39 +184,18 @@ def test_what_stands_in_the_data_is_shown_and_not_obeyed(opened: Any) -> None:
 def test_tokens_wrap_and_the_page_never_scrolls_sideways(opened: Any, width: int) -> None:
     opened.set_viewport_size({"width": width, "height": 800})
     token(opened, "train[2]", 0).focus()
-    overflow = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert opened.evaluate(overflow) == 0
+    assert overflow(opened) == 0
     inside = """() => [...document.querySelectorAll('.token')].every(
         token => token.getBoundingClientRect().right <= innerWidth
     )"""
     assert opened.evaluate(inside)
 
 
-CONTRASTS = """() => {
-    const channel = value => value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
-    const light = color => {
-        const [r, g, b] = color.match(/[\\d.]+/g).map(value => channel(value / 255));
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const ratio = (one, two) => {
-        const [low, high] = [light(one), light(two)].sort((a, b) => a - b);
-        return (high + 0.05) / (low + 0.05);
-    };
-    const page = getComputedStyle(document.body);
-    const names = ['.token.trained', '.token:not(.trained)', '.quiet', 'nav a', 'body'];
-    return Object.fromEntries(names.map(name => {
-        const style = getComputedStyle(document.querySelector(name));
-        const clear = style.backgroundColor === 'rgba(0, 0, 0, 0)';
-        const back = clear ? page.backgroundColor : style.backgroundColor;
-        return [name, [style.color, back, ratio(style.color, back)]];
-    }));
-}"""
-
-
 def test_light_and_dark_have_colours_of_their_own_and_enough_contrast(opened: Any) -> None:
-    light = opened.evaluate(CONTRASTS)
+    names = [".token.trained", ".token:not(.trained)", ".quiet", "nav a", "body"]
+    light = opened.evaluate(CONTRASTS, names)
     opened.emulate_media(color_scheme="dark")
-    dark = opened.evaluate(CONTRASTS)
+    dark = opened.evaluate(CONTRASTS, names)
     for name in light:
         assert light[name][:2] != dark[name][:2]
         assert min(light[name][2], dark[name][2]) >= 4.5  # WCAG 2 AA
