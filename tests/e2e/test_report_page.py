@@ -130,8 +130,11 @@ def test_the_cursor_stands_on_the_curve(whole: Any) -> None:
     whole.keyboard.press("End")
     places = plot.evaluate("""plot => {
         const svg = plot.querySelector('svg.wide');
-        const center = one => { const box = one.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; };
-        return {marks: [...svg.querySelectorAll('use')].map(center), dots: [...svg.querySelectorAll('circle.cursor')].map(center)};
+        const centers = selector => [...svg.querySelectorAll(selector)].map(one => {
+            const box = one.getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2];
+        });
+        return {marks: centers('use'), dots: centers('circle.cursor')};
     }""")
     assert len(places["dots"]) == 2
     for x, y in places["dots"]:
@@ -261,13 +264,11 @@ def test_what_stands_in_the_data_is_shown_and_not_obeyed(
 
 def test_right_to_left_texts_turn_nothing_else_around(browser: Any, runs: dict[str, Path]) -> None:
     with opened(browser, (runs["hostile"] / "report.html").as_uri()) as page:
-        isolated = "[...document.querySelectorAll('.told')].every(one => getComputedStyle(one).unicodeBidi === 'isolate')"
-        assert page.evaluate(isolated)
+        styles = """() => [...document.querySelectorAll('.told')].map(
+            one => [getComputedStyle(one).unicodeBidi, getComputedStyle(one).overflow])"""
+        # a direction of its own, and stacked marks that stay inside their box
+        assert {tuple(style) for style in page.evaluate(styles)} == {("isolate", "hidden")}
         assert page.locator("#answers dt").first.inner_text() == "prompt"
-        # stacked marks stay inside their box
-        assert page.evaluate(
-            "[...document.querySelectorAll('.told')].every(one => getComputedStyle(one).overflow === 'hidden')"
-        )
 
 
 # --- reading aloud, and the comparison ------------------------------------------------------------
