@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -360,3 +361,14 @@ def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in page
     assert METRICS["train"]["loss"] == 2.0
+
+
+@pytest.mark.parametrize("name", ["full", "interrupted"])
+def test_a_run_of_0_1_0_has_a_page(name: str, tmp_path: Path) -> None:
+    run = tmp_path / name
+    shutil.copytree(Path(__file__).parents[2] / "fixtures" / "run_0_1_0" / name, run)
+    result = write_page(run)
+    assert result["missing"] == []
+    assert result["state"] == ("complete" if name == "full" else "stopped")
+    page = read(run)
+    assert {"answers", "training", "data", "config", "environment"} <= set(page.sections)
