@@ -51,7 +51,7 @@ lint: $(STAMP)  ## ruff and strict mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-ci: lint  ## what .ci/run runs: lint, all tests, the lines that they miss, three real trainings, a GGUF file
+ci: lint  ## what .ci/run runs: lint, all tests, the lines that they miss, real trainings, one of them twice, a GGUF file
 	rm -f .coverage
 	$(MAKE) test-all ARGS="--cov=sftpipe --cov-append --cov-report="
 	$(BIN)/coverage report
@@ -59,6 +59,9 @@ ci: lint  ## what .ci/run runs: lint, all tests, the lines that they miss, three
 	$(MAKE) train RECIPE=yoda ARGS=run=$(RUN)
 	$(MAKE) train RECIPE=yoda ARGS="run=$(RUN)-still sft.learning_rate=0 sft.max_steps=1"
 	$(BIN)/python tests/e2e/yoda_quality.py $(RUN) $(RUN)-still
+	$(BIN)/sftpipe train --from $(RUN) run=$(RUN)-again
+	cmp $(RUN)/adapter_model.safetensors $(RUN)-again/adapter_model.safetensors
+	$(BIN)/sftpipe report run=$(RUN),$(RUN)-still,$(RUN)-again
 	$(BIN)/sftpipe export run=$(RUN) export=gguf export.base=dequantized
 	$(BIN)/python tests/e2e/export_quality.py $(RUN)
 	$(MAKE) train RECIPE=char_gpt_ko ARGS=run=$(RUN)-char

@@ -250,6 +250,8 @@ def environment(found: Found) -> list[tuple[str, Any]]:
         "data, SHA-256": (manifest.get("data") or {}).get("sha256"),
         "tokenizer, SHA-256": manifest.get("tokenizer_sha256"),
         "device": manifest.get("device"),
+        "precision": ", ".join(f"{k} {v}" for k, v in (manifest.get("precision") or {}).items()),
+        "repeats": (manifest.get("repeats") or {}).get("run"),
         "threads": manifest.get("threads"),
         "seed": manifest.get("seed"),
         **(manifest.get("hardware") or {}),
