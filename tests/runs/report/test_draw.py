@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from sftpipe.runs.report.curves import read_curves
-from sftpipe.runs.report.draw import Picture, chart, gains, histogram, packed_rows
+from sftpipe.runs.report.draw import Picture, _short, chart, gains, histogram, packed_rows
 from support.run_folders import LOG
 
 NAMES = {"text", "quiet", "line", "good", "bad", *(f"series-{n}" for n in range(1, 9))}
@@ -32,7 +32,7 @@ def check_picture(picture: Picture) -> ElementTree.Element:
 
 
 def test_a_chart_has_a_wide_and_a_narrow_picture_and_the_same_points_for_both() -> None:
-    one = chart(read_curves(LOG).losses, "step", from_zero=True)
+    one = chart(read_curves(LOG).losses, "step")
     assert one.axis == "step"
     assert [name for name, picture in one.pictures.items() if check_picture(picture)] == [
         "wide",
@@ -48,7 +48,7 @@ def test_a_chart_has_a_wide_and_a_narrow_picture_and_the_same_points_for_both() 
 
 def test_points_are_where_the_picture_has_them() -> None:
     losses = read_curves(LOG).losses
-    one = chart(losses, "step", from_zero=True)
+    one = chart(losses, "step")
     picture = one.pictures["wide"]
     left, top, right, bottom = picture.box
     drawn = re.findall(r'<use href="#\w+" x="([\d.]+)" y="([\d.]+)"', picture.svg)
@@ -80,14 +80,18 @@ def test_the_line_of_a_validation_is_not_drawn() -> None:
     assert picture.svg.count("<use") == 2
 
 
-def test_losses_begin_at_zero_and_what_is_small_has_one_picture() -> None:
+def test_values_begin_at_zero_and_what_is_small_has_one_picture() -> None:
     curves = read_curves(LOG)
-    zero = chart(curves.losses[:1], "step", from_zero=True)
-    free = chart(curves.losses[:1], "step")
-    heights = [[point["dots"][0][0] for point in one.points] for one in (zero, free)]
-    assert heights[0][1] == pytest.approx(1 - 1.5 / 2.55, abs=0.01)
-    assert heights[1][1] == pytest.approx(1 - 0.05 / 1.1, abs=0.01)
+    heights = [point["dots"][0][0] for point in chart(curves.losses[:1], "step").points]
+    assert heights == pytest.approx([1 - 2.5 / 2.55, 1 - 1.5 / 2.55], abs=0.01)
     assert list(chart(curves.losses, "step", small=True).pictures) == ["narrow"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.001, "0.001"), (0.00025, "2.50e-4"), (1234.5, "1,234"), (0.0, "0")]
+)
+def test_the_numbers_of_an_axis_are_short(value: float, text: str) -> None:
+    assert _short(value) == text
 
 
 def test_many_entries_are_groups_with_a_band_and_a_note() -> None:

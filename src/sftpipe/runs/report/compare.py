@@ -253,7 +253,7 @@ def charts(names: Sequence[str], runs: Sequence[Found]) -> tuple[dict[str, list[
     for loss in losses[:LOSSES]:
         of_each = zip(found, names, strict=True)
         curves = [one.get(loss, nothing).named(name) for one, name in of_each]
-        drawn[loss] = [chart(curves, axis, from_zero=True) for axis in AXES]
+        drawn[loss] = [chart(curves, axis) for axis in AXES]
     return drawn, losses[LOSSES:]
 
 

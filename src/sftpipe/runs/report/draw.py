@@ -99,15 +99,12 @@ def draw_curves(
     return drawn
 
 
-def chart(
-    curves: Sequence[Curve], axis: str, *, from_zero: bool = False, small: bool = False
-) -> Chart:
-    """Curves over one axis.
+def chart(curves: Sequence[Curve], axis: str, *, small: bool = False) -> Chart:
+    """Curves over one axis; their values begin at zero, so that little never looks like much.
 
     Args:
         curves: at most as many as there are colours.
         axis: of `curves.AXES`.
-        from_zero: the axis of the values begins at zero.
         small: for a page that shows several beside each other.
     """
     sizes = {"narrow": (340, 180)} if small else {"wide": (720, 300), "narrow": (340, 240)}
@@ -115,8 +112,7 @@ def chart(
     for name, size in sizes.items():
         figure, axes = _figure(size)
         drawn = draw_curves(axes, curves, axis, SERIES, BAD)
-        if from_zero:
-            axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=0)
         if axis == "tokens":
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_major_locator(
@@ -135,7 +131,7 @@ def _short(value: float) -> str:
     """A number of at most seven characters, as far as that goes."""
     if 0 < abs(value) < 1e-3:
         return f"{value:.2e}".replace("e-0", "e-")
-    return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _points(

@@ -56,7 +56,7 @@ def training(found: Found) -> dict[str, Any] | None:
 
 def charts(curves: Sequence[Curve]) -> list[Chart]:
     """The losses over each axis."""
-    return [chart(curves, axis, from_zero=True) for axis in AXES]
+    return [chart(curves, axis) for axis in AXES]
 
 
 # --- what came of it ------------------------------------------------------------------------------
