@@ -97,7 +97,9 @@ def test_the_verdict_stands_with_metrics_rows_and_what_was_left_out(tmp_path: Pa
 def test_a_metric_of_which_less_is_better_wins_where_it_falls(tmp_path: Path) -> None:
     values = {"base": [2.0] * 3, "run": [3.0, 2.0, 1.0]}
     result = EVALUATION | {"higher_is_better": False, "values": values}
-    run = write_run(tmp_path / "run", evaluation=result, responses=None, responses_base=None)
+    run = write_run(
+        tmp_path / "run", log=[], evaluation=result, responses=None, responses_base=None
+    )
     write_page(run)
     page = (run / "report.html").read_text()
     assert re.findall(r'row (\d): <span class="(\w*)"', page) == [
@@ -108,7 +110,7 @@ def test_a_metric_of_which_less_is_better_wins_where_it_falls(tmp_path: Path) ->
 
 
 def test_answers_stand_beside_each_other_with_their_reference(tmp_path: Path) -> None:
-    write_page(run := write_run(tmp_path / "run"))
+    write_page(run := write_run(tmp_path / "run", log=[]))
     text = read(run).section("answers")
     assert (
         "prompt 누구세요? reference right: 누구세요? before before: 누구세요? "
@@ -130,7 +132,7 @@ def test_the_data_are_told_with_their_tables_lengths_and_packed_rows(tmp_path: P
 
 
 def test_the_config_begins_with_what_differs_from_the_defaults(tmp_path: Path) -> None:
-    write_page(run := write_run(tmp_path / "run", "sft.learning_rate=0.5"))
+    write_page(run := write_run(tmp_path / "run", "sft.learning_rate=0.5", log=[]))
     text = read(run).section("config")
     assert text.startswith("Config What differs from the defaults. key here default")
     assert "sft.learning_rate 0.5 0.0002" in text
@@ -138,7 +140,7 @@ def test_the_config_begins_with_what_differs_from_the_defaults(tmp_path: Path) -
 
 
 def test_what_it_was_trained_with_is_told(tmp_path: Path) -> None:
-    write_page(run := write_run(tmp_path / "run"))
+    write_page(run := write_run(tmp_path / "run", log=[]))
     text = read(run).section("environment")
     for told in ("base weights base==1 sha256:12", "cores 2", "torch 2.13.0", "threads 2"):
         assert told in text
@@ -167,7 +169,7 @@ def test_what_it_was_trained_with_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_the_judge_is_told(judgement: dict[str, Any], told: str, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", judge=judgement)
+    run = write_run(tmp_path / "run", log=[], judge=judgement)
     assert write_page(run)["missing"] == []
     assert read(run).section("judge").startswith(f"Judge {told}")
 
@@ -184,7 +186,7 @@ def test_an_unfinished_run_shows_what_is_there(tmp_path: Path) -> None:
 
 
 def test_a_page_that_is_watched_loads_itself_anew(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run")
+    run = write_run(tmp_path / "run", log=[])
     write_page(run, refresh=60)
     refresh = '<meta http-equiv="refresh" content="60">'
     assert refresh in (run / "report.html").read_text()
@@ -213,7 +215,7 @@ def test_a_page_that_is_watched_loads_itself_anew(tmp_path: Path) -> None:
 def test_a_file_of_another_shape_costs_its_section_and_is_named(
     contents: dict[str, Any], source: str, tmp_path: Path
 ) -> None:
-    run = write_run(tmp_path / "run", **contents)
+    run = write_run(tmp_path / "run", log=[], **contents)
     missing = write_page(run)["missing"]
     assert f"{source} holds something else than expected" in " ".join(missing)
     page = read(run)
@@ -223,7 +225,7 @@ def test_a_file_of_another_shape_costs_its_section_and_is_named(
 
 @pytest.mark.parametrize("file", ["metrics.json", "log.jsonl", "config.yaml", "manifest.json"])
 def test_a_missing_file_is_named_on_the_page(file: str, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run")
+    run = write_run(tmp_path / "run", log=[])
     (run / file).unlink()
     assert f"{file} is missing" in write_page(run)["missing"]
     assert f"{file} is missing" in " ".join(read(run).texts)
@@ -276,7 +278,7 @@ def test_rows_of_megabytes_are_cut_and_the_page_stays_small(tmp_path: Path) -> N
         for phase in ("before", "after")
         for at in range(2)
     ]
-    run = write_run(tmp_path / "run", samples=samples)
+    run = write_run(tmp_path / "run", log=[], samples=samples)
     write_page(run)
     assert (run / "report.html").stat().st_size < MOST_BYTES / 3
     assert "… 4,998,500 more characters" in read(run).section("answers")
@@ -289,7 +291,7 @@ def test_many_long_texts_are_cut_further_until_the_page_is_small_enough(tmp_path
         for phase in phases
         for at in range(60)
     ]
-    run = write_run(tmp_path / "run", samples=samples)
+    run = write_run(tmp_path / "run", log=[], samples=samples)
     write_page(run)
     assert (run / "report.html").stat().st_size <= MOST_BYTES
     text = read(run).section("answers")
@@ -300,7 +302,7 @@ def test_many_long_texts_are_cut_further_until_the_page_is_small_enough(tmp_path
 
 def test_a_mixture_of_many_sources_makes_a_small_page(tmp_path: Path) -> None:
     splits = [PREFLIGHT["splits"][0] | {"source": f"source{at}"} for at in range(200)]
-    run = write_run(tmp_path / "run", preflight=PREFLIGHT | {"splits": splits})
+    run = write_run(tmp_path / "run", log=[], preflight=PREFLIGHT | {"splits": splits})
     write_page(run)
     assert (run / "report.html").stat().st_size < MOST_BYTES / 3
     text = read(run).section("data")
