@@ -100,7 +100,7 @@ def draw_curves(
 
 
 def chart(curves: Sequence[Curve], axis: str, *, small: bool = False) -> Chart:
-    """Curves over one axis; their values begin at zero, so that little never looks like much.
+    """Curves over one axis; both begin at zero, so that little never looks like much.
 
     Args:
         curves: at most as many as there are colours.
@@ -112,6 +112,7 @@ def chart(curves: Sequence[Curve], axis: str, *, small: bool = False) -> Chart:
     for name, size in sizes.items():
         figure, axes = _figure(size)
         drawn = draw_curves(axes, curves, axis, SERIES, BAD)
+        axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         if axis == "tokens":
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
