@@ -118,6 +118,23 @@ def test_answers_stand_beside_each_other_with_their_reference(tmp_path: Path) ->
     )
 
 
+def test_lines_that_all_prompts_begin_with_are_shown_once(tmp_path: Path) -> None:
+    prompts = ["Below is a task.\n\nSwim?", "Below is a task.\n\nSink?"]
+    samples = [{"phase": "after", "step": 1, "prompt": p, "completion": "yes"} for p in prompts]
+    write_page(run := write_run(tmp_path / "run", log=[], samples=samples))
+    text = read(run).section("answers")
+    assert text.count("Below is a task.") == 1
+    assert "prompt Swim? after yes prompt Sink? after yes" in text
+
+
+def test_a_run_that_has_not_ended_shows_its_latest_answers(tmp_path: Path) -> None:
+    phases = ("before", "epoch 1", "epoch 2")
+    samples = [{"phase": p, "step": 1, "prompt": "Who?", "completion": f"in {p}"} for p in phases]
+    write_page(run := write_run(tmp_path / "run", log=[], samples=samples, complete=False))
+    text = read(run).section("answers")
+    assert "before in before epoch 2 in epoch 2 while it trained epoch 1 in epoch 1" in text
+
+
 def test_the_data_are_told_with_their_tables_lengths_and_packed_rows(tmp_path: Path) -> None:
     write_page(run := write_run(tmp_path / "run"))
     text = read(run).section("data")

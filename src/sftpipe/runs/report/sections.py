@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -141,21 +142,37 @@ def answers(found: Found) -> dict[str, Any] | None:
         one["said"][row["phase"]] = row["completion"]
     if not asked:
         return None
-    shown = [
-        {
-            "prompt": prompt,
-            "reference": one["reference"],
-            "ends": {p: text for p, text in one["said"].items() if p in _ENDS},
-            "between": [(p, text) for p, text in one["said"].items() if p not in _ENDS][-PHASES:],
-        }
-        for prompt, one in list(asked.items())[:PROMPTS]
-    ]
+    shared = shared_beginning(list(asked))
+    shown = []
+    for prompt, one in list(asked.items())[:PROMPTS]:
+        said = one["said"]
+        ends = {phase: said[phase] for phase in _ENDS if phase in said}
+        if "after" not in said and len(said) > len(ends):  # it has not ended: the latest answer
+            phase, text = list(said.items())[-1]
+            ends[phase] = text
+        between = [(phase, text) for phase, text in said.items() if phase not in ends]
+        shown.append(
+            {
+                "prompt": prompt.removeprefix(shared),
+                "reference": one["reference"],
+                "ends": list(ends.items()),
+                "between": between[-PHASES:],
+            }
+        )
     phases = len({row["phase"] for row in found.samples} - set(_ENDS))
     left = [
         f"{len(asked) - PROMPTS:,} more prompts" if len(asked) > PROMPTS else "",
         f"the answers of {phases - PHASES:,} earlier times" if phases > PHASES else "",
     ]
-    return {"prompts": shown, "left": " and ".join(filter(None, left))}
+    return {"shared": shared, "prompts": shown, "left": " and ".join(filter(None, left))}
+
+
+def shared_beginning(prompts: Sequence[str]) -> str:
+    """The lines that several prompts all begin with: they come from their format."""
+    if len(prompts) < 2:
+        return ""
+    shared = os.path.commonprefix(list(prompts))
+    return shared[: shared.rfind("\n") + 1]
 
 
 def judge(found: Found) -> dict[str, Any] | None:
