@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import yaml
@@ -171,8 +171,9 @@ def shared_beginning(prompts: Sequence[str]) -> str:
     """The lines that several prompts all begin with: they come from their format."""
     if len(prompts) < 2:
         return ""
-    shared = os.path.commonprefix(list(prompts))
-    return shared[: shared.rfind("\n") + 1]
+    lines = zip(*(prompt.split("\n")[:-1] for prompt in prompts), strict=False)
+    shared = takewhile(lambda same: len(set(same)) == 1, lines)
+    return "".join(f"{line[0]}\n" for line in shared)
 
 
 def judge(found: Found) -> dict[str, Any] | None:
