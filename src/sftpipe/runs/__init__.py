@@ -8,6 +8,7 @@ resumable.py   a checkpoint          -> can a run go on from it?
 lock.py        a folder              -> one process in it at a time
 recorded.py    words                 -> the config of a run that they name, to go on with it
 plan.py        TrainConfig           -> RunPlan: which folder, and from which checkpoint
+planned.py     config, RunPlan       -> .planned.json, from which a worker trains
 prompts.py     prompts, Encoder      -> prompts.json: are the prompts still those of training?
 write.py       plan, data            -> config.yaml, preflight.json, prompts.json, manifest.json
 record.py      a trainer, data       -> Record: metrics.json and samples.jsonl
