@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftpipe.config.hydra import compose, enter_hydra
+from sftpipe.config.hydra import enter_hydra
 from sftpipe.config.multirun import (
     BASIC,
     PROCESS,
@@ -106,22 +106,9 @@ def check_sweep(words: Sequence[str]) -> Asked:
         jobs = samples = grid(multirun.everything)
     else:  # a plugin reads the words its own way, and each job is checked when it proposes it
         samples = []
-    configs = _compose_all(samples)
+    configs = multirun.check(samples)
     _check_settings(multirun, configs)
     return Asked(multirun, configs, jobs, metric, len(jobs) or None)
-
-
-def _compose_all(jobs: Sequence[Sequence[str]]) -> list[TrainConfig]:
-    """The config of every job, or one error with every distinct problem."""
-    configs, problems = [], dict[Problem, None]()
-    for job in jobs:
-        try:
-            configs.append(compose(job))
-        except ConfigError as error:
-            problems |= dict.fromkeys(error.problems)
-    if problems:
-        raise ConfigError(*problems)
-    return configs
 
 
 def _check_settings(multirun: Multirun, configs: Sequence[TrainConfig]) -> None:

@@ -83,12 +83,10 @@ def test_sweepers_and_launchers_see_names_as_they_are_typed(tmp_path: Path) -> N
             seen.extend((words_of(one), folder_of(one), job_of(one)) for one in composed)
             return []
 
-    placed = iter(["first", "second"])
-
     def place(run: ComposedRun, words: Sequence[str]) -> str:
         assert isinstance(run, ComposedRun)
         assert "++" not in str(words)
-        return next(placed)
+        return words[1].partition("=")[2]
 
     multirun = compose_multirun(["recipe=yoda", "+sft.adam_epsilon=1e-8,1e-7", "++lora.r=4"])
     run_multirun(multirun, tmp_path, Watching(), place)  # type: ignore[arg-type]
@@ -96,5 +94,5 @@ def test_sweepers_and_launchers_see_names_as_they_are_typed(tmp_path: Path) -> N
     assert [words for words, _, _ in seen] == [
         ["recipe=yoda", f"sft.adam_epsilon={value}", "lora.r=4"] for value in ("1e-08", "1e-07")
     ]
-    assert [folder for _, folder, _ in seen] == [tmp_path / "first", tmp_path / "second"]
+    assert [folder for _, folder, _ in seen] == [tmp_path / "1e-08", tmp_path / "1e-07"]
     assert [run.config.sft["adam_epsilon"] for _, _, run in seen] == [1e-8, 1e-7]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -19,6 +20,7 @@ import yaml
 
 from sftpipe.runs.lock import held
 from sftpipe.sweeps.processes import Slot, cores, slots, visible_gpus
+from support.disks import small_disk
 from support.errors import Pin
 from support.sweeping import Sweeps, rows_of, states
 
@@ -281,7 +283,7 @@ def test_cfg_of_a_sweep_prints_the_config_of_each_job(train: Sweeps) -> None:
     done = train("-m", "recipe=yoda", "lora.r=4,8", "+sft.adam_epsilon=1e-7", "--cfg", "job")
     assert done.code == 0, done.err
     first, second = done.out.split("# job ")[1:]
-    assert first.startswith("0: recipe=yoda lora.r=4 sft.adam_epsilon=1e-7\n")
+    assert first.startswith("0: recipe=yoda lora.r=4 sft.adam_epsilon=1e-07\n")
     configs = [yaml.safe_load(text.partition("\n")[2]) for text in (first, second)]
     assert [config["lora"]["r"] for config in configs] == [4, 8]
     assert not Path("outputs").exists()
@@ -393,3 +395,49 @@ def test_other_launchers_of_hydra_run_the_jobs_in_processes_too(train: Sweeps) -
     assert train("-m", "recipe=yoda", *words).code == 1
     assert states(SWEEP) == {"seed-1": "done", "seed-3": "done", "seed-2": "failed"}
     assert (SWEEP / "seed-1/.hydra/overrides.yaml").read_text() == "- recipe=yoda\n- seed=1\n"
+
+
+def test_a_full_disk_ends_a_sweep_and_leaves_no_worker(train: Sweeps, tmp_path: Path) -> None:
+    train.ends(s1="is slow")
+    with small_disk(tmp_path / "disk", 1) as disk:
+
+        def fill() -> None:
+            log = disk / "sweep/jobs/seed-1.log"
+            while not log.is_file() or "step 4" not in log.read_text():
+                time.sleep(0.02)
+            with (disk / "full").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(b"x" * 4096)
+            os.kill(workers(disk)[0], signal.SIGTERM)  # its end cannot be recorded
+
+        threading.Thread(target=fill).start()
+        words = ("seed=1,2", f"hydra.sweep.dir={disk / 'sweep'}")
+        done = train("-m", "recipe=yoda", *words)
+        assert workers(disk) == []
+        shown = done.err.replace(str(disk), "DISK")
+    assert done.code == 2
+    assert "Traceback" not in shown
+    assert re.search(r"DISK/sweep/\S+: No space left on device", shown)
+
+
+def workers(folder: Path) -> list[int]:
+    """The processes that train below a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_text().split("\0")
+            is_worker = any(word.endswith("fake_worker.py") for word in words)
+            if is_worker and any(word.startswith(str(folder)) for word in words):
+                found.append(int(process.name))
+    return found
+
+
+def test_weights_and_biases_groups_the_jobs(train: Sweeps) -> None:
+    words = ("tracking=wandb", "tracking.mode=offline", "seed=1,2", "hydra.sweep.dir=sweep")
+    assert train("-m", "recipe=yoda", *words).code == 0
+    groups = {
+        yaml.safe_load((SWEEP / f"seed-{seed}/config.yaml").read_text())["tracking"]["group"]
+        for seed in (1, 2)
+    }
+    assert groups == {"sweep"}
+    assert train("-m", "recipe=yoda", *words, "tracking.group=mine").code == 0

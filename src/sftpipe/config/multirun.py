@@ -22,6 +22,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -41,6 +42,7 @@ from sftpipe.config.hydra import (
     parse_overrides,
 )
 from sftpipe.config.options import conf_dir, groups
+from sftpipe.config.schema import TrainConfig
 from sftpipe.errors import ConfigError, Problem, nearest, one_line, override
 
 BASIC, SEARCH, PROCESS = "basic", "optuna", "process"
@@ -81,6 +83,24 @@ class Multirun:
     sweeper_keys: dict[str, Any] = field(repr=False)
     launcher_keys: dict[str, Any] = field(repr=False)
     directory: Path | None
+    loader: SweepLoader = field(repr=False, compare=False)
+
+    def check(self, jobs: Sequence[Sequence[str]]) -> list[TrainConfig]:
+        """The config of each job, or one error with every distinct problem.
+
+        Raises:
+            ConfigError: problems of any job.
+        """
+        configs, problems = [], dict[Problem, None]()
+        with hydra_of_conf():
+            for words in jobs:
+                try:
+                    configs.append(self.loader.check(self.settings, words).config)
+                except ConfigError as error:
+                    problems |= dict.fromkeys(error.problems)
+        if problems:
+            raise ConfigError(*problems)
+        return configs
 
     @property
     def everything(self) -> list[str]:
@@ -110,7 +130,7 @@ def compose_multirun(words: Sequence[str]) -> Multirun:
     """
     parsed, problems = parse_overrides(words, sweeping=True)
     with hydra_of_conf():
-        loader = GlobalHydra.instance().config_loader()
+        loader = SweepLoader()
         problems += _no_plugins(parsed, loader)
         try:
             composed = loader.load_configuration(
@@ -135,6 +155,7 @@ def compose_multirun(words: Sequence[str]) -> Multirun:
         sweeper_keys=_plain(composed.hydra.sweeper),
         launcher_keys=_plain(composed.hydra.launcher),
         directory=None if directory == "auto" else Path(str(directory)),
+        loader=loader,
     )
 
 
@@ -165,6 +186,13 @@ def _shown(word: str) -> str:
     return word.lstrip("+")
 
 
+def _given(one: Override) -> str:
+    """A word that gives one value, written as sweepers write it."""
+    if one.is_delete():
+        return str(one.input_line)
+    return _shown(f"{one.get_key_element()}={one.get_value_element_as_str()}")
+
+
 def _parse(words: Sequence[str]) -> list[Override]:
     """Overrides; raises a `ConfigError` for what cannot be read."""
     parsed, problems = parse_overrides(words)
@@ -176,7 +204,7 @@ def _parse(words: Sequence[str]) -> list[Override]:
 def read_swept(words: Sequence[str]) -> tuple[list[str], list[Swept]]:
     """(the words that give one value, what varies) of words as a sweeper gets them."""
     parsed = _parse(words)
-    constants = [_shown(str(one.input_line)) for one in parsed if not one.is_sweep_override()]
+    constants = [_given(one) for one in parsed if not one.is_sweep_override()]
     return constants, [_swept(one) for one in parsed if one.is_sweep_override()]
 
 
@@ -206,9 +234,9 @@ def grid(words: Sequence[str]) -> list[list[str]]:
             problems.append(_no_grid(one))
         elif one.is_sweep_override():
             values = one.sweep_string_iterator()
-            lists.append([f"{one.get_key_element()}={value}" for value in values])
+            lists.append([_shown(f"{one.get_key_element()}={value}") for value in values])
         else:
-            lists.append([str(one.input_line)])
+            lists.append([_given(one)])
     if problems:
         raise ConfigError(*problems)
     return [list(job) for job in itertools.product(*lists)]
@@ -220,16 +248,44 @@ def _no_grid(one: Override) -> Problem:
     return Problem(str(one.input_line), "no list of values", allowed=allowed, fix=fix)
 
 
+Place = Callable[[ComposedRun, Sequence[str]], str]
+
+
 class SweepLoader(ConfigLoaderImpl):
     """Composes the jobs of a sweep, whatever the sweeper and the launcher.
 
-    place: gives a job, with its words, the name of its folder.
+    What it has composed it remembers: a job is composed to check it before the sweep begins, by a
+    sweeper, and by a launcher.
     """
 
-    def __init__(self, place: Callable[[ComposedRun, Sequence[str]], str]) -> None:
+    def __init__(self) -> None:
         super().__init__(create_config_search_path(str(conf_dir())))
-        self._place = place
         self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._place: Place | None = None
+
+    def use(self, place: Place) -> None:
+        """From now on, a job's folder has the name that `place` gives it."""
+        self._place = place
+
+    def check(self, settings: Sequence[str], words: Sequence[str]) -> ComposedRun:
+        """Compose and check a job before the sweep has a folder.
+
+        Args:
+            settings: overrides of Hydra itself.
+            words: overrides of the job.
+
+        Raises:
+            ConfigError: holds every problem of the job's config.
+        """
+        parsed, problems = parse_overrides(words)
+        try:
+            overrides = [*settings, *(str(one.input_line) for one in parsed)]
+            composed = self.load_configuration("config", overrides, RunMode.RUN)
+        except BAD_YAML as error:
+            raise ConfigError(*problems, not_composed(error, parsed)) from None
+        run = job_of(composed, problems)
+        self._composed[tuple(words)] = composed
+        return run
 
     def load_configuration(
         self,
@@ -256,14 +312,18 @@ class SweepLoader(ConfigLoaderImpl):
         Raises:
             ConfigError: holds every problem of the job's config.
         """
-        key = tuple(sweep_overrides)
-        if key not in self._composed:  # a sweeper composes a job to check it, a launcher to run it
+        key, settings = tuple(sweep_overrides), master_config.hydra
+        if key not in self._composed:
             composed = super().load_sweep_config(master_config, list(sweep_overrides))
-            name = self._place(job_of(composed), words_of(composed))
-            with open_dict(composed.hydra):
-                composed.hydra.sweep.subdir = name
             self._composed[key] = composed
-        return copy.deepcopy(self._composed[key])
+        found = copy.deepcopy(self._composed[key])
+        with open_dict(found.hydra):
+            found.hydra.sweep.dir = settings.sweep.dir
+            found.hydra.overrides.hydra = copy.deepcopy(settings.overrides.hydra)
+            assert self._place is not None
+            found.hydra.sweep.subdir = self._place(job_of(found), words_of(found))
+        OmegaConf.copy_cache(from_config=master_config, to_config=found)
+        return found
 
 
 def words_of(composed: DictConfig) -> list[str]:
@@ -282,15 +342,19 @@ def environment_of(composed: DictConfig) -> dict[str, str]:
     return {str(name): str(value) for name, value in found.items()}
 
 
-def job_of(composed: DictConfig) -> ComposedRun:
+def job_of(composed: DictConfig, problems: Sequence[Problem] = ()) -> ComposedRun:
     """A job that Hydra composed, checked.
+
+    Args:
+        composed: from `SweepLoader`.
+        problems: what was found before.
 
     Raises:
         ConfigError: holds every problem of its config.
     """
     parsed, _ = parse_overrides(words_of(composed))
     origin = origin_of(composed.hydra.runtime.choices, parsed, groups())
-    return ComposedRun(from_composed(composed, origin, parsed), composed)
+    return ComposedRun(from_composed(composed, origin, parsed, problems), composed)
 
 
 def job_here(task: DictConfig) -> DictConfig:
@@ -307,7 +371,7 @@ def run_multirun(
     multirun: Multirun,
     directory: Path,
     task: Callable[[DictConfig], Any],
-    place: Callable[[ComposedRun, Sequence[str]], str],
+    place: Place,
 ) -> None:
     """Let Hydra's sweeper make the jobs, and its launcher run them.
 
@@ -315,7 +379,7 @@ def run_multirun(
         multirun: of `compose_multirun`.
         directory: the folder of the sweep.
         task: called by launchers with the config of a job; ours know it.
-        place: as of `SweepLoader`.
+        place: as of `SweepLoader.use`.
 
     Raises:
         SftpipeError: what `task` or `place` raise.
@@ -325,7 +389,8 @@ def run_multirun(
     words = [word for word in words if not _shown(word).startswith(f"{SWEEP_DIR}=")]
     with hydra_of_conf():
         GlobalHydra.instance().clear()
-        hydra = Hydra("sftpipe", SweepLoader(place))
+        multirun.loader.use(place)
+        hydra = Hydra(JobRuntime.instance().get("name"), multirun.loader)
         GlobalHydra.instance().initialize(hydra)
         try:
             hydra.multirun("config", task, [*words, literal(SWEEP_DIR, directory)])

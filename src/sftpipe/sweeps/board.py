@@ -19,7 +19,7 @@ _REFRESH_S = 1.0
 class Board:
     """Shows the jobs that run.
 
-    total: jobs in all; None where that is not known.
+    total: jobs in all; None where that is not known, 0 where several processes count them.
     """
 
     def __init__(self, total: int | None) -> None:
@@ -44,6 +44,7 @@ class Board:
         """A job is over, or was so before."""
         self._ended += 1
         count = f"{self._ended}/{self._total}" if self._total else str(self._ended)
+        count = "" if self._total == 0 else count
         shown = f"{state}: {note}" if note and state != DONE else f"{state}  {note}".rstrip()
         console.print(f"job {count:<6}{name} {shown}", markup=False)
 

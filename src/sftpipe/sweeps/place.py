@@ -6,6 +6,7 @@ be continued with more values, in another order, or from another machine.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -77,9 +78,14 @@ def _planned_in(sweep: SweepFolder) -> Iterator[tuple[RunFolder, dict[str, Any]]
     for path in sorted(sweep.path.glob("*/")):
         files = RunFolder(path)
         if files.manifest.is_file():
-            yield files, files.read_config()
+            yield files, _config_of(files, files.config.stat().st_mtime_ns)
         elif files.planned.is_file():
             yield files, dict(read_plan(path).get("config") or {})
+
+
+@functools.lru_cache(maxsize=1024)  # a sweep of many jobs asks for each of them
+def _config_of(files: RunFolder, _changed: int) -> dict[str, Any]:
+    return files.read_config()
 
 
 def _trains_the_same(

@@ -76,6 +76,7 @@ class Sweep:
 
     def __call__(self, task: Any) -> float:
         """Train the job that Hydra composed; NaN where it fails, which its record tells."""
+        self._board = Board(0)
         (outcome,) = self.run([job_here(task)], jobs=1)
         return outcome.value
 
