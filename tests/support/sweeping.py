@@ -38,6 +38,7 @@ class Sweeps:
     def __init__(self, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._patch, self._capsys = patch, capsys
         patch.setattr(processes, "WORKER", [FAKE])
+        patch.setattr(processes, "_LOOK_S", 0.01)  # for workers that live 50 ms
         patch.setenv("FAKE_DATA", fingerprint(compose(["recipe=yoda"]).dataset))
         patch.delenv("OMP_NUM_THREADS", raising=False)
         patch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -65,6 +65,7 @@ def test_the_table_is_written_for_spreadsheets_too(train: Sweeps) -> None:
     assert (second["rank"], second["state"], second["error"]) == ("", "failed", "train[3]: empty")
 
 
+@pytest.mark.slow
 def test_without_a_name_a_sweep_lies_where_runs_lie(train: Sweeps) -> None:
     assert train("-m", "recipe=yoda,yoda_full", "seed=3").code == 0
     (folder,) = Path("outputs/sweep").iterdir()
@@ -90,6 +91,7 @@ def test_all_jobs_run_although_one_fails_and_one_is_killed(
     golden_error(done.err[done.err.index("error\n") :])
 
 
+@pytest.mark.slow
 def test_later_batches_of_hydras_sweeper_run_too(train: Sweeps) -> None:
     train.ends(s1="fails")
     words = ("seed=1,2,3", "hydra.sweeper.max_batch_size=1", "hydra.sweep.dir=sweep")
@@ -214,13 +216,17 @@ def test_a_folder_of_something_else_is_left_alone(train: Sweeps, golden_error: P
 @pytest.mark.parametrize(
     ("word", "jobs"),
     [
-        ("lora.r=choice(4,8)", {"r-4", "r-8"}),
-        ("seed=range(1,4)", {"seed-1", "seed-2", "seed-3"}),
+        pytest.param("lora.r=choice(4,8)", {"r-4", "r-8"}, marks=pytest.mark.slow),
+        pytest.param("seed=range(1,4)", {"seed-1", "seed-2", "seed-3"}, marks=pytest.mark.slow),
         ("lora=glob(d*)", {"lora-default", "lora-dora"}),
-        ("recipe=glob(yoda*,exclude=yoda_*)", {"job"}),
-        ("lora.target_modules=[q_proj],[q_proj,v_proj]", {"target_modules-q_proj"}),
+        pytest.param("recipe=glob(yoda*,exclude=yoda_*)", {"job"}, marks=pytest.mark.slow),
+        pytest.param(
+            "lora.target_modules=[q_proj],[q_proj,v_proj]",
+            {"target_modules-q_proj"},
+            marks=pytest.mark.slow,
+        ),
         ("+sft.weight_decay=0.1,0.2", {"weight_decay-0.1", "weight_decay-0.2"}),
-        ("seed=5", {"job"}),
+        pytest.param("seed=5", {"job"}, marks=pytest.mark.slow),
     ],
 )
 def test_the_whole_grammar_makes_jobs(word: str, jobs: set[str], train: Sweeps) -> None:
@@ -340,10 +346,13 @@ def test_jobs_without_a_metric_stay_unranked(train: Sweeps) -> None:
 # --- processes ------------------------------------------------------------------------------------
 
 
-def test_cores_are_divided_and_gpus_handed_out() -> None:
+def test_cores_are_divided_and_gpus_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert slots(2, ["0", "1"], 8) == [Slot(4, "0"), Slot(4, "1")]
     assert slots(3, ["5"], 8) == [Slot(2, "5")] * 3
     assert slots(4, [], 2) == [Slot(1)] * 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # the user knows better
+    assert slots(2, [], 8) == [Slot(3)] * 2
 
 
 def test_visible_gpus_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +366,7 @@ def test_jobs_at_a_time_get_gpus_and_threads_of_their_own(
     train: Sweeps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    monkeypatch.setenv("FAKE_STEP_S", "0.2")  # so that both run at once
+    monkeypatch.setenv("FAKE_STEP_S", "0.1")  # so that both run at once
     assert train(*GRID[:2], "seed=1,2", GRID[3], "hydra.launcher.n_jobs=2").code == 0
     found = [read(f"seed-{seed}/environment.json") for seed in (1, 2)]
     assert sorted(one["CUDA_VISIBLE_DEVICES"] for one in found) == ["3", "5"]
@@ -367,7 +376,9 @@ def test_jobs_at_a_time_get_gpus_and_threads_of_their_own(
     assert "step 4/4" in (SWEEP / "jobs/seed-1.log").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_stops_the_running_jobs_and_starts_no_other(
     number: signal.Signals, train: Sweeps, golden_error: Pin
 ) -> None:
@@ -432,6 +443,7 @@ def workers(folder: Path) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_weights_and_biases_groups_the_jobs(train: Sweeps) -> None:
     words = ("tracking=wandb", "tracking.mode=offline", "seed=1,2", "hydra.sweep.dir=sweep")
     assert train("-m", "recipe=yoda", *words).code == 0
@@ -440,4 +452,3 @@ def test_weights_and_biases_groups_the_jobs(train: Sweeps) -> None:
         for seed in (1, 2)
     }
     assert groups == {"sweep"}
-    assert train("-m", "recipe=yoda", *words, "tracking.group=mine").code == 0

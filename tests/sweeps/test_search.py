@@ -34,26 +34,27 @@ def points() -> list[tuple[int, str]]:
 
 
 def test_a_search_finds_the_best_in_fewer_trials_than_the_grid_has(train: Sweeps) -> None:
-    done = train(*SEARCH, RANKS, "seed=1,2", "hydra.sweeper.n_trials=8")
+    done = train(*SEARCH, RANKS, "hydra.sweeper.n_trials=5")
 
     assert done.code == 0, done.err
-    assert len(rows_of(SWEEP)) == 8  # of 12
+    assert len(rows_of(SWEEP)) == 5  # of 6
     assert rows_of(SWEEP)[0]["values"]["lora.r"] == 8
-    assert len({row["job"] for row in rows_of(SWEEP)}) == 8
+    assert len({row["job"] for row in rows_of(SWEEP)}) == 5
     assert sum(importances(SweepFolder(SWEEP)).values()) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_a_search_that_was_stopped_proposes_what_it_would_have_proposed(
     train: Sweeps, tmp_path: Path
 ) -> None:
     words = (RANKS, "sft.learning_rate=tag(log,interval(1e-5,1e-3))")
-    train(*SEARCH, *words, "hydra.sweeper.n_trials=5")
+    train(*SEARCH, *words, "hydra.sweeper.n_trials=4")
     whole = points()
     SWEEP.rename("whole")
 
     train(*SEARCH, *words, "hydra.sweeper.n_trials=2")
     assert len(points()) == 2
-    assert train(*SEARCH, *words, "hydra.sweeper.n_trials=5").code == 0
+    assert train(*SEARCH, *words, "hydra.sweeper.n_trials=4").code == 0
 
     assert points() == whole
 
@@ -85,7 +86,7 @@ def test_a_search_ends_with_its_space_and_a_failed_trial_is_told(train: Sweeps) 
 def test_a_trial_that_is_worse_than_others_is_pruned(
     train: Sweeps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FAKE_STEP_S", "0.7")  # so that a look comes between two evaluations
+    monkeypatch.setenv("FAKE_STEP_S", "0.2")  # so that a look comes between two evaluations
     pruner = "hydra.sweeper.pruner=median"
     args = "hydra.sweeper.pruner_args={n_startup_trials: 1}"
     done = train(*SEARCH, RANKS, "hydra.sweeper.n_trials=3", pruner, args)
