@@ -108,7 +108,7 @@ ROWS = [
     ["run_verbs.py", "sweep_verb.py"],
     ["verbs.py"],
     ["cli.py"],
-    ["__main__.py", "worker.py"],
+    ["__main__.py", "worker.py", "preloaded.py"],
 ]
 
 

@@ -145,6 +145,21 @@ def test_another_launcher_of_hydra_reports_both_values_of_a_grid(
     rows = rows_of(tmp_path / "sweep")
     assert [row["rank"] for row in rows] == [1, 2]
     assert all(row["metric"] > 0 for row in rows)
+    forked = cli("train", "-m", *words, "hydra/launcher=process", "hydra.sweep.dir=forked")
+    assert forked.returncode == 0, forked.stderr
+    for job in ("r-4", "r-8"):  # a worker that is a fork trains the same as one that imports
+        assert weights_of(tmp_path / "forked" / job) == weights_of(tmp_path / "sweep" / job)
+
+
+def test_what_is_imported_before_the_forks_is_what_a_training_imports() -> None:
+    code = (
+        "import json, sys, sftpipe.preloaded\n"
+        "before = set(sys.modules)\n"
+        "print(json.dumps([n for n in ('trl', 'peft', 'datasets', 'bitsandbytes', "
+        "'sftpipe.training.trainer', 'sftpipe.runs.report') if n not in before]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (json.loads(done.stdout), done.stderr) == ([], "")
 
 
 def test_the_data_of_a_sweep_are_prepared_once(tiny_model: Path, tmp_path: Path, cli: Any) -> None:

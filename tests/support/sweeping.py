@@ -12,7 +12,7 @@ import pytest
 
 from sftpipe.cli import main
 from sftpipe.data.source import fingerprint
-from sftpipe.sweeps import processes
+from sftpipe.sweeps import processes, sweep
 from support.configs import compose
 
 FAKE = str(Path(__file__).with_name("fake_worker.py"))
@@ -38,6 +38,7 @@ class Sweeps:
     def __init__(self, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._patch, self._capsys = patch, capsys
         patch.setattr(processes, "WORKER", [FAKE])
+        patch.setattr(sweep, "can_fork", lambda: False)
         patch.setattr(processes, "_LOOK_S", 0.01)  # for workers that live 50 ms
         patch.setenv("FAKE_DATA", fingerprint(compose(["recipe=yoda"]).dataset))
         patch.delenv("OMP_NUM_THREADS", raising=False)

@@ -1,11 +1,17 @@
 """A worker process for each job, on cores and GPUs of its own.
 
+On Linux without a GPU the workers are forks of one process that has imported everything, since two
+thirds of what a small job costs are imports. CUDA cannot be used in a fork of a process that has
+looked for it, so with a GPU each worker imports for itself.
+
 A signal ends the jobs after their current step, with a checkpoint; a second one ends them at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import multiprocessing
 import os
 import re
 import signal
@@ -15,11 +21,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 from sftpipe.storage import writing
 
+_WORKER, _PRELOADED = "sftpipe.worker", "sftpipe.preloaded"  # they import this package
 # -P: what lies in the working folder hides no package
-WORKER = ["-P", "-m", "sftpipe.worker"]
+WORKER = ["-P", "-m", _WORKER]
 _LOOK_S = 0.2
 _MERCY_S = 10.0  # after a second signal
 PARENT = "SFTPIPE_PARENT"  # read by sftpipe.worker, which stops when its parent is gone
@@ -53,6 +61,19 @@ class Work:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+class Child(Protocol):
+    """A process of a worker."""
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait for its end, but not for ever."""
+
+    def send(self, number: int) -> None:
+        """Send it a signal, if it is still there."""
+
+
 @dataclass
 class Running:
     """A job whose process runs, or has ended.
@@ -64,7 +85,7 @@ class Running:
 
     work: Work
     slot: Slot
-    process: subprocess.Popen[bytes]
+    process: Child
     started: float
     begins_at: int = 0
     asked_to_stop: bool = False
@@ -109,8 +130,9 @@ class Pool:
     stopped: the signal that was received; None where none was.
     """
 
-    def __init__(self, places: Sequence[Slot]) -> None:
-        self._free = list(places)
+    def __init__(self, places: Sequence[Slot], *, forking: bool = False) -> None:
+        """Forking: the workers are forks of one process, see `can_fork`."""
+        self._free, self._forking = list(places), forking
         self._running: list[Running] = []
         self._second: float | None = None
         self.stopped: int | None = None
@@ -143,7 +165,7 @@ class Pool:
     def stop(self, running: Running) -> None:
         """Ask a job to stop after its step, with a checkpoint."""
         running.asked_to_stop = True
-        _send(running.process, signal.SIGTERM)
+        running.process.send(signal.SIGTERM)
 
     def _start(self, following: Callable[[Slot], Work | None]) -> None:
         while self._free and self.stopped is None:
@@ -152,7 +174,7 @@ class Pool:
             if work is None:
                 return
             self._free.pop(0)
-            self._running.append(_begin(work, slot))
+            self._running.append(_begin(work, slot, forking=self._forking))
 
     def _collect(self, ended: Callable[[Running], None]) -> None:
         for one in list(self._running):
@@ -163,17 +185,16 @@ class Pool:
                 self._free.append(one.slot)
                 ended(one)
             elif self._second is not None and time.monotonic() - self._second > _MERCY_S:
-                _send(one.process, signal.SIGKILL)
+                one.process.send(signal.SIGKILL)
 
     def _end_all(self) -> None:
         """An exception of this process leaves no worker behind."""
         for one in self._running:
-            _send(one.process, signal.SIGTERM)
+            one.process.send(signal.SIGTERM)
         for one in self._running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                one.process.wait(_MERCY_S)
-            _send(one.process, signal.SIGKILL)
-            one.process.wait()
+            one.process.wait(_MERCY_S)
+            one.process.send(signal.SIGKILL)
+            one.process.wait(_MERCY_S)
         self._running.clear()
 
     @contextlib.contextmanager
@@ -193,36 +214,98 @@ class Pool:
             self._second = self._second or time.monotonic()
         self.stopped = self.stopped or number
         for one in self._running:
-            _send(one.process, number)
+            one.process.send(number)
 
 
-def _begin(work: Work, slot: Slot) -> Running:
+def can_fork() -> bool:
+    """May workers be forks of a process that has imported everything?"""
+    return sys.platform == "linux" and not any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _begin(work: Work, slot: Slot, *, forking: bool) -> Running:
     """Start the worker of a job, in a session of its own: a terminal's Ctrl-C reaches us alone."""
     environment = {
-        **os.environ,
         **work.environment,
         "OMP_NUM_THREADS": str(slot.threads),
-        PARENT: str(os.getpid()),
         **({} if slot.gpu is None else {"CUDA_VISIBLE_DEVICES": slot.gpu}),
     }
     with writing(work.log):
         work.log.parent.mkdir(parents=True, exist_ok=True)
         with work.log.open("ab") as log:
             begins_at = log.tell()
-            process = subprocess.Popen(
+        kind = _Fork if forking else _Fresh
+        process = kind(work, environment, slot.threads)
+    return Running(work, slot, process, time.monotonic(), begins_at)
+
+
+class _Fresh:
+    """A worker that imports for itself."""
+
+    def __init__(self, work: Work, environment: Mapping[str, str], _threads: int) -> None:
+        with work.log.open("ab") as log:
+            self._process = subprocess.Popen(
                 [sys.executable, *WORKER, str(work.folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env={**os.environ, **environment, PARENT: str(os.getpid())},
                 start_new_session=True,
             )
-    return Running(work, slot, process, time.monotonic(), begins_at)
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def wait(self, seconds: float) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+
+    def send(self, number: int) -> None:
+        with contextlib.suppress(OSError):
+            self._process.send_signal(number)
 
 
-def _send(process: subprocess.Popen[bytes], number: int) -> None:
-    with contextlib.suppress(OSError):
-        process.send_signal(number)
+class _Fork:
+    """A worker that is a fork of multiprocessing's server, which has imported everything."""
+
+    def __init__(self, work: Work, environment: Mapping[str, str], threads: int) -> None:
+        context: Any = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([_PRELOADED])
+        arguments = (str(work.folder), str(work.log), dict(environment), threads)
+        self._process = context.Process(target=_in_fork, args=arguments)
+        self._process.start()
+
+    def poll(self) -> int | None:
+        code: int | None = self._process.exitcode
+        return code
+
+    def wait(self, seconds: float) -> None:
+        self._process.join(seconds)
+
+    def send(self, number: int) -> None:
+        with contextlib.suppress(OSError):
+            if self._process.exitcode is None:
+                os.kill(self._process.pid, number)
+
+
+def _in_fork(folder: str, log: str, environment: dict[str, str], threads: int) -> None:
+    """Make of a fork what `python -m sftpipe.worker` is."""
+    os.setsid()
+    for path, flags, descriptors in (
+        (os.devnull, os.O_RDONLY, (0,)),
+        (log, os.O_WRONLY | os.O_APPEND, (1, 2)),
+    ):
+        opened = os.open(path, flags)
+        for descriptor in descriptors:
+            os.dup2(opened, descriptor)
+    os.environ.update(environment, **{PARENT: str(os.getppid())})
+    sys.orig_argv = [sys.executable, *WORKER, folder]
+    import torch
+
+    torch.set_num_threads(threads)  # OMP_NUM_THREADS is read once, before the fork
+    code = importlib.import_module(_WORKER).main([folder])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 # --- what a process said --------------------------------------------------------------------------

@@ -156,7 +156,7 @@ class _Search:
 
     def run(self) -> None:
         """Run trials, several at a time."""
-        pool = self._sweep.pool(self._launcher.n_jobs)
+        pool = self._sweep.pool(self._launcher.n_jobs, self._keys["n_trials"])
 
         def ended(process: Running) -> None:
             trial = self._trials.pop(process.work.name)

@@ -33,7 +33,17 @@ from sftpipe.sweeps.folder import (
 )
 from sftpipe.sweeps.metric import Metric
 from sftpipe.sweeps.place import name_of, place, varying
-from sftpipe.sweeps.processes import Pool, Running, Slot, Work, cores, slots, visible_gpus, why
+from sftpipe.sweeps.processes import (
+    Pool,
+    Running,
+    Slot,
+    Work,
+    can_fork,
+    cores,
+    slots,
+    visible_gpus,
+    why,
+)
 from sftpipe.terminal import console
 
 _BUSY_S = 120.0  # how long a worker that lost its parent may need for its step and its checkpoint
@@ -115,7 +125,7 @@ class Sweep:
             StorageError: the records cannot be written.
         """
         batch = _Batch(self, [self.job(one) for one in composed], began, ended)
-        pool = self.pool(jobs)
+        pool = self.pool(jobs, len(composed))
         with self.shown():
             pool.run(batch.following, partial(batch.over, pool), self.look)
         self.raise_if_stopped(pool)
@@ -123,12 +133,12 @@ class Sweep:
 
     # --- what a search calls as well --------------------------------------------------------------
 
-    def pool(self, jobs: int) -> Pool:
-        """The processes of a sweep."""
+    def pool(self, jobs: int, works: int) -> Pool:
+        """The processes of a sweep: so many jobs at a time, and so many in all."""
         gpus = visible_gpus()
         if gpus and jobs > len(gpus):
             console.print(f"sweep     {jobs} jobs at a time share {len(gpus)} GPUs")
-        return Pool(slots(jobs, gpus, cores()))
+        return Pool(slots(jobs, gpus, cores()), forking=works > 1 and can_fork())
 
     def shown(self) -> AbstractContextManager[None]:
         """The live table, while a block runs."""
