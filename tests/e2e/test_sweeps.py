@@ -99,14 +99,14 @@ def test_a_search_finds_the_best_prunes_and_survives_a_kill_of_its_parent(
     tiny_model: Path, tmp_path: Path, cli: Any
 ) -> None:
     sweep = tmp_path / "sweep"
-    # the loss falls with the rate, over this whole grid: 20 steps learn little, and none too fast
+    # the loss falls with the rate, over this whole grid: 40 steps learn little, and none too fast
     words = on(
         tiny_model,
         "sft.learning_rate=choice(1e-8,1e-7,1e-6,1e-5,1e-4,1e-3)",
-        "sft.max_steps=20",
-        "sft.save_steps=2",
+        "sft.max_steps=40",
+        "sft.save_steps=4",
         "sft.eval_strategy=steps",
-        "+sft.eval_steps=2",
+        "+sft.eval_steps=4",
         "hydra/sweeper=optuna",
         "hydra.sweeper.n_trials=5",
         "hydra.sweeper.pruner=median",
@@ -119,7 +119,7 @@ def test_a_search_finds_the_best_prunes_and_survives_a_kill_of_its_parent(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     second = max(sweep.glob("jobs/*.log"), key=lambda log: log.stat().st_mtime)
-    wait_for("step 6/20", second)
+    wait_for("step 4/40", second)
     process.kill()
     process.communicate()
 
@@ -132,7 +132,7 @@ def test_a_search_finds_the_best_prunes_and_survives_a_kill_of_its_parent(
     assert "pruned" in states(sweep).values()
     pruned = next(row["job"] for row in rows if row["state"] == "pruned")
     assert list((sweep / pruned).glob("checkpoint-*"))
-    assert "goes on from step" in second.read_text() or "pruned" in states(sweep)[second.stem]
+    assert "goes on from step" in second.read_text()
 
 
 def test_another_launcher_of_hydra_reports_both_values_of_a_grid(
