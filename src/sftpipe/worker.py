@@ -47,10 +47,24 @@ def _train(words: Sequence[str]) -> int:
 
 
 def _stop_without(parent: int) -> None:
-    """A parent that was killed cannot stop its workers, which would train on unseen."""
-    while os.getppid() == parent:
+    """A parent that was killed cannot stop its workers, which would train on unseen.
+
+    It need not be the process that has started this one: a fork's is the server of the forks.
+    """
+    while _is_alive(parent):
         time.sleep(_LOOK_S)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's, or the system has no /proc
+        return True
+    return state != "Z"  # dead, and nobody has asked how it ended
 
 
 if __name__ == "__main__":

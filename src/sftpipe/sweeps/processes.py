@@ -227,6 +227,7 @@ def _begin(work: Work, slot: Slot, *, forking: bool) -> Running:
     environment = {
         **work.environment,
         "OMP_NUM_THREADS": str(slot.threads),
+        PARENT: str(os.getpid()),
         **({} if slot.gpu is None else {"CUDA_VISIBLE_DEVICES": slot.gpu}),
     }
     with writing(work.log):
@@ -248,7 +249,7 @@ class _Fresh:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **environment, PARENT: str(os.getpid())},
+                env={**os.environ, **environment},
                 start_new_session=True,
             )
 
@@ -297,7 +298,7 @@ def _in_fork(folder: str, log: str, environment: dict[str, str], threads: int) -
         opened = os.open(path, flags)
         for descriptor in descriptors:
             os.dup2(opened, descriptor)
-    os.environ.update(environment, **{PARENT: str(os.getppid())})
+    os.environ.update(environment)
     sys.orig_argv = [sys.executable, *WORKER, folder]
     import torch
 
