@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sftpipe.config.hydra import enter_hydra
+from sftpipe.config.hydra import SWEEP_DIR, enter_hydra
 from sftpipe.config.multirun import (
     BASIC,
     PROCESS,
@@ -134,6 +134,7 @@ def _with_recorded(words: Sequence[str], going_on: str) -> list[str]:
     """The words of a sweep that goes on; those that are typed now replace those of the same key."""
     recorded = SweepFolder(Path(going_on)).read().words
     typed = {word.lstrip("+~").partition("=")[0] for word in words}
+    typed.add(SWEEP_DIR)  # as it was called where the first command was typed
     kept = [word for word in recorded if word.lstrip("+~").partition("=")[0] not in typed]
     return [*kept, *words]
 

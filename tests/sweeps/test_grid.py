@@ -125,10 +125,15 @@ def test_a_sweep_is_continued_by_what_its_jobs_train(train: Sweeps) -> None:
     assert read("jobs/seed-3.json")["error"] == ""
 
 
-def test_continue_takes_the_recorded_words_and_adds_values(train: Sweeps) -> None:
+def test_continue_takes_the_recorded_words_and_adds_values(
+    train: Sweeps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(*GRID, "seed=7")
 
-    assert train("-m", "--continue", "sweep").code == 0
+    (tmp_path / "elsewhere").mkdir()
+    with monkeypatch.context() as patch:
+        patch.chdir("elsewhere")
+        assert train("-m", "--continue", "../sweep").code == 0
     done = train("-m", "--continue", "sweep", "lora.r=4,8,16")
 
     assert done.code == 0, done.err
