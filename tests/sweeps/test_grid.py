@@ -160,9 +160,16 @@ def test_a_further_key_varies_and_old_jobs_keep_their_folders(train: Sweeps) -> 
 
 def test_values_that_decide_no_weights_have_jobs_of_their_own(train: Sweeps) -> None:
     words = ("-m", "recipe=yoda", "dataset.num_proc=1,2", "hydra.sweep.dir=sweep")
-    for _ in range(2):
-        assert train(*words).code == 0
-        assert set(states(SWEEP)) == {"num_proc-1", "num_proc-2"}
+    assert train(*words).code == 0
+    again = train(*words)
+    assert set(states(SWEEP)) == {"num_proc-1", "num_proc-2"}
+    assert again.err.count("was done before") == 2
+
+
+def test_another_value_of_what_does_not_vary_is_another_training(train: Sweeps) -> None:
+    train("-m", "recipe=yoda", "lora.r=4", "seed=7", "hydra.sweep.dir=sweep")
+    assert train("-m", "--continue", "sweep", "seed=9").code == 0
+    assert sorted(row["values"]["seed"] for row in rows_of(SWEEP)) == [7, 9]
 
 
 def test_one_value_twice_is_one_job(train: Sweeps) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,7 +81,7 @@ def read_table(sweep: SweepFolder) -> Table:
     asked = sweep.read()
     metric = Metric(asked.metric, asked.direction)
     jobs = list(sweep.jobs())
-    keys = tuple(dict.fromkeys(key for job in jobs for key in job.values))
+    keys = _varying(jobs)
     rows = [_row(sweep, job, keys, metric) for job in jobs]
     ranked = [row for row in rows if row.state == DONE and row.metric is not None]
     sign = 1 if metric.direction == "minimize" else -1
@@ -89,6 +89,17 @@ def read_table(sweep: SweepFolder) -> Table:
     numbered = [replace(row, rank=rank) for rank, row in enumerate(ranked, 1)]
     others = [row for row in rows if row not in ranked]
     return Table(metric, keys, (*numbered, *others))
+
+
+def _varying(jobs: Sequence[JobRecord]) -> tuple[str, ...]:
+    """The keys that vary: in one command, or from one command to the next."""
+    keys = dict.fromkeys(key for job in jobs for key in job.values)
+    typed: dict[str, set[str]] = {}
+    for job in jobs:
+        for word in job.words:
+            key, _, value = word.partition("=")
+            typed.setdefault(key, set()).add(value)
+    return tuple(keys | dict.fromkeys(key for key, values in typed.items() if len(values) > 1))
 
 
 def _row(sweep: SweepFolder, job: JobRecord, keys: Iterable[str], metric: Metric) -> Row:
