@@ -490,19 +490,6 @@ def test_auto_on_a_complete_run_changes_nothing(
     } == files
 
 
-def test_a_sweep_cannot_write_into_one_run_folder(
-    said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    bad_data = "dataset.name=stops-here"  # so that nothing trains where this is not refused
-
-    code, _, err = said("train", "-m", "recipe=yoda", "seed=1,2", "run=mine", bad_data)
-
-    assert code == 2
-    assert err.startswith("error\n  run")
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[TrainConfig, RunPlan]]]:
     """Let `train` end each run at once, one after the other as said; returns what it was given.
@@ -510,7 +497,6 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[TrainCo
     Hydra's records of a single run are at `HYDRA`.
     """
     HYDRA.clear()
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # a sweep sets it
 
     def ends(*outcomes: Any) -> list[tuple[TrainConfig, RunPlan]]:
         given: list[tuple[TrainConfig, RunPlan]] = []
@@ -531,58 +517,6 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[TrainCo
 
 BAD_ROW = DataError(Problem("train[3]", "empty"))
 STOPPED = Interrupted(signal.SIGTERM, Problem("run", "stopped"))
-
-
-def test_a_sweep_gives_each_job_its_values_and_a_numbered_folder(said: Said, trained: Any) -> None:
-    given = trained({"train": 1}, {"train": 2})
-
-    code, out, err = said("train", "-m", "recipe=yoda", "lora.r=4,8", "seed=7", "--json")
-
-    assert (code, err) == (0, "")
-    assert [(cfg.lora["r"], cfg.seed) for cfg, _ in given] == [(4, 7), (8, 7)]
-    sweep = given[0][1].folder.parent
-    assert [plan for _, plan in given] == [RunPlan(sweep / "0"), RunPlan(sweep / "1")]
-    assert re.fullmatch(r"outputs/yoda/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_[0-9a-f]{4}", str(sweep))
-    assert [json.loads(line) for line in out.splitlines() if line.startswith("{")] == [
-        {"run": str(sweep / str(job)), "metrics": {"train": job + 1}} for job in (0, 1)
-    ]
-    overrides = yaml.safe_load((sweep / "1/.hydra/overrides.yaml").read_text())
-    assert overrides == ["recipe=yoda", "++lora.r=8", "++seed=7"]
-
-
-def test_a_failed_job_does_not_stop_the_others_and_fails_the_sweep(
-    said: Said, trained: Any
-) -> None:
-    given = trained(BAD_ROW, {"train": 2})
-
-    code, out, err = said("train", "-m", "recipe=yoda,yoda_full", "--json")
-
-    assert code == 2
-    assert [cfg.recipe for cfg, _ in given] == ["yoda", "yoda_full"]
-    assert given[0][1].folder.parent.parent == Path("outputs/sweep")
-    assert err == "error\n  train[3]: empty\n"
-    assert [json.loads(line)["metrics"] for line in out.splitlines() if line.startswith("{")] == [
-        {"train": 2}
-    ]
-
-
-@pytest.mark.slow
-def test_a_stopped_job_stops_the_sweep(said: Said, trained: Any) -> None:
-    given = trained(STOPPED)
-
-    code, _, err = said("train", "-m", "recipe=yoda", "seed=1,2,3")
-
-    assert (code, len(given)) == (143, 1)
-    assert err == "error\n  run: stopped\n"
-
-
-def test_a_sweep_cannot_go_on_with_a_run(said: Said, tmp_path: Path) -> None:
-    code, _, err = said("train", "-m", "recipe=yoda", "seed=1,2", AUTO, "run=mine")
-
-    assert code == 2
-    assert err.startswith("2 errors\n  run: one folder, and a sweep makes one for each job\n")
-    assert "\n  sft.resume_from_checkpoint: a sweep begins every job anew\n" in err
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_begins_with_its_config_its_plan_and_hydras_records(said: Said, trained: Any) -> None:

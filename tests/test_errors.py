@@ -21,6 +21,7 @@ from sftpipe.errors import (
     RunError,
     SftpipeError,
     StorageError,
+    SweepError,
     TrainingError,
     nearest,
     override,
@@ -77,8 +78,12 @@ def test_a_row_error_is_a_data_error_that_knows_its_reason() -> None:
     )
 
 
+def test_failed_jobs_of_a_sweep_exit_with_1() -> None:
+    assert (str(SweepError(PROBLEM)), SweepError.exit_code) == (TEXT, 1)
+
+
 def test_the_tests_above_cover_the_whole_tree() -> None:
-    assert tree() == {*FIXABLE, RowError, Interrupted}
+    assert tree() == {*FIXABLE, RowError, Interrupted, SweepError}
 
 
 def test_the_drawn_tree_names_exactly_the_classes_there_are() -> None:

@@ -83,6 +83,9 @@ TEXTS: dict[str, dict[str, str]] = {
     "`{command}`": {"command": "sftpipe report run=a,b"},
     "`{group}={options[0]}`": {"group": "tracking", "options[0]": "wandb"},
     "`sftpipe list {key}`": {"key": "dataset"},
+    "`sftpipe train -m --continue {shlex.quote(str(self.path))}`": {
+        "shlex.quote(str(self.path))": "outputs/sweep"
+    },
     "`sftpipe list {match}`": {"match": "dataset"},
     "`sftpipe bench {next(iter(PARTS))}`": {"next(iter(PARTS))": "step"},
     "`{group}.{other}={example}`, or leave it out": {
@@ -196,6 +199,8 @@ TEXTS: dict[str, dict[str, str]] = {
 }
 # {call: {argument: sample}}
 CALLS: dict[str, tuple[tuple[str, str], ...]] = {
+    "override(key, match or 'train.loss')": (("hydra.launcher.metric", "test.loss"),),
+    "override(group, nearest(name, known) or known[-1])": (("hydra/sweeper", "optuna"),),
     "override(f'{key}.delimiter', 'tab' if mark.lower() in ('tabs', 'tsv') else \"';'\")": (
         ("dataset.delimiter", "tab"),
         ("dataset.delimiter", "';'"),
@@ -347,6 +352,7 @@ PROSE = ("runs/card.py", "tables.py", "export/card.py")
 ROWS = ["dataset=json", "dataset.data_files=a.jsonl"]
 BASES: list[list[str]] = [
     [],
+    ["hydra/sweeper=optuna"],
     ["recipe=yoda"],
     ["recipe=yoda", *ROWS],
     ["recipe=yoda", "dataset=csv", "dataset.data_files=a.csv"],

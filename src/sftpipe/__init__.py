@@ -24,6 +24,7 @@ from sftpipe.errors import (
     RunError,
     SftpipeError,
     StorageError,
+    SweepError,
     TrainingError,
 )
 
@@ -59,6 +60,7 @@ __all__ = [
     "RunError",
     "SftpipeError",
     "StorageError",
+    "SweepError",
     "TrainConfig",
     "TrainingError",
     "compose",

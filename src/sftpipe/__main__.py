@@ -4,4 +4,5 @@ import sys
 
 from sftpipe.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # a fork server of multiprocessing imports it under another name
+    sys.exit(main())

@@ -1,8 +1,8 @@
 """`sftpipe VERB [key=value ...]`: verbs, flags, exit codes, and how errors are printed.
 
 Exit codes: 0 done; 2 a mistake that the user can fix, printed without a traceback; 130 or 143
-stopped by a signal; 1 a bug, with its traceback. Results go to stdout, everything else to stderr.
-Nothing heavy is imported before a verb needs it.
+stopped by a signal; 1 some jobs of a sweep failed, or a bug, with its traceback. Results go to
+stdout, everything else to stderr. Nothing heavy is imported before a verb needs it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sftpipe.errors import ConfigError, Problem, SftpipeError, StorageError, nearest
@@ -39,17 +39,36 @@ def _run(words: list[str]) -> int:
         return 0
     from sftpipe.terminal import quiet
 
-    try:
-        arguments = _parse(words)
+    parsed: list[Arguments] = []
+
+    def command() -> int:
+        parsed.append(_parse(words))
+        (arguments,) = parsed
         if arguments.help:
             print(_verb_help(arguments.verb))
             return 0
         with quiet():
             return VERBS[arguments.verb].run(arguments)
+
+    return told(command, lambda overrides: print_way_out(parsed[0], overrides))
+
+
+def told(command: Callable[[], int], offer: Callable[[Sequence[str]], None] | None = None) -> int:
+    """Run a command, and tell on stderr what a user can fix.
+
+    Args:
+        command: returns its exit code.
+        offer: called with overrides with which the command would go on, where they are known.
+
+    Returns:
+        The exit code; a bug keeps its traceback.
+    """
+    try:
+        return command()
     except SftpipeError as error:
         print_error(error)
-        if error.words:
-            print_way_out(arguments, error.words)
+        if error.words and offer is not None:
+            offer(error.words)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -83,7 +102,9 @@ def _parse(words: list[str]) -> Arguments:
         elif word in ("-m", "--multirun") and verb == "train":
             arguments.multirun = True
         elif word.partition("=")[0] == "--from" and verb == "train":
-            arguments.repeats = _repeated(word, rest, arguments.repeats)
+            arguments.repeats = _folder_of(word, rest, arguments.repeats, "run")
+        elif word.partition("=")[0] == "--continue" and verb == "train":
+            arguments.going_on = _folder_of(word, rest, arguments.going_on, "sweep")
         elif (
             word.split("=")[0]
             in ("--cfg", "-c", "--info", "-i", "--hydra-help", "--resolve", "--package", "-p")
@@ -101,17 +122,17 @@ def _parse(words: list[str]) -> Arguments:
     return arguments
 
 
-def _repeated(word: str, rest: list[str], before: str | None) -> str:
-    """The folder of `--from DIR` or `--from=DIR`; in the first form it is taken from the rest."""
+def _folder_of(word: str, rest: list[str], before: str | None, what: str) -> str:
+    """The folder of `--flag DIR` or `--flag=DIR`; in the first form it is taken from the rest."""
     flag, equals, folder = word.partition("=")
     is_next = not equals and rest and not rest[0].startswith("-") and "=" not in rest[0]
     folder = rest.pop(0) if is_next else folder
     if not folder:
-        fix = "sftpipe train --from DIR, with the folder that sftpipe train printed"
-        raise ConfigError(Problem(flag, "no folder after it: which run?", fix=fix))
+        fix = f"sftpipe train {flag} DIR, with the folder that sftpipe train printed"
+        raise ConfigError(Problem(flag, f"no folder after it: which {what}?", fix=fix))
     if before is not None:
         found = f"given twice, with {before} and {folder}"
-        raise ConfigError(Problem(flag, found, fix="name one run"))
+        raise ConfigError(Problem(flag, found, fix=f"name one {what}"))
     return folder
 
 

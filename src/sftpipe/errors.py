@@ -8,6 +8,7 @@
     ├── RunError                a run folder or a checkpoint
     ├── ExportError             a form that is not known, or a proof that failed
     ├── TrainingError           a loss that is no number
+    ├── SweepError              jobs of a sweep failed, the others are done; exit code 1
     ├── StorageError            a file that cannot be written: no room, no permission
     └── Interrupted             SIGINT or SIGTERM, after a checkpoint; exit code 130 or 143
 
@@ -110,6 +111,12 @@ class RunError(SftpipeError):
 
 class TrainingError(SftpipeError):
     """A training cannot go on: its loss or its weights are no numbers."""
+
+
+class SweepError(SftpipeError):
+    """Some jobs of a sweep failed; the others are done, and ranked."""
+
+    exit_code = 1
 
 
 class StorageError(SftpipeError):

@@ -9,14 +9,13 @@ import json
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftpipe.errors import ConfigError, Interrupted, Problem, SftpipeError, in_shell, nearest
+from sftpipe.errors import ConfigError, Problem, SftpipeError, in_shell, nearest
 
 if TYPE_CHECKING:
-    from sftpipe.config.schema import TrainConfig
     from sftpipe.runs.load import Run
 
 
@@ -30,6 +29,7 @@ class Arguments:
     help: bool = False
     multirun: bool = False
     repeats: str | None = None  # the run folder of --from
+    going_on: str | None = None  # the sweep folder of --continue
     hydra_flags: list[str] = field(
         default_factory=list
     )  # --cfg, --info, ...: handed to Hydra as they are
@@ -77,18 +77,28 @@ def print_way_out(arguments: Arguments, words: Sequence[str]) -> None:
 def _train(arguments: Arguments) -> int:
     if arguments.repeats is not None:
         return _train_again(arguments, arguments.repeats)
+    mode = "hydra.mode=MULTIRUN"  # what -m sets
+    words = [word for word in arguments.overrides if word != mode]
+    multirun = arguments.multirun or arguments.going_on is not None or mode in arguments.overrides
     if arguments.hydra_flags:
-        return _show_config(arguments)
-    return _train_sweep(arguments) if arguments.multirun else _train_one(arguments)
+        return _show_config(arguments.hydra_flags, words, multirun=multirun)
+    if multirun:
+        from sftpipe.sweep_verb import train_sweep
+
+        return train_sweep(words, arguments.going_on, as_json=arguments.json)
+    return _train_one(arguments)
 
 
-def _show_config(arguments: Arguments) -> int:
+def _show_config(flags: Sequence[str], words: Sequence[str], *, multirun: bool) -> int:
     """Hydra's own `--cfg`, `--info` and `--hydra-help`, for a config that is right."""
-    from sftpipe.config.hydra import enter_hydra, expand_sweep
+    if multirun:
+        from sftpipe.sweep_verb import show_jobs
 
-    overrides = arguments.overrides
-    _compose_all(expand_sweep(overrides) if arguments.multirun else [overrides])
-    enter_hydra(arguments.hydra_flags, overrides, [], lambda _cfg, _number: None)
+        return show_jobs(flags, words)
+    from sftpipe.config.hydra import compose, enter_hydra
+
+    compose(words)
+    enter_hydra(flags, words)
     return 0
 
 
@@ -104,6 +114,8 @@ def _train_one(arguments: Arguments) -> int:
         plan = plan_run(cfg)
     else:
         run = compose_run(arguments.overrides)
+        if run.multirun:  # a recipe says so
+            return _train(replace(arguments, multirun=True))
         cfg, plan = run.config, plan_run(run.config)
         subdir = RunFolder(plan.records).hydra.relative_to(plan.folder)
         hydra = run.records(plan.folder, str(subdir))
@@ -117,74 +129,13 @@ def _train_again(arguments: Arguments, folder: str) -> int:
     """The recorded config of a run once more, in a new folder."""
     from sftpipe.runs.again import plan_again
 
-    flags = [*(["-m"] if arguments.multirun else []), *arguments.hydra_flags]
+    sweeps = arguments.multirun or arguments.going_on is not None
+    flags = [*(["-m"] if sweeps else []), *arguments.hydra_flags]
     cfg, plan = plan_again(folder, arguments.overrides, flags)
     from sftpipe.pipeline import train
 
     _print_run(train(cfg, plan), as_json=arguments.json)
     return 0
-
-
-def _train_sweep(arguments: Arguments) -> int:
-    """A run for each job of Hydra's multirun; all configs are checked before the first begins."""
-    from sftpipe.config.hydra import enter_hydra, expand_sweep, literal
-    from sftpipe.runs.plan import RunPlan, stamp
-
-    jobs = expand_sweep(arguments.overrides)
-    configs = _compose_all(jobs)
-    _check_sweep(configs)
-    recipes = {cfg.recipe or "custom" for cfg in configs}
-    name = recipes.pop() if len(recipes) == 1 else "sweep"
-    sweep = Path(configs[0].output_dir) / name / stamp()
-    failed: list[SftpipeError] = []
-
-    def job(cfg: TrainConfig, number: int) -> None:
-        from sftpipe.pipeline import train
-
-        if failed and isinstance(failed[-1], Interrupted):
-            return  # the user stopped the sweep
-        try:
-            _print_run(train(cfg, RunPlan(sweep / str(number))), as_json=arguments.json)
-        except SftpipeError as error:
-            print_error(error)
-            failed.append(error)
-
-    settings = [literal("hydra.sweep.dir", sweep), "hydra.sweep.subdir=${hydra.job.num}"]
-    enter_hydra(["--multirun"], arguments.overrides, settings, job)
-    return failed[-1].exit_code if failed else 0
-
-
-def _check_sweep(configs: Sequence[TrainConfig]) -> None:
-    """A sweep makes its folders itself."""
-    problems = []
-    if any(cfg.run for cfg in configs):
-        problems.append(
-            Problem("run", "one folder, and a sweep makes one for each job", fix="output_dir=DIR")
-        )
-    if any(cfg.sft.get("resume_from_checkpoint") for cfg in configs):
-        fix = (
-            "run the unfinished job alone, without -m: sft.resume_from_checkpoint=FOLDER/OF/THE/JOB"
-        )
-        problems.append(
-            Problem("sft.resume_from_checkpoint", "a sweep begins every job anew", fix=fix)
-        )
-    if problems:
-        raise ConfigError(*problems)
-
-
-def _compose_all(jobs: Sequence[Sequence[str]]) -> list[TrainConfig]:
-    """The config of every job, or one error with every distinct problem."""
-    from sftpipe.config.hydra import compose
-
-    configs, problems = [], dict[Problem, None]()
-    for job in jobs:
-        try:
-            configs.append(compose(job))
-        except ConfigError as error:
-            problems |= dict.fromkeys(error.problems)
-    if problems:
-        raise ConfigError(*problems)
-    return configs
 
 
 def _print_run(run: Run, *, as_json: bool) -> None:
@@ -382,13 +333,16 @@ VERBS: dict[str, Verb] = {
     "train": Verb(
         _train,
         "train a model and write its run folder",
-        f"sftpipe train {_ANY} [-m] [--json]\n       sftpipe train --from DIR [key=value] [--json]",
+        f"sftpipe train {_ANY} [--json]\n"
+        f"       sftpipe train -m {_ANY} [--continue DIR] [--json]\n"
+        "       sftpipe train --from DIR [key=value] [--json]",
         "run=DIR chooses the run folder; sft.resume_from_checkpoint=auto goes on with an "
         "unfinished run of the same config.\n"
         "--from DIR runs the recorded config of a run again, in a new folder, and says first what "
         "differs: keys, data, tokenizer, weights, versions, hardware.\n"
-        "-m runs a grid: every combination of the values that are separated by commas, each in a "
-        "folder of its own.\n"
+        "-m trains every combination of the values that are separated by commas, a process for "
+        "each, and ranks them; hydra.launcher.n_jobs=N: so many at a time.\n"
+        "-m --continue DIR goes on with a sweep; values that are typed with it are added.\n"
         "--cfg job, --info and --hydra-help are Hydra's own.",
     ),
     "evaluate": Verb(

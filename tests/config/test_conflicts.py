@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sftpipe.config.hydra import expand_sweep
+from sftpipe.config.multirun import grid
 from sftpipe.config.schema import FormatConfig, MixtureSource
 from sftpipe.errors import ConfigError, Problem
 from support.configs import compose, config_error
@@ -515,4 +515,4 @@ def test_the_command_for_a_sweep_expands_to_its_jobs() -> None:
     (command,) = problem.commands
     program, verb, flag, *overrides = shlex.split(command)
     assert (program, verb, flag) == ("sftpipe", "train", "-m")
-    assert len(expand_sweep(overrides)) == 4
+    assert len(grid(overrides)) == 4

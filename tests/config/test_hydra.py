@@ -18,7 +18,6 @@ from sftpipe.config.hydra import (
     compose,
     compose_run,
     enter_hydra,
-    expand_sweep,
     from_recorded,
     literal,
 )
@@ -307,7 +306,7 @@ def test_the_records_of_a_run_are_those_of_hydra_main(
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # enter_hydra sets it
     overrides = [*RECORDED, "output_dir=o-${now:%Y}", "hydra.sweeper.max_batch_size=3"]
     settings = [literal("hydra.run.dir", folder), literal("hydra.output_subdir", "2/.hydra")]
-    enter_hydra([], overrides, settings, lambda _cfg, _number: None)
+    enter_hydra([], overrides, settings)
 
     records = compose_run(overrides).records(Path(folder), "2/.hydra")
 
@@ -371,35 +370,6 @@ def test_several_values_for_one_run_need_m(golden_error: Pin) -> None:
     golden_error(error)
 
 
-def test_a_grid_varies_its_last_key_fastest() -> None:
-    jobs = expand_sweep(["recipe=yoda", "lora.r=4,8", "sft.max_steps=2", "seed=range(1,3)"])
-
-    assert jobs == [
-        ["recipe=yoda", "lora.r=4", "sft.max_steps=2", "seed=1"],
-        ["recipe=yoda", "lora.r=4", "sft.max_steps=2", "seed=2"],
-        ["recipe=yoda", "lora.r=8", "sft.max_steps=2", "seed=1"],
-        ["recipe=yoda", "lora.r=8", "sft.max_steps=2", "seed=2"],
-    ]
-
-
-def test_a_grid_over_recipes_checks_each_name() -> None:
-    error = refused(ConfigError, lambda: expand_sweep(["recipe=yoda,yodaa"]))
-
-    assert told(error) == {"recipe=yodaa (command line)": ("recipe=yoda",)}
-
-
-@pytest.mark.parametrize(
-    ("values", "place"), [("lora=glob(d*)", "lora"), ("seed=interval(1,2)", "seed=interval(1,2)")]
-)
-def test_a_sweep_that_cannot_be_listed_is_a_config_error(
-    values: str, place: str, golden_error: Pin
-) -> None:
-    error = refused(ConfigError, lambda: expand_sweep([values]))
-
-    assert places(error) == [place]
-    golden_error(error)
-
-
 # --- the shortcut of the other tests --------------------------------------------------------------
 
 
@@ -440,12 +410,11 @@ SWEEPS = {
 @pytest.mark.parametrize(
     ("name", "key"),
     [
-        ("mode", "hydra.mode"),
         ("params", "hydra.sweeper.params"),
         ("path", "hydra.searchpath"),
     ],
 )
-def test_a_recipe_makes_no_sweep_and_no_search_path(
+def test_a_single_run_takes_no_swept_values_and_no_search_path(
     name: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -455,7 +424,18 @@ def test_a_recipe_makes_no_sweep_and_no_search_path(
         error = refused(ConfigError, lambda run=run: run(["recipe=sweeping", "lora=default"]))
         assert list(told(error)) == [f"{key} (./recipes/sweeping.yaml)"]
     if name == "params":
-        assert "sftpipe train -m recipe=sweeping lora=default lora.r=8,16" in str(error)
+        assert "sftpipe train -m recipe=sweeping lora=default;" in str(error)
+        assert compose(["recipe=sweeping", "lora=default", "lora.r=4"]).lora["r"] == 4
+
+
+def test_a_recipe_may_say_that_it_is_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "sweeping.yaml").write_text(f"# A sweep.\n{SWEEPS['mode']}")
+    assert compose_run(["recipe=sweeping"]).multirun
+    assert not compose_run(["recipe=yoda"]).multirun
 
 
 @pytest.mark.parametrize(

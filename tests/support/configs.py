@@ -39,8 +39,8 @@ def compose(overrides: Sequence[str] = ()) -> TrainConfig:
         ConfigLoaderImpl._apply_overrides_to_config(parser.parse_overrides(forced), composed)
     except HydraException:
         return hydra.compose(overrides)  # which says what is wrong
-    origin = hydra._origin(chosen, parsed, known)
-    return hydra._from_composed(composed, origin, parsed, problems)
+    origin = hydra.origin_of(chosen, parsed, known)
+    return hydra.from_composed(composed, origin, parsed, problems)
 
 
 _SHIPPED = options.shipped_dir().resolve()
@@ -53,7 +53,7 @@ def _is_special(one: Override) -> bool:
 @functools.cache
 def _of_choices(choices: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
     """(the config without Hydra's own settings, {group: option})."""
-    with hydra._hydra():
+    with hydra.hydra_of_conf():
         made = hydra.hydra_compose("config", list(choices), return_hydra_config=True)
     chosen = dict(made.hydra.runtime.choices)
     config = OmegaConf.create({key: made._get_node(key) for key in made if key != "hydra"})

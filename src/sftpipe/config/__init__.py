@@ -1,7 +1,8 @@
 """YAML and the command line in, a checked `TrainConfig` out; imports nothing heavy.
 
 on_run.py      the words of a verb on a run        -> RunCommand; a recorded config, changed
-hydra.py       overrides (list[str])                 -> TrainConfig, ComposedRun; only user of Hydra
+hydra.py       overrides (list[str])                 -> TrainConfig, ComposedRun; the user of Hydra
+multirun.py    the words of a sweep                  -> Multirun, its jobs, Hydra's own multirun
 check.py       a composed tree (dict), its Origin    -> TrainConfig, or ConfigError
 conflicts.py   TrainConfig                           -> list[Problem] of choices that do not fit
 requests.py    RunConfig                             -> the same of what a finished run is asked

@@ -12,7 +12,7 @@ import functools
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -23,9 +23,8 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override, ValueType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -47,8 +46,12 @@ from sftpipe.errors import ConfigError, Problem, nearest, one_line, override
 
 _FOLDERS = ("hydra.run", "hydra.sweep.", "hydra.output_subdir", "hydra.job.chdir")
 _SWEEPER = "hydra.sweeper.params."
+SWEEP_DIR = "hydra.sweep.dir"
+# mappings of Hydra's own settings whose keys are another library's
+_OPEN = ("hydra.sweeper.sampler_args", "hydra.sweeper.pruner_args")
+_PLUGINS = ("hydra/sweeper", "hydra/launcher")
 # what Hydra raises for bad YAML
-_BAD_YAML = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
+BAD_YAML = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class ComposedRun:
 
     config: TrainConfig
     composed: DictConfig = field(repr=False)
+
+    @property
+    def multirun(self) -> bool:
+        """True where a recipe says that it is a sweep (`hydra.mode: MULTIRUN`)."""
+        return bool(self.composed.hydra.mode == RunMode.MULTIRUN)
 
     def records(self, folder: Path, subdir: str | Path) -> dict[str, str]:
         """The files that hydra.main would write for this run, as {name: text}.
@@ -126,15 +134,16 @@ def _compose(overrides: Sequence[str], *, in_main: bool) -> ComposedRun:
             found, fix = "several values for one run", f"use -m for a sweep: {_sweep(overrides)}"
             problems.append(Problem(str(one.input_line), found, fix=fix))
     parsed = [one for one in parsed if not one.is_sweep_override()]
-    with _hydra():
+    with hydra_of_conf():
         try:
             composed = hydra_compose("config", hydra_overrides(parsed), return_hydra_config=True)
-        except _BAD_YAML as error:
-            raise ConfigError(*problems, _not_composed(error, parsed)) from None
-    origin = _origin(composed.hydra.runtime.choices, parsed, groups())
-    problems += _check_sweeping(composed, origin, overrides)
-    problems += [] if in_main else _check_settings(composed, origin, overrides)
-    return ComposedRun(_from_composed(composed, origin, parsed, problems), composed)
+        except BAD_YAML as error:
+            raise ConfigError(*problems, not_composed(error, parsed)) from None
+    origin = origin_of(composed.hydra.runtime.choices, parsed, groups())
+    if in_main or composed.hydra.mode != RunMode.MULTIRUN:  # which `train` makes a sweep of
+        problems += _check_sweeping(composed, origin, overrides)
+        problems += [] if in_main else _check_settings(composed, origin, overrides)
+    return ComposedRun(from_composed(composed, origin, parsed, problems), composed)
 
 
 def _sweep(overrides: Sequence[str]) -> str:
@@ -165,30 +174,30 @@ def _check_settings(
 def _check_sweeping(
     composed: DictConfig, origin: Origin, overrides: Sequence[str]
 ) -> list[Problem]:
-    """Settings of a recipe that would make a sweep."""
-    problems = []
-    if composed.hydra.mode == RunMode.MULTIRUN:
-        problems.append(_no_sweep_here(origin.locate("hydra.mode"), "MULTIRUN", overrides))
-    for key, values in _leaves_of(OmegaConf.select(composed, "hydra.sweeper.params")):
-        swept = [*overrides, f"{key}={values}".replace(" ", "")]
-        where = origin.locate("hydra.sweeper.params")
-        problems.append(_no_sweep_here(where, f"{key}={values}", swept))
-    return problems
+    """Values of a recipe that are swept, and of which the command line gives none."""
+    given = {word.lstrip("+~").partition("=")[0] for word in overrides}
+    where = origin.locate("hydra.sweeper.params")
+    fix = f"use -m for a sweep: {_sweep(overrides)}; or give one value on the command line"
+    return [
+        Problem(where, f"{key}={values}: several values for one run", fix=fix)
+        for key, values in leaves_of(OmegaConf.select(composed, "hydra.sweeper.params"))
+        if key not in given
+    ]
 
 
-def _leaves_of(params: Any) -> list[tuple[str, Any]]:
+def leaves_of(params: Any) -> list[tuple[str, Any]]:
     """(key, values) of `hydra.sweeper.params`, also where its keys are written as a tree."""
     found = []
     for key, value in (params or {}).items():
-        inner = _leaves_of(value) if isinstance(value, Mapping) else [("", value)]
+        inner = leaves_of(value) if isinstance(value, Mapping) else [("", value)]
         found += [(f"{key}.{name}".rstrip("."), one) for name, one in inner]
     return found
 
 
 def _no_sweep_here(where: str, found: str, words: Sequence[str]) -> Problem:
-    """sftpipe checks every job, and names its folder, before the first begins."""
-    reason = f"{found}, and a sweep is written on the command line alone"
-    fix = f"leave it out, and type the values there: {_sweep(words or ['recipe=yoda'])}"
+    """A word of the command line that would make a sweep another way than `-m` does."""
+    reason = f"{found}, and a sweep is made by -m and by values with commas between them"
+    fix = f"leave it out, and type {_sweep(words or ['recipe=yoda'])}"
     return Problem(where, reason, fix=fix)
 
 
@@ -198,7 +207,7 @@ def _no_search_path(where: str) -> Problem:
     return Problem(where, found, fix=fix)
 
 
-def _origin(
+def origin_of(
     choices: Mapping[str, Any], overrides: Sequence[Override], known: Mapping[str, Any]
 ) -> Origin:
     """The files and the overrides that may hold the keys of what Hydra composed."""
@@ -210,7 +219,7 @@ def _origin(
     )
 
 
-def _from_composed(
+def from_composed(
     composed: DictConfig,
     origin: Origin,
     overrides: Sequence[Override],
@@ -235,8 +244,8 @@ def _from_composed(
     raw["recipe"] = origin.choices.get("recipe")
     try:
         tree = OmegaConf.to_container(raw, resolve=True)
-    except _BAD_YAML as error:
-        raise ConfigError(*problems, _not_composed(error, overrides)) from None
+    except BAD_YAML as error:
+        raise ConfigError(*problems, not_composed(error, overrides)) from None
     return check(cast(dict[str, Any], tree), origin, problems)
 
 
@@ -290,7 +299,7 @@ def compose_requests(
         fix = f"{override(str(one.key_or_group), '[a,b]')} for a list, quotes for a text"
         problems.append(Problem(str(one.input_line), "several values for one key", fix=fix))
     parsed = [one for one in parsed if one not in swept]
-    with _hydra():
+    with hydra_of_conf():
         try:
             words = hydra_overrides(parsed, run_groups())
             composed = hydra_compose("run", words, return_hydra_config=True)
@@ -300,9 +309,9 @@ def compose_requests(
             for key, text in (texts or {}).items():
                 OmegaConf.update(composed, key, text)
             tree = OmegaConf.to_container(composed)
-        except _BAD_YAML as error:
-            raise ConfigError(*problems, _not_composed(error, parsed)) from None
-    origin = _origin(choices, parsed, run_groups())
+        except BAD_YAML as error:
+            raise ConfigError(*problems, not_composed(error, parsed)) from None
+    origin = origin_of(choices, parsed, run_groups())
     return check_requests(cast(dict[str, Any], tree), origin, problems)
 
 
@@ -321,7 +330,7 @@ def values_of(overrides: Sequence[str]) -> list[tuple[str, Any]]:
 
 
 @contextlib.contextmanager
-def _hydra() -> Iterator[None]:
+def hydra_of_conf() -> Iterator[None]:
     """Hydra set up on our conf folder, with the recipes; an application's own is put back after."""
     register_recipes()
     previous = GlobalHydra.instance().hydra
@@ -354,12 +363,13 @@ _registered: dict[str, Any] = {}  # what Hydra's store holds
 def _load_recipe(file: Path, _changed: int) -> Any:
     try:
         return OmegaConf.load(file)
-    except _BAD_YAML as error:
+    except BAD_YAML as error:
         found = f"no valid YAML: {one_line(error)}"
         raise ConfigError(Problem(display(file), found, fix="fix that line")) from None
 
 
-def _not_composed(error: Exception, overrides: Sequence[Override]) -> Problem:
+def not_composed(error: Exception, overrides: Sequence[Override]) -> Problem:
+    """The problem of words that Hydra cannot compose."""
     names = [str(one.value()) for one in overrides if one.key_or_group == "recipe"]
     files = [file for name in names if (file := find_recipes().get(name))]
     where = f"recipe ({display(files[0])})" if files else "config"
@@ -370,24 +380,18 @@ def _not_composed(error: Exception, overrides: Sequence[Override]) -> Problem:
 def enter_hydra(
     flags: Sequence[str],
     overrides: Sequence[str],
-    settings: Sequence[str],
-    job: Callable[[TrainConfig, int], None],
+    settings: Sequence[str] = (),
 ) -> None:
-    """Run jobs in hydra.main, which writes `.hydra` and makes the jobs of a sweep.
+    """Let hydra.main act on flags of its own, such as `--cfg job`; it trains nothing.
 
     Args:
-        flags: Hydra's own, such as `--multirun` or `--cfg job`.
+        flags: Hydra's own; without any it writes the records of a run.
         overrides: the user's.
-        settings: ours, with literal values (`hydra.sweep.dir` cannot resolve the recipe).
-        job: called with the config and the number of each job.
+        settings: ours, with literal values (`hydra.run.dir` cannot resolve the recipe).
     """
 
-    def task(composed: DictConfig) -> None:
-        runtime = HydraConfig.get()
-        number = runtime.job.num if "--multirun" in flags else 0
-        parsed, _ = parse_overrides(runtime.overrides.task)
-        origin = _origin(runtime.runtime.choices, parsed, groups())
-        job(_from_composed(composed, origin, parsed), number)
+    def task(_composed: DictConfig) -> None:
+        return None
 
     register_recipes()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # a bug keeps its traceback
@@ -403,16 +407,21 @@ def enter_hydra(
 
 
 def parse_overrides(
-    overrides: Sequence[str], options: Mapping[str, Sequence[str]] | None = None
+    overrides: Sequence[str],
+    options: Mapping[str, Sequence[str]] | None = None,
+    *,
+    sweeping: bool = False,
 ) -> tuple[list[Override], list[Problem]]:
     """Parse overrides, and check the options that they, and the chosen recipe, select.
 
     Args:
         overrides: the words of the command line.
         options: {group: its options}; by default those of a training run.
+        sweeping: they are those of a whole sweep, which may name its folder.
 
     Returns:
-        The overrides that Hydra can compose, and a problem for each of the others.
+        The overrides that Hydra can compose, a glob as the options that it means, and a problem
+        for each of the others.
     """
     options = groups() if options is None else options
     parsed: list[Override] = []
@@ -420,7 +429,10 @@ def parse_overrides(
     for text in overrides:
         try:
             one = OverridesParser.create().parse_override(text)
-            found = _check_override(one, options)
+            if one.value_type == ValueType.GLOB_CHOICE_SWEEP:
+                one = _spell_out(one, options)
+            is_folder_of_sweep = sweeping and one.key_or_group == SWEEP_DIR
+            found = [] if is_folder_of_sweep else _check_override(one, options)
         except HydraException:
             found = [_unparsable(text)]
         problems += found
@@ -446,38 +458,21 @@ def hydra_overrides(
     def forced(one: Override) -> str:
         text = str(one.input_line)
         is_choice = one.key_or_group in options
-        is_value = not is_choice and not one.is_hydra_override() and not one.is_delete()
+        is_open = str(one.key_or_group).startswith(_OPEN) or not one.is_hydra_override()
+        is_value = not is_choice and is_open and not one.is_delete()
         return "++" + text.lstrip("+") if is_value else text
 
     return [forced(one) for one in overrides]
 
 
-def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job of a `-m` grid.
-
-    They come in Hydra's order: the last swept key varies fastest.
-
-    Raises:
-        ConfigError: an override cannot be parsed, chooses an unknown option, or is no list of
-            values.
-    """
-    parsed, problems = parse_overrides(overrides)
-    jobs: list[list[str]] = [[]]
-    for one in parsed:
-        try:
-            jobs = [[*job, value] for job in jobs for value in _values(one)]
-        except HydraException:
-            allowed = "values with commas between them, range(start,stop) or choice(a,b)"
-            problems.append(Problem(str(one.input_line), "no list of values", allowed=allowed))
-    if problems:
-        raise ConfigError(*problems)
-    return jobs
-
-
-def _values(one: Override) -> list[str]:
-    if not one.is_sweep_override():
-        return [str(one.input_line)]
-    return [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+def _spell_out(one: Override, options: Mapping[str, Sequence[str]]) -> Override:
+    """`lora=glob(d*)` as `lora=default,dora`; raises a `HydraException` where it means nothing."""
+    glob = cast(Glob, one.value())
+    names = glob.filter(sorted(options.get(str(one.key_or_group), ())))
+    if not names:
+        raise HydraException(f"{one.input_line} is none of the options of a group")
+    text = f"{one.get_key_element()}={','.join(names)}"
+    return OverridesParser.create().parse_override(text)
 
 
 def _unparsable(text: str) -> Problem:
@@ -491,6 +486,9 @@ def _unparsable(text: str) -> Problem:
     key, value = text.split("=", 1)
     if key.lstrip("+").startswith(_SWEEPER):
         return _no_sweep_here(key, text, [f"{key.partition(_SWEEPER)[2]}={value}"])
+    if value.startswith("glob("):
+        allowed = ", ".join(groups().get(key.lstrip("+"), groups()))
+        return Problem(key, f"{value} chooses none of the options of a group", allowed=allowed)
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     quoted = override(key, f'"{escaped}"')
     found = f"Hydra cannot read the value {value!r}"
@@ -580,6 +578,8 @@ def _check_entry(
     """One `override /group: option` of a recipe."""
     group = key.removeprefix("override ").strip().lstrip("/")
     where = f"{key}: {value} ({location})"
+    if group in _PLUGINS:  # Hydra knows which are installed
+        return []
     if group not in options:
         match = nearest(group, options)
         found, allowed = f"no such group {group!r}", ", ".join(options)

@@ -10,6 +10,7 @@ recorded.py    words                 -> the config of a run that they name, to g
 plan.py        TrainConfig           -> RunPlan: which folder, and from which checkpoint
 again.py       a run, words          -> TrainConfig, RunPlan: the same run in a new folder
 facts.py       weights, data, machine -> what a manifest says of them; what differs from one
+planned.py     config, RunPlan       -> .planned.json, from which a worker trains
 prompts.py     prompts, Encoder      -> prompts.json: are the prompts still those of training?
 write.py       plan, data            -> config.yaml, preflight.json, prompts.json, manifest.json
 record.py      a trainer, data       -> Record: metrics.json and samples.jsonl

@@ -113,6 +113,11 @@ class RunFolder:
         return self.path / ".lock"
 
     @property
+    def planned(self) -> Path:
+        """What a worker is to train here; removed when it has."""
+        return self.path / ".planned.json"
+
+    @property
     def initial_adapter(self) -> Path:
         """What a PiSSA or OLoRA adapter began as; a resumed run makes its base weights of it."""
         return self.path / INITIAL_ADAPTER

@@ -28,12 +28,17 @@ from sftpipe.runs.folder import RunFolder
 from sftpipe.storage import writing
 
 HEARTBEAT_S = 10.0
+_RUN = "this run"
 _SILENT_S = 120.0  # without a heartbeat for so long, the process of another machine may be gone
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder, which is made where it is missing, while the block runs.
+def held(folder: Path, what: str = _RUN) -> Iterator[None]:
+    """Hold the lock of a folder, which is made where it is missing, while the block runs.
+
+    Args:
+        folder: of a run, or of a sweep.
+        what: is trained there, for messages.
 
     Raises:
         RunError: another process holds it; names process, machine and time.
@@ -43,7 +48,7 @@ def held(folder: Path) -> Iterator[None]:
     with writing(file):
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquire(file)
+        descriptor = _acquire(file, what)
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(file, stop), daemon=True)
     try:
@@ -79,16 +84,16 @@ def holder(folder: Path) -> Problem | None:
         os.close(descriptor)
 
 
-def _acquire(file: Path) -> int:
+def _acquire(file: Path, what: str) -> int:
     """An open file that is locked, and that still has its name."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            problem: Problem | None = _busy(file, _read(descriptor))
+            problem: Problem | None = _busy(file, _read(descriptor), what)
         else:
-            problem = _of_another_machine(file, _read(descriptor))
+            problem = _of_another_machine(file, _read(descriptor), what)
         if problem is not None:
             os.close(descriptor)
             raise RunError(problem)
@@ -110,22 +115,23 @@ def _read(descriptor: int) -> dict[str, Any]:
         return {}  # it is being written
 
 
-def _busy(file: Path, who: dict[str, Any]) -> Problem:
+def _busy(file: Path, who: dict[str, Any], what: str = _RUN) -> Problem:
     named = f"process {who['pid']} on {who['host']}" if who else "another process"
     since = f", since {who['started']}" if who else ""
-    fix = "wait for it or stop it; or name another folder, or leave run out"
-    return Problem(str(file.parent), f"{named} trains this run{since}", fix=fix)
+    other = "or leave run out" if what == _RUN else "or leave hydra.sweep.dir out"
+    fix = f"wait for it or stop it; or name another folder, {other}"
+    return Problem(str(file.parent), f"{named} trains {what}{since}", fix=fix)
 
 
-def _of_another_machine(file: Path, who: dict[str, Any]) -> Problem | None:
+def _of_another_machine(file: Path, who: dict[str, Any], what: str = _RUN) -> Problem | None:
     """The problem of a file that another machine has left, whose processes nobody here can see."""
     if who.get("host", platform.node()) == platform.node():
         return None
     silent = time.time() - file.stat().st_mtime
     if silent < _SILENT_S:
-        return _busy(file, who)
+        return _busy(file, who, what)
     found = (
-        f"process {who['pid']} on {who['host']} has begun this run at {who['started']}, and has "
+        f"process {who['pid']} on {who['host']} has begun {what} at {who['started']}, and has "
         f"been silent for {silent / 60:.0f} minutes"
     )
     return Problem(str(file.parent), found, fix=f"if it is gone, delete {file}")

@@ -18,7 +18,12 @@ from sftpipe.storage import is_whole
 
 # what a run that ended before its manifest leaves in its folder; nothing of it is worth keeping
 _FILES = RunFolder(Path())
-_WRITTEN_FIRST = (_FILES.config.name, _FILES.preflight.name, _FILES.prompts.name)
+_WRITTEN_FIRST = (
+    _FILES.planned.name,
+    _FILES.config.name,
+    _FILES.preflight.name,
+    _FILES.prompts.name,
+)
 _BEFORE_THE_MANIFEST = {
     _FILES.lock.name,
     _FILES.hydra.name,

@@ -1,0 +1,71 @@
+"""`python -m sftpipe.worker RUN_DIR`: train one planned run folder, in a process of its own.
+
+A parent (a sweep, a launcher of several processes) has written the plan; nothing is composed here.
+Exit codes are those of the command line. A worker whose parent is gone stops with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from sftpipe.cli import told
+from sftpipe.errors import ConfigError, Problem
+from sftpipe.runs.folder import RunFolder
+from sftpipe.runs.planned import read_planned
+from sftpipe.sweeps.processes import PARENT
+
+_LOOK_S = 1.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train the run of a planned folder; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return told(lambda: _train(words))
+
+
+def _train(words: Sequence[str]) -> int:
+    if len(words) != 1:
+        found = " ".join(words) or "no folder"
+        raise ConfigError(Problem("python -m sftpipe.worker", found, allowed="one run folder"))
+    if parent := os.environ.get(PARENT):
+        threading.Thread(target=_stop_without, args=(int(parent),), daemon=True).start()
+    folder = Path(words[0])
+    planned = read_planned(folder)
+    from sftpipe.pipeline import train
+    from sftpipe.tables import print_run
+
+    run = train(planned.config, planned.plan, planned.hydra)
+    RunFolder(folder).planned.unlink(missing_ok=True)  # it has been done
+    print_run(run)
+    return 0
+
+
+def _stop_without(parent: int) -> None:
+    """A parent that was killed cannot stop its workers, which would train on unseen.
+
+    It need not be the process that has started this one: a fork's is the server of the forks.
+    """
+    while _is_alive(parent):
+        time.sleep(_LOOK_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's, or the system has no /proc
+        return True
+    return state != "Z"  # dead, and nobody has asked how it ended
+
+
+if __name__ == "__main__":
+    sys.exit(main())
