@@ -14,6 +14,7 @@ from sftpipe.errors import ConfigError, Problem
 if TYPE_CHECKING:
     from sftpipe.runs.answering import Answering
     from sftpipe.runs.load import Run
+    from sftpipe.sweeps.folder import SweepFolder
 
 
 def _open(command: RunCommand) -> Answering:
@@ -104,13 +105,37 @@ def _report(words: Sequence[str], as_json: bool) -> int:
     from sftpipe.runs.report.compare import write_comparison
     from sftpipe.runs.report.page import write_page
     from sftpipe.runs.report.watch import watch
+    from sftpipe.sweeps.folder import SweepFolder
 
     folders, watched = _report_words(words)
+    if len(folders) == 1 and (sweep := SweepFolder(folders[0])).record.is_file():
+        return _report_sweep(sweep, watched, as_json)
     if len(folders) > 1:
         compared: dict[str, Any] = write_comparison(folders)
         return _say(compared, as_json, lambda: print(f"{compared['sentence']}\n{compared['page']}"))
     result = watch(folders[0]) if watched else write_page(folders[0])
     return _say(result, as_json, lambda: print(f"{result['sentence']}\n{result['page']}"))
+
+
+def _report_sweep(sweep: SweepFolder, watched: bool, as_json: bool) -> int:
+    """The ranked table of a sweep as it is now, on the terminal and written into its folder."""
+    from rich.console import Console
+
+    from sftpipe.sweeps.page import write_page
+    from sftpipe.sweeps.table import as_plain, print_table, read_table, write_table
+
+    if watched:
+        found = "a sweep, which shows its jobs itself while it runs"
+        raise ConfigError(Problem(_WATCH, found, fix="leave it out"))
+    table = read_table(sweep)
+    write_table(sweep, table)
+    page = str(write_page(sweep, table))
+
+    def show() -> None:
+        print_table(sweep, table, Console(highlight=False, soft_wrap=True))
+        print(page)
+
+    return _say({**as_plain(table), "page": page}, as_json, show)
 
 
 def _report_words(words: Sequence[str]) -> tuple[list[Path], bool]:

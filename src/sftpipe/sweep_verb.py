@@ -24,6 +24,7 @@ from sftpipe.runs.lock import held
 from sftpipe.runs.plan import stamp
 from sftpipe.sweeps.folder import DONE, PRUNED, SweepFolder, SweepRecord
 from sftpipe.sweeps.metric import Metric, check_reported, metric_of
+from sftpipe.sweeps.page import write_page
 from sftpipe.sweeps.place import check_code, place, varying
 from sftpipe.sweeps.sweep import Sweep
 from sftpipe.sweeps.table import Table, print_table, read_table, write_table
@@ -175,6 +176,7 @@ def _conclude(folder: SweepFolder, *, as_json: bool) -> Table:
     table = read_table(folder)
     if table.rows:
         write_table(folder, table)
+        write_page(folder, table)
         print_table(folder, table, console)
     for row in table.rows if as_json else ():
         if row.state == DONE:

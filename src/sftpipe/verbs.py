@@ -395,7 +395,8 @@ VERBS: dict[str, Verb] = {
         "sftpipe report run=DIR[,DIR ...] [--watch] [--json]",
         "DIR/report.html of a run, finished or not; --watch writes it again every minute while it "
         "trains.\n"
-        "run=A,B,C compares runs in A/comparison.html: configs, curves, answers, which is better.",
+        "run=A,B,C compares runs in A/comparison.html: configs, curves, answers, which is better.\n"
+        "run=SWEEP_DIR ranks the jobs of a sweep in SWEEP_DIR/sweep.html.",
     ),
     "config": Verb(
         _config,

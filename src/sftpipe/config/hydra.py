@@ -274,7 +274,7 @@ def from_recorded(
             changed[group] = read_yaml(default) if default.is_file() else {}
         try:
             OmegaConf.update(changed, key, value, force_add=True)
-        except _BAD_YAML as error:
+        except BAD_YAML as error:
             where, found = f"{key} (command line)", f"no key of {file}: {one_line(error)}"
             raise ConfigError(Problem(where, found, fix="name a key that it has")) from None
     origin = Origin({}, command_line=[key for key, _ in overrides], default=file)

@@ -6,6 +6,7 @@ folder.py      a path                -> SweepFolder: its files, the record of ea
 place.py       a job's config, words -> the folder of the job: of the same training, or new
 metric.py      RunFolder, a name     -> the number that ranks a run, and its interval
 table.py       SweepFolder           -> Table of ranked Rows; CSV, JSON, the terminal
+page.py        Table                 -> sweep.html, with the metric against each parameter
 processes.py   planned jobs          -> a worker process for each, on cores and GPUs of its own
 board.py       what workers say      -> a live table, or plain lines
 sweep.py       Hydra's jobs          -> planned, run and recorded; what launchers and sweepers call

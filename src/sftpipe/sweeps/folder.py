@@ -3,7 +3,7 @@
 sweep.json          the words of the command line, the metric, the code that trained it
 jobs/<job>.json     words, values and state of a job
 jobs/<job>.log      what its process said
-results.csv, .json  the ranked table
+results.csv, .json  the ranked table; sweep.html for people
 <job>/              its run folder, named after the values that vary
 """
 
@@ -95,6 +95,11 @@ class SweepFolder:
     def json(self) -> Path:
         """The ranked table, for programs."""
         return self.path / "results.json"
+
+    @property
+    def page(self) -> Path:
+        """The ranked table, for people."""
+        return self.path / "sweep.html"
 
     @property
     def journal(self) -> Path:

@@ -34,6 +34,7 @@ _NAMES = {
 }
 _TITLES = {"step": "optimizer steps", "epoch": "epochs", "tokens": "training tokens"}
 _GROUPS = 300  # of entries, in all curves of a picture together
+_LOGARITHMIC = 30  # from the smallest to the largest value of an axis
 _DOTTED = 80  # groups of lines that have a dot at each, in all curves together
 
 
@@ -224,6 +225,52 @@ def packed_rows(rows: Sequence[Sequence[int]], limit: int | None) -> dict[str, P
         axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_locator(MaxNLocator(8 if name == "wide" else 4, integer=True))
         axes.set_xlabel("tokens", color=QUIET)
+        pictures[name] = _inline(figure)
+    return pictures
+
+
+def scatter(points: Sequence[tuple[Any, float]]) -> tuple[dict[str, Picture], str]:
+    """A metric against a parameter: (value, metric) of each job as a point.
+
+    Numbers lie on an axis, a logarithmic one where they span a factor of 30; other values stand
+    side by side.
+
+    Returns:
+        The pictures, and what the numbers below stand for; "" where they are the values.
+    """
+    figure, axes = _figure((340, 200))
+    values, legend = [value for value, _ in points], ""
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        if min(values) > 0 and max(values) / min(values) > _LOGARITHMIC:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+            axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+        places = values
+    else:
+        kinds = sorted({str(value) for value in values})
+        places = [kinds.index(str(value)) + 1 for value in values]
+        legend = ", ".join(f"{at} {kind}" for at, kind in enumerate(kinds, start=1))
+        axes.set_xticks(range(1, len(kinds) + 1))
+        axes.set_xlim(0.5, len(kinds) + 0.5)
+    axes.plot(places, [value for _, value in points], "o", color=SERIES[0], alpha=0.7)
+    axes.yaxis.set_major_formatter(lambda value, _: _short(value))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    return {"narrow": _inline(figure)}, legend
+
+
+def history(trials: Sequence[tuple[int, float]], *, lowest: bool) -> dict[str, Picture]:
+    """The metric of each trial of a search, and the best so far as a line."""
+    numbers, values = zip(*trials, strict=True)
+    best = (np.minimum if lowest else np.maximum).accumulate(values)
+    pictures = {}
+    for name, size in {"wide": (720, 220), "narrow": (340, 200)}.items():
+        figure, axes = _figure(size)
+        axes.plot(numbers, values, "o", color=SERIES[0], alpha=0.7)
+        axes.step(numbers, best, where="post", color=SERIES[1], lw=1.6)
+        axes.xaxis.set_major_locator(MaxNLocator(8 if name == "wide" else 4, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_formatter(lambda value, _: _short(value))
+        axes.set_xlabel("trial", color=QUIET)
         pictures[name] = _inline(figure)
     return pictures
 
