@@ -70,11 +70,12 @@ ci: lint  ## what .ci/run runs: lint, all tests, the lines that they miss, real 
 golden: $(STAMP)  ## write the reviewed text files of tests/golden anew; say why in the pull request
 	$(BIN)/python -m pytest tests -m "" -k golden --write-golden $(ARGS)
 
-bench: $(STAMP)  ## measure a training step, the data engine, memory and generation against their baselines
+bench: $(STAMP)  ## measure a training step, the data engine, memory, generation and sweeps against their baselines
 	$(BIN)/sftpipe bench step
 	$(BIN)/sftpipe bench data
 	$(BIN)/sftpipe bench memory
 	$(BIN)/sftpipe bench generate
+	$(BIN)/sftpipe bench sweep
 
 clean:  ## remove the environment, runs and build products (the model cache stays)
 	rm -rf $(VENV) outputs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

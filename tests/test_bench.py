@@ -90,5 +90,5 @@ def test_a_process_is_measured_by_the_memory_that_it_holds_itself() -> None:
 
 
 def test_each_part_has_a_name_and_says_what_it_measures() -> None:
-    assert list(bench.PARTS) == ["step", "data", "memory", "generate"]
+    assert list(bench.PARTS) == ["step", "data", "memory", "generate", "sweep"]
     assert all(part.__doc__ for part in bench.PARTS.values())

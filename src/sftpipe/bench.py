@@ -387,9 +387,46 @@ def generation(tokens: int = 32) -> dict[str, Any]:
     }
 
 
+def sweep(rounds: int = 3) -> dict[str, Any]:
+    """Seconds of one more job of a sweep, against the same job as a command of its own.
+
+    A model of two layers, six steps: what is measured is what every job costs, whatever it trains.
+    """
+    words = [
+        *("dataset=yoda", "format=alpaca", "model=tiny_random", "tokenizer=bpe"),
+        *("lora=none", "evaluation.sample_prompts=[]"),
+        *("sft.max_steps=6", "dataset.limit=48", "tokenizer.vocab_size=512"),
+    ]
+    took: dict[str, list[float]] = {"alone": [], "one job": [], "four jobs": []}
+    seeds = iter(range(1, 100_000))
+    with tempfile.TemporaryDirectory() as folder, console.status("Sweeps ..."):
+        for _ in range(rounds):
+            for name, jobs in (("alone", 0), ("one job", 1), ("four jobs", 4)):
+                values = ",".join(str(next(seeds)) for _ in range(max(1, jobs)))
+                flags = ["-m"] if jobs else []
+                command = [sys.executable, "-m", "sftpipe", "train", *flags, *words]
+                started = time.perf_counter()
+                done = subprocess.run(
+                    [*command, f"seed={values}", f"output_dir={folder}"],
+                    capture_output=True,
+                    text=True,
+                )
+                took[name].append(time.perf_counter() - started)
+                if done.returncode:
+                    raise RuntimeError(done.stderr)
+    median = {name: statistics.median(seconds) for name, seconds in took.items()}
+    one_more = (median["four jobs"] - median["one job"]) / 3
+    return {
+        "a run as a command of its own, s": round(median["alone"], 2),
+        "one more job of a sweep, s": round(one_more, 2),
+        "alone / one more job": round(median["alone"] / one_more, 2),
+    }
+
+
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "step": step,
     "data": data,
     "memory": memory,
     "generate": generation,
+    "sweep": sweep,
 }

@@ -439,6 +439,7 @@ VERBS: dict[str, Verb] = {
         "PART is step: loss and gradients of one batch against TRL's own; data: rows a second "
         "against TRL's preparation, and the cache;\n"
         "memory: the peak of `sftpipe check` on ten times the rows;\n"
-        "generate: answers in batches against one by one and against transformers' own.",
+        "generate: answers in batches against one by one and against transformers' own;\n"
+        "sweep: one more job of a sweep against a command of its own.",
     ),
 }

@@ -12,8 +12,11 @@ import pytest
 from runs.report.test_page import HOSTILE
 from sftpipe.runs.report.compare import write_comparison
 from sftpipe.runs.report.page import write_page
+from sftpipe.sweeps.page import write_page as write_sweep_page
+from sftpipe.sweeps.table import read_table
 from support.browser import CONTRASTS, chromium, opened, overflow
 from support.run_folders import EVALUATION, LOG, PREFLIGHT, SAMPLES, write_run
+from sweeps.test_page import write_sweep
 
 pytestmark = pytest.mark.slow  # a browser of its own
 
@@ -269,6 +272,42 @@ def test_right_to_left_texts_turn_nothing_else_around(browser: Any, runs: dict[s
         # a direction of its own, and stacked marks that stay inside their box
         assert {tuple(style) for style in page.evaluate(styles)} == {("isolate", "hidden")}
         assert page.locator("#answers dt").first.inner_text() == "prompt"
+
+
+# --- a sweep --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def swept(browser: Any, tmp_path: Path) -> Iterator[Any]:
+    sweep = write_sweep(tmp_path / "sweep", trials=True, error=TEXT)
+    write_sweep_page(sweep, read_table(sweep))
+    with opened(browser, sweep.page.as_uri()) as page:
+        yield page
+
+
+def test_the_jobs_of_a_sweep_are_ranked_sorted_and_linked(swept: Any) -> None:
+    def column(at: int) -> list[str]:
+        return list(swept.locator(f"#jobs tbody td:nth-child({at})").all_inner_texts())
+
+    assert column(1) == ["1", "2", "3", "-"]
+    assert column(2) == ["8", "4", "64", "0"]
+    swept.locator("#jobs th", has_text="lora.r").get_by_role("button").click()
+    assert column(2) == ["0", "4", "8", "64"]  # as numbers, not as texts
+    swept.locator("#jobs th", has_text="#").get_by_role("button").click()
+    assert column(1) == ["1", "2", "3", "-"]
+    assert swept.get_by_role("link", name="r-8").get_attribute("href") == "r-8/report.html"
+    assert shown(swept, "#parameters svg") == 1
+    assert shown(swept, "#search svg") == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_sweep_is_read_on_a_telephone_and_in_the_dark(swept: Any, scheme: str) -> None:
+    swept.set_viewport_size({"width": 380, "height": 800})
+    swept.emulate_media(color_scheme=scheme)
+    assert overflow(swept) == 0
+    names = ["body", "td.best", ".bad", ".state", "#jobs a"]
+    found = swept.evaluate(CONTRASTS, names)
+    assert min(contrast for _, _, contrast in found.values()) >= 4.5
 
 
 # --- reading aloud, and the comparison ------------------------------------------------------------
