@@ -8,8 +8,10 @@ with quiet(), quiet_libraries():
     import sftpipe.model.adapters
     import sftpipe.model.load
     import sftpipe.pipeline
+    import sftpipe.runs.card
     import sftpipe.runs.record
-    import sftpipe.runs.report
+    import sftpipe.runs.report.loss_png
+    import sftpipe.runs.report.page
     import sftpipe.training.rehearsal
     import sftpipe.training.tracking
     import sftpipe.training.trainer
