@@ -34,7 +34,8 @@ _NAMES = {
 }
 _TITLES = {"step": "optimizer steps", "epoch": "epochs", "tokens": "training tokens"}
 _GROUPS = 300  # of entries, in all curves of a picture together
-_LOGARITHMIC = 30  # from the smallest to the largest value of an axis
+_LOGARITHMIC = 8  # from the smallest to the largest value of an axis
+_NAMED = 6  # values that all stand below an axis
 _DOTTED = 80  # groups of lines that have a dot at each, in all curves together
 
 
@@ -232,7 +233,7 @@ def packed_rows(rows: Sequence[Sequence[int]], limit: int | None) -> dict[str, P
 def scatter(points: Sequence[tuple[Any, float]]) -> tuple[dict[str, Picture], str]:
     """A metric against a parameter: (value, metric) of each job as a point.
 
-    Numbers lie on an axis, a logarithmic one where they span a factor of 30; other values stand
+    Numbers lie on an axis, a logarithmic one where they span a factor of 8; other values stand
     side by side.
 
     Returns:
@@ -244,7 +245,9 @@ def scatter(points: Sequence[tuple[Any, float]]) -> tuple[dict[str, Picture], st
         if min(values) > 0 and max(values) / min(values) > _LOGARITHMIC:
             axes.set_xscale("log")
             axes.minorticks_off()
-            axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+        if len(set(values)) <= _NAMED:
+            axes.set_xticks(sorted(set(values)))
         places = values
     else:
         kinds = sorted({str(value) for value in values})
