@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
@@ -249,10 +250,14 @@ def config(found: Found) -> dict[str, Any] | None:
     """What differs from the defaults, and all of it."""
     if not found.config:
         return None
-    defaults = to_plain(compose())
     text = yaml.safe_dump(dict(found.config), sort_keys=False, allow_unicode=True)
-    differences = all_differences(defaults, dict(found.config))
+    differences = all_differences(_defaults(), dict(found.config))
     return {"differences": [(one.key, one.now, one.before) for one in differences], "text": text}
+
+
+@functools.cache  # a page that is watched is written every minute
+def _defaults() -> dict[str, Any]:
+    return to_plain(compose())
 
 
 def environment(found: Found) -> list[tuple[str, Any]]:
