@@ -95,7 +95,7 @@ def _search(sweep: SweepFolder, table: Table) -> dict[str, Any] | None:
         return None
     try:
         shares = importances(sweep)
-    except ImportError:  # the sweep is looked at where Optuna is not installed
+    except ImportError:  # the sweep is looked at where they are not installed
         shares = {}
     return {
         "history": history(trials, lowest=table.metric.direction == "minimize"),

@@ -292,7 +292,13 @@ def _mend(journal: Path) -> None:
 
 
 def importances(folder: SweepFolder) -> dict[str, float]:
-    """{key: share of the metric's variance that it explains}; {} with too few trials."""
+    """{key: share of the metric's variance that it explains}; {} with too few trials.
+
+    By fANOVA (Hutter et al. 2014), which tells more of few trials than Optuna's default does.
+
+    Raises:
+        ImportError: Optuna or scikit-learn is not installed.
+    """
     import optuna
     from optuna.storages.journal import JournalFileBackend, JournalStorage
 
@@ -302,7 +308,8 @@ def importances(folder: SweepFolder) -> dict[str, float]:
         storage = JournalStorage(JournalFileBackend(str(folder.journal)))
         study = optuna.load_study(study_name=_STUDY, storage=storage)
         try:
-            found = optuna.importance.get_param_importances(study)
+            evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
         except (ValueError, RuntimeError):
             return {}
     return {key: float(value) for key, value in found.items()}
