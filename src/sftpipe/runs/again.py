@@ -60,7 +60,7 @@ def _check_run(path: Path) -> None:
         return
     if not path.exists():
         raise RunError(Problem(FLAG, f"no folder {path}", allowed="a run folder"))
-    jobs = sorted(one.parent for one in path.glob(f"*/{files.manifest.name}"))
+    jobs = files.runs()
     above = path.absolute().parent  # of a checkpoint, or of a file of the run
     if path.is_dir() and jobs:
         found = f"{path} is a sweep, with the runs {', '.join(job.name for job in jobs)}"

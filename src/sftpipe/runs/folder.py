@@ -141,6 +141,10 @@ class RunFolder:
         found = [(path.name.split("-")[1], path) for path in self.path.glob("checkpoint-*")]
         return {int(step): path for step, path in found if step.isdigit()}
 
+    def runs(self) -> list[Path]:
+        """The run folders in this one, as a sweep has them, by name."""
+        return sorted(path.parent for path in self.path.glob(f"*/{MANIFEST}"))
+
     # --- small files ------------------------------------------------------------------------------
 
     def read_manifest(self) -> dict[str, Any]:
@@ -231,6 +235,17 @@ def damaged(file: Path) -> RunError:
     found = "damaged" if file.is_file() else "missing"
     fix = "put the file back from a copy, or train a new run"
     return RunError(Problem(str(file), found, fix=fix))
+
+
+def whole_lines(text: str) -> tuple[list[dict[str, Any]], int]:
+    """(the rows of JSON lines, how many lines are none); a killed process leaves a torn one."""
+    rows, torn = [], 0
+    for line in text.split("\n"):  # splitlines takes more characters for line ends
+        try:
+            rows += [dict(json.loads(line))] if line else []
+        except (ValueError, TypeError, RecursionError):
+            torn += 1
+    return rows, torn
 
 
 def _read_object(file: Path) -> dict[str, Any]:

@@ -196,8 +196,7 @@ def _runs_folder(cfg: TrainConfig) -> Path:
 
 def _runs_of(cfg: TrainConfig) -> list[Path]:
     """The runs of a recipe, the newest first; a job of a sweep goes on where `run` names it."""
-    manifests = _runs_folder(cfg).glob(f"*/{_FILES.manifest.name}")
-    return sorted((path.parent for path in manifests), reverse=True)
+    return RunFolder(_runs_folder(cfg)).runs()[::-1]
 
 
 def _free_folder(cfg: TrainConfig) -> Path:
@@ -225,7 +224,7 @@ def _is_free(folder: Path) -> bool:
 
 def _check_no_sweep(folder: Path) -> None:
     """A sweep has a run folder for each job."""
-    jobs = sorted(path.parent for path in folder.glob(f"*/{_FILES.manifest.name}"))
+    jobs = RunFolder(folder).runs()
     if not jobs:
         return
     unfinished = [job for job in jobs if not RunFolder(job).complete.exists()]

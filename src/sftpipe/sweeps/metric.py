@@ -10,7 +10,8 @@ from typing import Any
 
 from sftpipe.config.validation_sets import validation_losses
 from sftpipe.errors import ConfigError, Problem, RunError, nearest, override, wrong_choice
-from sftpipe.runs.folder import RunFolder
+from sftpipe.runs.folder import RunFolder, whole_lines
+from sftpipe.runs.summary import validation_parts
 
 BEST_LOSS = "validation.loss"  # the lowest that was measured, and the default
 _EVALUATED = "evaluation."
@@ -73,22 +74,15 @@ def losses(files: RunFolder) -> Iterator[tuple[int, float]]:
             yield int(entry["step"]), sum(found) / len(found)
     if files.complete.is_file() and files.metrics.is_file():
         metrics = files.read_metrics()
-        named = metrics.get("validation") or {}
-        sets = [named] if "after" in named else list(named.values())
-        after = [one["after"]["loss"] for one in sets if isinstance(one, dict) and "after" in one]
+        sets = validation_parts(metrics.get("validation") or {}).values()
+        after = [one["after"]["loss"] for one in sets if "after" in one]
         if after:
             yield int(metrics["train"]["steps"]), sum(after) / len(after)
 
 
-def _log(files: RunFolder) -> Iterator[dict[str, Any]]:
+def _log(files: RunFolder) -> list[dict[str, Any]]:
     """The whole lines of a log that may be growing."""
-    if not files.log.is_file():
-        return
-    for line in files.log.read_text(encoding="utf-8").split("\n"):
-        try:
-            yield dict(json.loads(line))
-        except (ValueError, TypeError):
-            continue
+    return whole_lines(files.log.read_text(encoding="utf-8"))[0] if files.log.is_file() else []
 
 
 def _numbers(files: RunFolder) -> dict[str, float]:

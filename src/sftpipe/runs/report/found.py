@@ -12,7 +12,7 @@ import yaml
 
 from sftpipe.config.recorded import complete
 from sftpipe.errors import Problem, RunError, in_shell
-from sftpipe.runs.folder import RunFolder
+from sftpipe.runs.folder import RunFolder, whole_lines
 from sftpipe.runs.lock import holder
 
 T = TypeVar("T")
@@ -119,7 +119,7 @@ def _no_run(path: Path) -> Problem:
     where = f"run={path}"
     if not path.is_dir():
         return Problem(where, "no such folder", fix="name a run folder")
-    jobs = sorted(one.parent for one in path.glob(f"*/{RunFolder(path).manifest.name}"))
+    jobs = RunFolder(path).runs()
     if not jobs:
         return Problem(where, "no run of sftpipe", fix="name a run folder")
     several = jobs[:MOST]
@@ -150,11 +150,4 @@ def _rows(text: str | None) -> list[dict[str, Any]]:
 
 
 def _lines(text: str | None) -> tuple[list[dict[str, Any]], int]:
-    """(the rows, how many lines are none)."""
-    rows, torn = [], 0
-    for line in (text or "").split("\n"):  # splitlines takes more characters for line ends
-        try:
-            rows += [dict(json.loads(line))] if line else []
-        except (ValueError, TypeError, RecursionError):
-            torn += 1
-    return rows, torn
+    return whole_lines(text or "")
