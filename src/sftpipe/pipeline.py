@@ -143,7 +143,7 @@ def train(
     # longer than most: see `prepare`
     with held(plan.folder), quiet(), quiet_libraries():
         from sftpipe.evaluation.questions import sample_questions
-        from sftpipe.model import adapters, embedding, further, isolation, load
+        from sftpipe.model import adapters, embedding, fast, further, isolation, load
         from sftpipe.runs.card import write_card
         from sftpipe.runs.record import Record
         from sftpipe.runs.report.loss_png import plot_loss
@@ -177,6 +177,8 @@ def train(
         adapter = adapters.make_adapter(cfg.lora, model, weights, data.trained_tokens())
         trainer = build_trainer(arguments, model, adapter, data, precision, folder.log)
         further.take_weights(trainer.model, cfg.lora)
+        if precision.fast:
+            trainer.joins_rows = fast.speed_up(trainer.model, cfg.model, weights)
         if adapter is not None:
             modules = adapters.adapted_modules(trainer.model)
             console.print(adapter_line(modules, adapter.r), markup=False)

@@ -185,6 +185,11 @@ class ModelConfig:
     adapter_dtype: str = _choice("auto", "float32", "bfloat16")
     # auto: what transformers picks
     attn_implementation: str = _choice("auto", "sdpa", "eager", "flash_attention_2")
+    # on a CPU: rows without padding, one function for a linear layer and its LoRA
+    fast: bool = True
+    # of quantization in 4 bits with model.fast; auto: dequantized weights are kept where memory
+    # has room; off: never
+    nf4_cache: str = _choice("auto", "off")
     # random: from scratch, with weights drawn from `seed`
     init: str = _choice("pretrained", "random")
     # of init=random: `model_type`, and fields of its transformers config

@@ -6,9 +6,12 @@ own class. T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -24,6 +27,9 @@ from sftpipe.storage import cached, digest, sha256_cached, write_json
 LENGTHS = (6, 9, 7)  # tokens of the three sequences
 # differences below are rounding; leaks begin near 0.05
 EXACT = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 1e-2}
+
+# a model, and sequences that share a row of it, to logits (T, V)
+Logits = Callable[[PreTrainedModel, list[list[int]]], torch.Tensor]
 
 
 def find_isolation(cfg: TrainConfig, weights: Weights) -> Isolation | None:
@@ -48,26 +54,37 @@ def small_isolation(cfg: ModelConfig, weights: Weights) -> Isolation:
     Raises:
         ModelError: sequences leak whatever is given to the model.
     """
-    config = small_config(model_config(cfg, weights))
-    extra = (
-        {}
-        if cfg.attn_implementation in ("auto", "flash_attention_2")
-        else {"attn_implementation": cfg.attn_implementation}
-    )
-    ours = sha256_cached(Path(__file__))
-    libraries = torch.__version__, transformers.__version__
-    key = digest(config.to_json_string(), extra, *libraries, ours)
 
     def build(folder: Path) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(config, **extra).float().eval()
-            write_json(folder / "isolation.json", asdict(measure(model)))
+        write_json(folder / "isolation.json", asdict(measure(small_model(cfg, weights))))
 
     def load(folder: Path) -> Isolation:
         return Isolation(**json.loads((folder / "isolation.json").read_text(encoding="utf-8")))
 
-    return cached("isolation", key, build, load)
+    return cached("isolation", small_key(cfg, weights, Path(__file__)), build, load)
+
+
+def small_model(cfg: ModelConfig, weights: Weights) -> PreTrainedModel:
+    """A small random model in float32, of the same class, config and attention."""
+    config = small_config(model_config(cfg, weights))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, **_attention(cfg))
+        return model.float().eval()
+
+
+def small_key(cfg: ModelConfig, weights: Weights, code: Path) -> str:
+    """What a measurement on `small_model` depends on, made by a file of ours."""
+    config = small_config(model_config(cfg, weights)).to_json_string()
+    libraries = torch.__version__, transformers.__version__
+    return digest(config, _attention(cfg), *libraries, sha256_cached(code))
+
+
+def _attention(cfg: ModelConfig) -> dict[str, str]:
+    # FlashAttention cannot run here: the class's own choice stands for it
+    if cfg.attn_implementation in ("auto", "flash_attention_2"):
+        return {}
+    return {"attn_implementation": cfg.attn_implementation}
 
 
 def measure(model: PreTrainedModel) -> Isolation:
@@ -84,7 +101,7 @@ def measure(model: PreTrainedModel) -> Isolation:
         except Exception as error:  # a class without positions or such a mask may fail in any way
             tried[method] = f"fails ({type(error).__name__}: {one_line(error)[:80]})"
             continue
-        if leak <= _rounding(model):
+        if leak <= rounding(model):
             return Isolation(method, leak, leak_of_positions)
         tried[method] = f"leaks ({leak:.2g} standard deviations of the logits)"
         leak_of_positions = leak if method == "positions" else None
@@ -108,7 +125,7 @@ def verify(model: PreTrainedModel, found: Isolation | None) -> None:
     if found is None or found.leak is None:
         return
     leak = measure_leak(model, found.method)
-    if leak > _rounding(model):
+    if leak > rounding(model):
         raise ModelError(
             Problem(
                 _where(model),
@@ -120,11 +137,25 @@ def verify(model: PreTrainedModel, found: Isolation | None) -> None:
 
 
 def measure_leak(model: PreTrainedModel, method: str) -> float:
-    """The largest difference that packing makes to a logit, in standard deviations of the logits.
+    """`largest_leak` of packed sequences that a method of `Collator` isolates."""
+    packed = functools.partial(_packed_logits, method=method)
+    return largest_leak(model, packed, packed)
 
-    In float32 packed sequences are compared with separate ones. In any precision the first sequence
-    is also replaced by other tokens, which must change nothing after it; shapes are the same
-    there, so that rounding is, too.
+
+def largest_leak(model: PreTrainedModel, together: Logits, alone: Logits) -> float:
+    """The largest difference that sharing a row makes to a logit.
+
+    In float32 sequences that share a row are compared with separate ones. In any precision the
+    first sequence is also replaced by other tokens, which must change nothing after it; shapes are
+    the same there, so that rounding is, too.
+
+    Args:
+        model: any.
+        together: logits of sequences in one row.
+        alone: of a single one.
+
+    Returns:
+        In standard deviations of the logits.
     """
     generator = torch.Generator().manual_seed(0)
     size = model.get_input_embeddings().num_embeddings
@@ -133,13 +164,13 @@ def measure_leak(model: PreTrainedModel, method: str) -> float:
         for length in (LENGTHS[0], *LENGTHS)
     ]
     after = LENGTHS[0]
-    packed = _logits(model, separate, method)
-    changed = _logits(model, [other, *separate[1:]], method)
+    packed = together(model, separate)
+    changed = together(model, [other, *separate[1:]])
     scale = packed.std()
     leak = (changed[after:] - packed[after:]).abs().max() / scale
     if model.dtype is torch.float32:
-        alone = torch.cat([_logits(model, [ids], method) for ids in separate])
-        leak = torch.maximum(leak, (alone - packed).abs().max() / scale)
+        single = torch.cat([alone(model, [ids]) for ids in separate])
+        leak = torch.maximum(leak, (single - packed).abs().max() / scale)
     return float(leak)
 
 
@@ -147,13 +178,12 @@ def _where(model: PreTrainedModel) -> str:
     return f"packing ({type(model).__name__}, {model.config._attn_implementation})"
 
 
-def _rounding(model: PreTrainedModel) -> float:
+def rounding(model: PreTrainedModel) -> float:
     """The largest difference that its precision explains."""
     return EXACT.get(model.dtype, EXACT[torch.float16])
 
 
-def _logits(model: PreTrainedModel, sequences: list[list[int]], method: str) -> torch.Tensor:
-    """Logits (T, V) in float32 of sequences packed into one row."""
+def _packed_logits(model: PreTrainedModel, sequences: list[list[int]], method: str) -> torch.Tensor:
     ids = [token for sequence in sequences for token in sequence]
     row = {
         "input_ids": ids,
@@ -162,9 +192,14 @@ def _logits(model: PreTrainedModel, sequences: list[list[int]], method: str) -> 
     }
     batch = Collator(0, None, method)([row])
     batch.pop("labels")
+    return row_logits(model, batch)
+
+
+def row_logits(model: PreTrainedModel, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Logits (T, V) in float32 of the one row of a batch."""
     inputs = {
         name: value.to(model.device) if isinstance(value, torch.Tensor) else value
-        for name, value in batch.items()
+        for name, value in inputs.items()
     }
     was_training = model.training
     model.eval()

@@ -19,41 +19,50 @@ class Precision:
     compute: dtype of the frozen weights and of autocast.
     trained: dtype of the parameters that the optimizer holds.
     reason: one line for people.
+    fast: steps go the way of `sftpipe.model.fast`.
     """
 
     device: str
     compute: torch.dtype
     trained: torch.dtype
     reason: str
+    fast: bool = False
 
-    def record(self) -> dict[str, str]:
+    def record(self) -> dict[str, str | bool]:
         """As a manifest holds it: plain names."""
         return {
             "device": self.device,
             "compute": _name(self.compute),
             "trained": _name(self.trained),
+            "fast": self.fast,
         }
 
 
 @dataclass(frozen=True)
 class Began:
-    """How a run began to compute, as far as that is known: names of dtypes, and threads."""
+    """How a run began to compute, as far as that is known: names of dtypes, threads, the way."""
 
     compute: str | None = None
     trained: str | None = None
     threads: int | None = None
+    fast: bool | None = None
 
 
 def choose_precision(
-    cfg: ModelConfig, *, use_cpu: bool = False, began: Began | None = None
+    cfg: ModelConfig,
+    *,
+    use_cpu: bool = False,
+    compiled: bool = False,
+    began: Began | None = None,
 ) -> Precision:
-    """Decide each `auto` of `model.dtype` and `model.adapter_dtype` for this machine.
+    """Decide each `auto` of `model.dtype` and `model.adapter_dtype` for this machine, and the way.
 
     Args:
         cfg: the `model` group.
         use_cpu: of `sft.use_cpu`.
+        compiled: of `sft.torch_compile`, which makes its own way of the model's.
         began: of a run that goes on or is repeated: each `auto` is what it was then, where this
-            machine computes that, and so is the number of threads.
+            machine computes that, and so are the number of threads and the way.
 
     Raises:
         ModelError: float16 on a CPU.
@@ -78,7 +87,8 @@ def choose_precision(
     trained = getattr(torch, named or "float32")
     threads = use_threads(began.threads, all_cores=device == "cpu")
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {threads} threads"
-    return Precision(device, compute, trained, f"{where}; {_name(compute)}: {why}")
+    fast = cfg.fast and device == "cpu" and not compiled and began.fast is not False
+    return Precision(device, compute, trained, f"{where}; {_name(compute)}: {why}", fast)
 
 
 def _computes(dtype: str | None, device: str, *, bf16: bool) -> bool:

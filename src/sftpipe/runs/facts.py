@@ -31,7 +31,12 @@ _LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerat
 _MACHINE = {
     "versions": {name: name for name in ("python", "sftpipe", *_LIBRARIES)},
     "hardware": {"system": "system", "machine": "machine", "cpu": "CPU", "gpu": "GPU"},
-    "precision": {"device": "device", "compute": "dtype", "trained": "trained dtype"},
+    "precision": {
+        "device": "device",
+        "compute": "dtype",
+        "trained": "trained dtype",
+        "fast": "model.fast",
+    },
 }
 _DTYPES = ("float32", "bfloat16", "float16")
 _SAME = "the same bits are expected"
@@ -70,8 +75,12 @@ def compute_as_begun(plan: RunPlan, cfg: TrainConfig) -> Precision:
     """
     files = plan.like
     manifest = files.read_manifest() if files.manifest.is_file() else {}
-    use_cpu = bool(cfg.sft.get("use_cpu", False))
-    precision = choose_precision(cfg.model, use_cpu=use_cpu, began=_began(files, manifest))
+    precision = choose_precision(
+        cfg.model,
+        use_cpu=bool(cfg.sft.get("use_cpu", False)),
+        compiled=bool(cfg.sft.get("torch_compile", False)),
+        began=_began(files, manifest),
+    )
     if plan.repeats is None:
         changed = ", ".join(_changed(manifest, _computing(precision)))
         if changed:
@@ -94,6 +103,8 @@ def _began(files: RunFolder, manifest: Mapping[str, Any]) -> Began:
         compute=decided("compute", "dtype"),
         trained=decided("trained", "adapter_dtype"),
         threads=threads if isinstance(threads, int) and threads > 0 else None,
+        # a version that did not know the way did not go it
+        fast=bool(recorded.get("fast", False)) if manifest else None,
     )
 
 

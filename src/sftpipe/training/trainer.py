@@ -25,6 +25,7 @@ from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import RandomWindows
 from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import ConfigError, ModelError, Problem, one_line, override
+from sftpipe.model.fast import joined, sequences
 from sftpipe.model.initial import make_plain, start_from_base, takes_from_base
 from sftpipe.model.precision import Precision
 from sftpipe.storage import publish_files, publish_folder
@@ -193,6 +194,8 @@ class SFTPipeTrainer(SFTTrainer):
         self._tr_loss, self._globalstep_last_logged = torch.tensor(0.0), 0
         # the folder in which transformers writes the checkpoint that is being made
         self._staging: Path | None = None
+        # the model takes the rows of a batch joined, see `sftpipe.model.fast`
+        self.joins_rows = False
         # what an adapter that was taken out of the base weights began as
         self.initial: Path | None = None
 
@@ -275,6 +278,9 @@ class SFTPipeTrainer(SFTTrainer):
         Returns:
             logits (N, V) in float32, targets (N,), and the model's outputs.
         """
+        lengths = None
+        if self.joins_rows and (row := joined(inputs)) is not None:
+            inputs, lengths = row
         labels, mask = inputs["labels"], inputs.get("attention_mask")
         # a mask of packed rows is added to the attention scores, so it needs their dtype
         if mask is not None and mask.is_floating_point():
@@ -290,7 +296,8 @@ class SFTPipeTrainer(SFTTrainer):
         unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
         hook = self.model.get_output_embeddings().register_forward_pre_hook(select)
         try:
-            outputs = model(**unlabelled, use_cache=False)
+            with sequences(lengths):
+                outputs = model(**unlabelled, use_cache=False)
         finally:
             hook.remove()
         logits = outputs.logits[0].float()
