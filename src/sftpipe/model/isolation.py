@@ -158,7 +158,7 @@ def largest_leak(model: PreTrainedModel, together: Logits, alone: Logits) -> flo
         In standard deviations of the logits.
     """
     generator = torch.Generator().manual_seed(0)
-    size = model.get_input_embeddings().num_embeddings
+    size = model.config.vocab_size
     other, *separate = [
         torch.randint(size // 4, size - 1, (length,), generator=generator).tolist()
         for length in (LENGTHS[0], *LENGTHS)
