@@ -618,6 +618,14 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         "model/test_trained.py",
         "test_a_model_that_leaks_where_small_ones_of_its_class_do_not_is_refused_before_it_is_trained",
     ),
+    "model.fast": (
+        "model/test_precision.py",
+        "test_a_cpu_goes_the_fast_way_unless_the_run_began_otherwise",
+    ),
+    "model.nf4_cache": (
+        "model/test_fast.py",
+        "test_weights_in_4_bits_are_dequantized_once_where_there_is_room",
+    ),
     "model.init": (
         "model/test_architecture.py",
         "test_a_model_from_scratch_takes_the_named_models_tokenizer",

@@ -77,8 +77,31 @@ def test_each_auto_follows_the_machine_and_each_choice_the_config(
     device, compute, trained, why = expected
     where = "NVIDIA T0" if device == "cuda" else "CPU, 1 threads"
     assert choose_precision(ModelConfig("x", **fields), use_cpu=use_cpu) == Precision(
-        device, getattr(torch, compute), getattr(torch, trained), f"{where}; {compute}: {why}"
+        device,
+        getattr(torch, compute),
+        getattr(torch, trained),
+        f"{where}; {compute}: {why}",
+        fast=device == "cpu",
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "compiled", "began", "expected"),
+    [
+        ({}, False, None, True),
+        ({"fast": False}, False, None, False),
+        ({}, True, None, False),
+        ({}, False, Began(fast=True), True),
+        ({}, False, Began(fast=False), False),
+        ({"fast": False}, False, Began(fast=True), False),
+    ],
+)
+def test_a_cpu_goes_the_fast_way_unless_the_run_began_otherwise(
+    fields: dict[str, bool], compiled: bool, began: Began | None, expected: bool, threads: None
+) -> None:
+    cfg = ModelConfig("x", **fields)
+    found = choose_precision(cfg, use_cpu=True, compiled=compiled, began=began)
+    assert found.fast is found.record()["fast"] is expected
 
 
 @pytest.mark.parametrize(

@@ -382,6 +382,15 @@ def test_threads_and_dtypes_are_those_of_then(
 
 
 @pytest.mark.parametrize("plan", PLANS)
+def test_the_fast_step_is_made_where_it_was_made_then(plan: RunPlan, repeat: Repeat) -> None:
+    quick = {**CPU.record(), "fast": True}
+    older = {"compute": "float32"}
+    for then, expected in ((quick, True), (CPU.record(), False), (older, False), (None, False)):
+        rewrite(lambda manifest, then=then: manifest.update(precision=then))
+        assert compute_as_begun(plan, repeat.cfg).fast is expected
+
+
+@pytest.mark.parametrize("plan", PLANS)
 def test_dtypes_of_no_manifest_are_decided_anew(plan: RunPlan, repeat: Repeat) -> None:
     for value in (None, {}, {"compute": "int3", "trained": "int3"}, "bfloat16"):
         rewrite(lambda manifest, value=value: manifest.update(precision=value))
@@ -391,16 +400,17 @@ def test_dtypes_of_no_manifest_are_decided_anew(plan: RunPlan, repeat: Repeat) -
 
 def test_a_dtype_that_the_config_named_is_not_kept_where_it_is_left_open(repeat: Repeat) -> None:
     tree = yaml.safe_load(Path("first/config.yaml").read_text())
-    tree["model"] |= {"dtype": "bfloat16", "adapter_dtype": "bfloat16"}
+    tree["model"] |= {"dtype": "bfloat16", "adapter_dtype": "bfloat16", "fast": False}
     Path("first/config.yaml").write_text(yaml.safe_dump(tree))
     both = Precision("cpu", torch.bfloat16, torch.bfloat16, "")
     rewrite(lambda manifest: manifest.update(precision=both.record()))
 
-    open_again = ["model.dtype=auto", "model.adapter_dtype=auto"]
+    open_again = ["model.dtype=auto", "model.adapter_dtype=auto", "model.fast=true"]
     for words, expected in (([], torch.bfloat16), (open_again, torch.float32)):
         cfg, plan = plan_again("first", words)
         precision = compute_as_begun(plan, cfg)
         assert (precision.compute, precision.trained) == (expected, expected)
+        assert precision.fast is bool(words)
 
 
 def test_a_run_that_goes_on_says_what_is_not_as_it_was(

@@ -77,7 +77,7 @@ def test_a_new_run_writes_its_config_the_report_on_its_data_and_its_manifest(
         "threads": torch.get_num_threads(),
         "weights": "base==1",
         "device": "a CPU",
-        "precision": {"device": "cpu", "compute": "bfloat16", "trained": "float32"},
+        "precision": {"device": "cpu", "compute": "bfloat16", "trained": "float32", "fast": False},
         "day": data.encoder.template.day.isoformat(),
         "seed": 7,
         "data": {

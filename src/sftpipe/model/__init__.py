@@ -11,4 +11,5 @@ initial.py        PeftModel                           -> PiSSA and OLoRA taken o
 further.py        `lora.init_from`, a PeftModel       -> an adapter of this base, which goes on
 merge.py          PeftModel, or a quantized base      -> PreTrainedModel of plain weights
 adapters.py       the `lora` group, PreTrainedModel   -> LoraConfig, PeftModel
+fast.py           a model with its adapter, a batch   -> the same step from fewer operations
 """

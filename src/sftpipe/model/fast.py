@@ -254,13 +254,13 @@ def _mask(*args: Any, **kwargs: Any) -> Any:
     """The mask function of our attention: transformers' own, or the blocks of joined sequences.
 
     Raises:
-        NotImplementedError: the mask cannot be read position by position.
+        ValueError: the mask cannot be read position by position.
     """
     lengths = _lengths.get()
     if lengths is None:
         return sdpa_mask(*args, **kwargs)
     if args or kwargs.get("use_vmap") or kwargs["q_length"] != sum(lengths):
-        raise NotImplementedError("a mask of another kind")
+        raise ValueError("a mask that is no function of positions")
     masks: list[torch.Tensor | None] = []
     start = 0
     for length in lengths:
@@ -308,10 +308,8 @@ AttentionMaskInterface.register(_ATTENTION, _mask)
 def _join_rows(model: PreTrainedModel | PeftModel, cfg: ModelConfig, weights: Weights) -> bool:
     """Let a model take joined rows, where it computes the same from them; False where not."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if (
-        base.config._attn_implementation != "sdpa"
-        or _small_leak(cfg, weights) > EXACT[torch.float32]
-    ):
+    is_sdpa = base.config._attn_implementation == "sdpa"
+    if not is_sdpa or not _small_leak(cfg, weights) <= EXACT[torch.float32]:
         return False
     base.set_attn_implementation(_ATTENTION)
     if _leak(base) <= rounding(base):

@@ -31,12 +31,7 @@ _LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerat
 _MACHINE = {
     "versions": {name: name for name in ("python", "sftpipe", *_LIBRARIES)},
     "hardware": {"system": "system", "machine": "machine", "cpu": "CPU", "gpu": "GPU"},
-    "precision": {
-        "device": "device",
-        "compute": "dtype",
-        "trained": "trained dtype",
-        "fast": "model.fast",
-    },
+    "precision": {"device": "device", "compute": "dtype", "trained": "trained dtype"},
 }
 _DTYPES = ("float32", "bfloat16", "float16")
 _SAME = "the same bits are expected"
@@ -103,8 +98,8 @@ def _began(files: RunFolder, manifest: Mapping[str, Any]) -> Began:
         compute=decided("compute", "dtype"),
         trained=decided("trained", "adapter_dtype"),
         threads=threads if isinstance(threads, int) and threads > 0 else None,
-        # a version that did not know the way did not go it
-        fast=bool(recorded.get("fast", False)) if manifest else None,
+        # a version that did not know the fast step did not make it
+        fast=bool(recorded.get("fast")) if manifest and model.get("fast") is not False else None,
     )
 
 
