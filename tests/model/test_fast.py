@@ -185,8 +185,13 @@ def test_loss_and_gradients_are_those_of_peft_with_full_logits(
         assert apart(gradients(quick, loss), wanted) < 1e-5
 
 
+@pytest.mark.parametrize("words", [True, False])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_dropout_draws_what_peft_draws(family: str, tmp_path: Path) -> None:
+def test_dropout_draws_what_peft_draws(
+    family: str, words: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not words:  # as on a CPU of Intel
+        monkeypatch.setattr(fast, "_reads_words", lambda: False)
     plain = made(family, "dropout", tmp_path)
     quick, joins = sped_up(plain, tmp_path)
     batch = Collator(0)(rows()[2:3])  # one row: joined, it has the same shape
