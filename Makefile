@@ -70,8 +70,10 @@ ci: lint  ## what .ci/run runs: lint, all tests, the lines that they miss, real 
 golden: $(STAMP)  ## write the reviewed text files of tests/golden anew; say why in the pull request
 	$(BIN)/python -m pytest tests -m "" -k golden --write-golden $(ARGS)
 
-bench: $(STAMP)  ## measure a training step, the data engine, memory, generation and sweeps against their baselines
+bench: $(STAMP)  ## measure steps, a training, starts, the data engine, memory, generation and sweeps against their baselines
 	$(BIN)/sftpipe bench step
+	$(BIN)/sftpipe bench train $(if $(PEER),--peer-python $(PEER))
+	$(BIN)/sftpipe bench start
 	$(BIN)/sftpipe bench data
 	$(BIN)/sftpipe bench memory
 	$(BIN)/sftpipe bench generate

@@ -98,6 +98,7 @@ def test_version_is_printed_alone(said: Said) -> None:
     assert said("--version") == (0, f"{sftpipe.__version__}\n", "")
 
 
+PEER = ["bench", "train", "--peer-python", "nowhere/python"]
 SWEPT = ["train", "-m", "recipe=yoda,yodaa"]
 
 
@@ -127,6 +128,10 @@ SWEPT = ["train", "-m", "recipe=yoda,yodaa"]
             ],
             ["no part", ["bench"], "sftpipe bench", ""],
             ["unknown part", ["bench", "stepp"], "sftpipe bench", ""],
+            ["no program", ["bench", "train", "--peer-python"], "--peer-python", ""],
+            ["two programs", [*PEER, "--peer-python=b"], "--peer-python", ""],
+            ["no such program", PEER, "--peer-python", ""],
+            ["a part without one", ["bench", "data", *PEER[2:]], "--peer-python", ""],
             ["no run", ["train", "--from"], "--from", ""],
             ["a key in its place", ["train", "--from", "lora.r=8"], "--from", ""],
             ["a flag in its place", ["train", "--from", "--json"], "--from", ""],
@@ -148,7 +153,9 @@ def test_a_mistake_says_what_to_type_and_exits_with_2(
     golden_error(err.replace(", ".join(find_recipes()), "<recipes>"))
 
 
-@pytest.mark.parametrize("words", [["env", "--jsn"], ["env", "seed=1"], ["list", "--jsn"]])
+@pytest.mark.parametrize(
+    "words", [["env", "--jsn"], ["env", "seed=1"], ["list", "--jsn"], ["config", *PEER[2:]]]
+)
 def test_words_that_a_verb_does_not_take_are_refused(words: list[str], said: Said) -> None:
     code, _, err = said(*words)
 
@@ -637,6 +644,15 @@ def test_bench_runs_the_part_that_is_asked_for(
     else:
         assert [line.split() for line in out.splitlines()] == [["part", "data"], ["ratio", "2.5"]]
     assert said("bench", "data", "step")[0] == 2  # one at a time
+
+
+def test_the_python_of_another_program_is_given_to_the_part(
+    said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PARTS, "train", lambda peer_python=None: {"python": str(peer_python)})
+    for words in (["--peer-python", "venv/bin/python"], ["--peer-python=venv/bin/python"]):
+        assert said("bench", *words, "train")[1].split() == ["python", "venv/bin/python"]
+    assert said("bench", "train")[1].split() == ["python", "None"]
 
 
 @pytest.mark.slow

@@ -88,6 +88,7 @@ TEXTS: dict[str, dict[str, str]] = {
     },
     "`sftpipe list {match}`": {"match": "dataset"},
     "`sftpipe bench {next(iter(PARTS))}`": {"next(iter(PARTS))": "step"},
+    "`sftpipe bench {part}`": {"part": "data"},
     "`{group}.{other}={example}`, or leave it out": {
         "group": "sft",
         "other": "eval_strategy",
@@ -418,7 +419,7 @@ def _is_about(base: Sequence[str], groups: Sequence[str]) -> bool:
     return any(word.startswith((f"{group}.", f"{group}=")) for word in base for group in groups)
 
 
-PROGRAMS = ("pip", "hf", "wandb", "curl", "ollama", "chmod", "python", "lm-eval", "export")
+PROGRAMS = ("pip", "hf", "wandb", "curl", "ollama", "chmod", "python", "lm-eval", "export", "trl")
 
 
 def try_out(command: str) -> None:

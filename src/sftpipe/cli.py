@@ -105,6 +105,8 @@ def _parse(words: list[str]) -> Arguments:
             arguments.repeats = _folder_of(word, rest, arguments.repeats, "run")
         elif word.partition("=")[0] == "--continue" and verb == "train":
             arguments.going_on = _folder_of(word, rest, arguments.going_on, "sweep")
+        elif word.partition("=")[0] == "--peer-python" and verb == "bench":
+            arguments.peer_python = _program_of(word, rest, arguments.peer_python)
         elif (
             word.split("=")[0]
             in ("--cfg", "-c", "--info", "-i", "--hydra-help", "--resolve", "--package", "-p")
@@ -124,9 +126,7 @@ def _parse(words: list[str]) -> Arguments:
 
 def _folder_of(word: str, rest: list[str], before: str | None, what: str) -> str:
     """The folder of `--flag DIR` or `--flag=DIR`; in the first form it is taken from the rest."""
-    flag, equals, folder = word.partition("=")
-    is_next = not equals and rest and not rest[0].startswith("-") and "=" not in rest[0]
-    folder = rest.pop(0) if is_next else folder
+    flag, folder = _value_of(word, rest)
     if not folder:
         fix = f"sftpipe train {flag} DIR, with the folder that sftpipe train printed"
         raise ConfigError(Problem(flag, f"no folder after it: which {what}?", fix=fix))
@@ -134,6 +134,24 @@ def _folder_of(word: str, rest: list[str], before: str | None, what: str) -> str
         found = f"given twice, with {before} and {folder}"
         raise ConfigError(Problem(flag, found, fix=f"name one {what}"))
     return folder
+
+
+def _program_of(word: str, rest: list[str], before: str | None) -> str:
+    """The program of `--flag PATH` or `--flag=PATH`; see `_folder_of`."""
+    flag, path = _value_of(word, rest)
+    fix = "`sftpipe bench train --peer-python venv/bin/python`"
+    if not path:
+        raise ConfigError(Problem(flag, "no path after it: which Python?", fix=fix))
+    if before is not None:
+        raise ConfigError(Problem(flag, f"given twice, with {before} and {path}", fix=fix))
+    return path
+
+
+def _value_of(word: str, rest: list[str]) -> tuple[str, str]:
+    """(flag, value) of `--flag=VALUE`, or of `--flag` and the word after it, which is taken."""
+    flag, equals, value = word.partition("=")
+    is_next = not equals and rest and not rest[0].startswith("-") and "=" not in rest[0]
+    return flag, rest.pop(0) if is_next else value
 
 
 # --- help -----------------------------------------------------------------------------------------

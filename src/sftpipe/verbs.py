@@ -30,6 +30,7 @@ class Arguments:
     multirun: bool = False
     repeats: str | None = None  # the run folder of --from
     going_on: str | None = None  # the sweep folder of --continue
+    peer_python: str | None = None  # the program of --peer-python
     hydra_flags: list[str] = field(
         default_factory=list
     )  # --cfg, --info, ...: handed to Hydra as they are
@@ -294,7 +295,7 @@ def _env(arguments: Arguments) -> int:
 
 
 def _bench(arguments: Arguments) -> int:
-    from sftpipe.bench import PARTS
+    from sftpipe.bench import PARTS, WITH_PEER
 
     part = arguments.overrides[0] if arguments.overrides else ""
     if part not in PARTS or len(arguments.overrides) != 1:
@@ -307,7 +308,12 @@ def _bench(arguments: Arguments) -> int:
                 fix=f"`sftpipe bench {next(iter(PARTS))}`",
             )
         )
-    measured = PARTS[part]()
+    peer = {} if arguments.peer_python is None else {"peer_python": arguments.peer_python}
+    if peer and part != WITH_PEER:
+        found = f"part {part} is not measured against another program"
+        fix = f"`sftpipe bench {part}`"
+        raise ConfigError(Problem("--peer-python", found, allowed=f"with {WITH_PEER}", fix=fix))
+    measured = PARTS[part](**peer)
     print(
         json.dumps(measured, indent=2)
         if arguments.json
@@ -435,11 +441,15 @@ VERBS: dict[str, Verb] = {
     "bench": Verb(
         _bench,
         "measure a part of sftpipe against its baseline",
-        "sftpipe bench PART [--json]",
-        "PART is step: loss and gradients of one batch against TRL's own; data: rows a second "
-        "against TRL's preparation, and the cache;\n"
-        "memory: the peak of `sftpipe check` on ten times the rows;\n"
-        "generate: answers in batches against one by one and against transformers' own;\n"
-        "sweep: one more job of a sweep against a command of its own.",
+        "sftpipe bench PART [--json]\n       sftpipe bench train [--peer-python PATH] [--json]",
+        "PART is one of\n"
+        "  step      loss and gradients of one batch against TRL's own\n"
+        "  train     a whole training loop and its memory against TRL, and against LLaMA-Factory "
+        "where PATH is a Python that has it\n"
+        "  start     seconds of short commands against `trl sft --help`\n"
+        "  data      rows a second against TRL's preparation, and the cache\n"
+        "  memory    the peak of `sftpipe check` on ten times the rows\n"
+        "  generate  answers in batches against one by one and against transformers' own\n"
+        "  sweep     one more job of a sweep against a command of its own",
     ),
 }

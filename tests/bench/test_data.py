@@ -1,4 +1,4 @@
-"""The parts of the measurements: generated rows, and what is compared with what."""
+"""Generated rows, what is compared with what, and the memory of a process."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 import datasets
 import pytest
 
-from sftpipe import bench
+from sftpipe.bench import data
 
-INSTRUCTIONS = list(bench._instructions(300))
+INSTRUCTIONS = list(data._instructions(300))
 
 
 def test_generated_rows_are_the_same_each_time_and_all_differ() -> None:
-    assert list(bench._instructions(300)) == INSTRUCTIONS
-    assert list(itertools.islice(bench._instructions(9), 3)) == INSTRUCTIONS[:3]
+    assert list(data._instructions(300)) == INSTRUCTIONS
+    assert list(itertools.islice(data._instructions(9), 3)) == INSTRUCTIONS[:3]
     assert [row["instruction"].partition(":")[0] for row in INSTRUCTIONS] == [
         str(number) for number in range(300)
     ]
@@ -42,7 +42,7 @@ def test_rows_become_the_conversations_that_trl_wants(tmp_path: Path) -> None:
     def turn(role: str, content: str) -> list[dict[str, str]]:
         return [{"role": role, "content": content}]
 
-    assert list(bench._conversations(file)) == [
+    assert list(data._conversations(file)) == [
         {"prompt": turn("user", "Add.\n1, 2"), "completion": turn("assistant", "3")},
         {"prompt": turn("user", "Greet."), "completion": turn("assistant", "Hi.")},
     ]
@@ -66,7 +66,7 @@ def test_rows_are_the_same_except_for_the_line_break_after_the_end() -> None:
             for found, (_, _, mask) in zip(ids, rows.values(), strict=True)
         ]
     )
-    assert bench._compared(ours, theirs, [9]) == (2, 3 + 3 + 3 + 2)
+    assert data._compared(ours, theirs, [9]) == (2, 3 + 3 + 3 + 2)
 
 
 def test_a_process_is_measured_by_the_memory_that_it_holds_itself() -> None:
@@ -80,15 +80,10 @@ def test_a_process_is_measured_by_the_memory_that_it_holds_itself() -> None:
         assert process.stdout is not None
         assert process.stdin is not None
         process.stdout.readline()
-        with_it = bench._own_memory(process.pid)
+        with_it = data._own_memory(process.pid)
         process.stdin.write("\n")
         process.stdin.flush()
         process.stdout.readline()
-        without = bench._own_memory(process.pid)
+        without = data._own_memory(process.pid)
         process.stdin.write("\n")
     assert with_it - without == pytest.approx(2**26, rel=0.1)
-
-
-def test_each_part_has_a_name_and_says_what_it_measures() -> None:
-    assert list(bench.PARTS) == ["step", "data", "memory", "generate", "sweep"]
-    assert all(part.__doc__ for part in bench.PARTS.values())
