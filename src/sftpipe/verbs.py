@@ -314,11 +314,12 @@ def _bench(arguments: Arguments) -> int:
         fix = f"`sftpipe bench {part}`"
         raise ConfigError(Problem("--peer-python", found, allowed=f"with {WITH_PEER}", fix=fix))
     measured = PARTS[part](**peer)
-    print(
-        json.dumps(measured, indent=2)
-        if arguments.json
-        else "\n".join(f"{name:<40} {value}" for name, value in measured.items())
-    )
+    if arguments.json:
+        print(json.dumps(measured, indent=2))
+    else:
+        width = max(map(len, measured))
+        for name, value in measured.items():
+            print(f"{name:<{width}}  {value}")
     return 0
 
 

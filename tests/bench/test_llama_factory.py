@@ -75,7 +75,7 @@ def test_its_losses_and_rows_are_read_back(tmp_path: Path, monkeypatch: pytest.M
             "-m",
             "llamafactory.cli",
             "train",
-            str(tmp_path / "train.json"),
+            str(tmp_path / "train.yaml"),
         ]
         state = {"log_history": [{"loss": 2.5}, {"train_runtime": 4.0}]}
         (folder / "run").mkdir()

@@ -51,16 +51,16 @@ def test_other_rows_and_other_losses_are_told() -> None:
     assert train._same_work({"sftpipe": OURS, "trl": THEIRS}) == {
         "tokens": "7200, 3300 of them trained",
         "same ids and labels": "yes",
-        "loss of 2 steps, trl": "apart by 5.0e-04 at most, within 0.001",
+        "losses of 2 steps, trl": "apart by 5.0e-04 at most, within 0.001",
     }
     found = train._same_work({"sftpipe": OURS, "trl": THEIRS, "llama-factory": PEERS})
     assert found["same ids and labels"] == "NOT of llama-factory"
-    assert found["loss of 2 steps, llama-factory"] == "apart by 9.1e-02 at most, NOT within 0.001"
+    assert found["losses of 2 steps, llama-factory"] == "apart by 9.1e-02 at most, NOT within 0.001"
 
 
 def test_losses_of_another_number_of_steps_are_not_compared() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        train._close("trl", {"sftpipe": told(1, 1, [2.0, 1.0]), "trl": told(1, 1, [2.0])}, steps="")
+        train._close("trl", {"sftpipe": told(1, 1, [2.0, 1.0]), "trl": told(1, 1, [2.0])})
 
 
 @pytest.mark.parametrize("python", [None, "venv/bin/python"])
@@ -71,7 +71,7 @@ def test_each_trains_twice_in_turns_and_then_more_steps(
 
     def epoch(implementation: str, rows: int) -> dict[str, Any]:
         went.append((implementation, rows))
-        return told(12, 1000, [2.0])
+        return told(12, 1000, [2.0] * (rows // 8))
 
     monkeypatch.setattr(train, "_epoch", epoch)
     monkeypatch.setattr(train, "_by_peer", lambda path, rows: epoch(f"peer {path}", rows))
@@ -83,7 +83,7 @@ def test_each_trains_twice_in_turns_and_then_more_steps(
     assert went == [*turn, *turn, ("sftpipe", 400), ("trl", 400)]
     assert table["llama-factory"].startswith("0.9.5" if python else "skipped: --peer-python PATH")
     assert ("sftpipe / llama-factory" in table) is bool(python)
-    assert table["loss of 50 steps, trl"] == "apart by 0.0e+00 at most, within 0.001"
+    assert table["losses of 50 steps, trl"] == "apart by 0.0e+00 at most, within 0.001"
 
 
 def test_a_process_that_fails_says_why() -> None:

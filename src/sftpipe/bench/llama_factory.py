@@ -107,9 +107,11 @@ def write_task(rows: int, weights: Weights, folder: Path) -> Path:
         "seed": SEED,
     }
     known = {"yoda": {"file_name": "yoda.json", "columns": columns}}
-    for name, content in (("yoda", pairs), ("dataset_info", known), ("train", config)):
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
-    return folder / "train.json"
+    # JSON is YAML too
+    files = {"yoda.json": pairs, "dataset_info.json": known, "train.yaml": config}
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return folder / "train.yaml"
 
 
 def _run(command: list[str], folder: Path) -> int:

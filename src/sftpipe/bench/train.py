@@ -53,7 +53,7 @@ def train(peer_python: str | None = None) -> dict[str, Any]:
         **_measured(found),
         _PEER: peer or skipped,
         **_same_work(found),
-        **_close("trl", more, steps="50 steps"),
+        **_close("trl", more),
     }
 
 
@@ -108,13 +108,14 @@ def _same_work(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, An
         "same ids and labels": "NOT of " + ", ".join(differ) if differ else "yes",
     }
     for name in others:
-        table |= _close(name, first, steps=f"{len(ours['losses'])} steps")
+        table |= _close(name, first)
     return table
 
 
-def _close(name: str, told: Mapping[str, Mapping[str, Any]], *, steps: str) -> dict[str, str]:
+def _close(name: str, told: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """The largest relative difference between the losses of a step of sftpipe and of another."""
-    pairs = zip(told["sftpipe"]["losses"], told[name]["losses"], strict=True)
+    pairs = list(zip(told["sftpipe"]["losses"], told[name]["losses"], strict=True))
     largest = max(abs(ours - theirs) / abs(theirs) for ours, theirs in pairs)
     verdict = "within" if largest <= _CLOSE else "NOT within"
-    return {f"loss of {steps}, {name}": f"apart by {largest:.1e} at most, {verdict} {_CLOSE:g}"}
+    found = f"apart by {largest:.1e} at most, {verdict} {_CLOSE:g}"
+    return {f"losses of {len(pairs)} steps, {name}": found}
