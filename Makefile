@@ -70,7 +70,7 @@ ci: lint  ## what .ci/run runs: lint, all tests, the lines that they miss, real 
 golden: $(STAMP)  ## write the reviewed text files of tests/golden anew; say why in the pull request
 	$(BIN)/python -m pytest tests -m "" -k golden --write-golden $(ARGS)
 
-bench: $(STAMP)  ## measure steps, a training, starts, the data engine, memory, generation and sweeps against their baselines
+bench: $(STAMP)  ## measure steps, a training, starts, the data engine, memory, generation and sweeps against their baselines; PEER=PATH: see `sftpipe bench --help`
 	$(BIN)/sftpipe bench step
 	$(BIN)/sftpipe bench train $(if $(PEER),--peer-python $(PEER))
 	$(BIN)/sftpipe bench start
