@@ -206,6 +206,16 @@ def test_dropout_draws_what_peft_draws(
     assert loss_of(quick, batch, joins).item() == pytest.approx(loss_of(plain, batch).item())
 
 
+@given(st.floats(0, 1), st.integers(0, 2**32))
+def test_numbers_are_drawn_as_torch_draws_them(share: float, seed: int) -> None:
+    ours, theirs = (torch.Generator().manual_seed(seed) for _ in range(2))
+    expected = torch.empty(50).bernoulli_(share, generator=theirs) == 1
+    found = fast._kept(expected.shape, share, ours)
+    if fast._reads_words():
+        assert torch.equal(found, expected)
+        assert torch.equal(ours.get_state(), theirs.get_state())
+
+
 @pytest.mark.parametrize("way", ["lora", "dora", "nf4", "new tokens", "full"])
 def test_steps_end_in_the_same_weights(way: str, tmp_path: Path) -> None:
     plain = made("llama", way, tmp_path)

@@ -198,7 +198,10 @@ def _shares(
         f"limit, {dtype}": f"{least:.3f} s, {rate:.0f} GFLOP/s",
         **{f"share of the limit, {name}": share for name, share in shares.items()},
         f"share of the limit, frozen backbone alone, {dtype}": f"{backbone:.2f}",
-        **{f"of our step, {dtype}, {part}": text for part, text in _parts(ours).items()},
+        **{
+            f"of our step, {dtype}, {part}": text
+            for part, text in _parts(ours, took[f"sftpipe, {dtype}"]).items()
+        },
     }
 
 
@@ -211,29 +214,32 @@ _KINDS = (
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "mkldnn::_linear_pointwise", "aten::bmm")
 
 
-def _parts(subject: Subject) -> dict[str, str]:
-    """{part of our step: milliseconds and its share}, of one profiled step."""
+def _parts(subject: Subject, whole: float) -> dict[str, str]:
+    """{part of our step: milliseconds and its share}, of one profiled step.
+
+    Args:
+        subject: ours.
+        whole: seconds of a step that is not profiled; what no operation takes of it is Python's.
+    """
     import time
 
     from torch.profiler import ProfilerActivity, profile
 
-    start = time.perf_counter()
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
         subject.loss().backward()
-    whole = time.perf_counter() - start
     start = time.perf_counter()
     subject.update()
     update = time.perf_counter() - start
     vocabulary = subject.trainer.model.get_output_embeddings().weight.shape[0]
     found: dict[str, float] = {}
     for event in profiled.key_averages(group_by_input_shape=True):
-        part = _part_of(event.key, event.input_shapes, vocabulary)
-        found[part] = found.get(part, 0.0) + event.self_cpu_time_total / 1e6
-    found["Python and dispatch"] += max(0.0, whole - sum(found.values()))
+        if event.key.startswith(("aten::", "mkldnn::")):
+            part = _part_of(event.key, event.input_shapes, vocabulary)
+            found[part] = found.get(part, 0.0) + event.self_cpu_time_total / 1e6
     found["clipping and optimizer"] = update
+    found["Python and dispatch"] = max(0.0, whole - sum(found.values()))
     ordered = sorted(found.items(), key=lambda one: -one[1])
-    everything = sum(found.values())
-    return {name: f"{1000 * s:.0f} ms, {s / everything:.0%}" for name, s in ordered}
+    return {name: f"{1000 * s:.0f} ms, {s / whole:.0%}" for name, s in ordered}
 
 
 def _part_of(name: str, shapes: Any, vocabulary: int) -> str:
@@ -252,4 +258,4 @@ def _part_of(name: str, shapes: Any, vocabulary: int) -> str:
     for part, names in _KINDS:
         if any(one in name for one in names):
             return part
-    return "norms, activations, rotations" if name.startswith("aten::") else "Python and dispatch"
+    return "norms, activations, rotations"

@@ -96,49 +96,54 @@ class _Adapted(Function):
         """x (N, I), weight (O, I), bias (O,), a (R, I), b (O, R); returns (N, O)."""
         ctx.trained = a.dtype
         a, b = a.to(x.dtype), b.to(x.dtype)
-        gone = _gone(x.shape, dropout) if dropout else None
-        ctx.left = 1 / (1 - dropout) if dropout < 1 else 0.0
-        entered = x if gone is None else (x * ctx.left).masked_fill_(gone, 0)
+        noise = _noise(x, dropout) if dropout else None
+        entered = x if noise is None else x * noise
         inner = entered @ a.t()  # (N, R)
         y = _product(x, weight)
         if bias is not None:
             y += bias
         y.addmm_(inner, b.t(), alpha=scaling)
-        ctx.save_for_backward(entered, gone, inner, weight, a, b)
+        ctx.save_for_backward(entered, noise, inner, weight, a, b)
         ctx.scaling = scaling
         return y
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
-        entered, gone, inner, weight, a, b = ctx.saved_tensors
+        entered, noise, inner, weight, a, b = ctx.saved_tensors
         d_inner = (dy @ b).mul_(ctx.scaling)  # (N, R)
         d_a = (d_inner.t() @ entered).to(ctx.trained)
         d_b = (dy.t() @ inner).mul_(ctx.scaling).to(ctx.trained)
         d_x = _product(dy, weight.t()) if ctx.needs_input_grad[0] else None
-        if d_x is not None and gone is None:
+        if d_x is not None and noise is None:
             d_x.addmm_(d_inner, a)
         elif d_x is not None:
-            d_x.add_((d_inner @ a).masked_fill_(gone, 0), alpha=ctx.left)
+            d_x.addcmul_(d_inner @ a, noise)
         return d_x, None, None, d_a, d_b, None, None
 
 
-def _gone(shape: torch.Size, dropout: float, generator: Any = None) -> torch.Tensor:
-    """True where `torch.dropout` would make a zero, from the same random numbers."""
+def _noise(x: torch.Tensor, dropout: float) -> torch.Tensor:
+    """What `torch.dropout` would multiply x by, from the same random numbers: 0 or 1 / (1 - p)."""
     kept = 1 - dropout
-    if generator is None and not _reads_words():
-        return torch.empty(shape).bernoulli_(kept) == 0
-    # torch compares 53 of 64 bits of each number, and does it slowly
+    if _reads_words():
+        noise = _kept(x.shape, kept).to(x.dtype)
+    else:
+        noise = torch.empty_like(x).bernoulli_(kept)
+    return noise.div_(kept) if kept else noise
+
+
+def _kept(shape: torch.Size, share: float, generator: Any = None) -> torch.Tensor:
+    """What `bernoulli_(share)` draws, as booleans: torch compares 53 of 64 bits, less quickly."""
     words = torch.empty(shape, dtype=torch.int64).random_(generator=generator)
-    return words.bitwise_and_(2**53 - 1) >= kept * 2**53
+    return words.bitwise_and_(2**53 - 1) < math.ceil(share * 2**53)
 
 
 @functools.cache
 def _reads_words() -> bool:
-    """True where torch's dropout draws its numbers as `_gone` does, not by the MKL of Intel."""
+    """True where torch draws as `_kept` does, not by the MKL of Intel."""
     ours, theirs = (torch.Generator().manual_seed(0) for _ in range(2))
-    expected = torch.empty(4096).bernoulli_(0.9, generator=theirs) == 0
-    found = _gone(expected.shape, 0.1, ours)
+    expected = torch.empty(4096).bernoulli_(0.9, generator=theirs) == 1
+    found = _kept(expected.shape, 0.9, ours)
     same = torch.equal(ours.get_state(), theirs.get_state())
     return bool(same and torch.equal(found, expected))
 
