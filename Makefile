@@ -73,6 +73,7 @@ golden: $(STAMP)  ## write the reviewed text files of tests/golden anew; say why
 bench: $(STAMP)  ## measure steps, a training, starts, the data engine, memory, generation and sweeps against their baselines; PEER=PATH: see `sftpipe bench --help`
 	$(BIN)/sftpipe bench step
 	$(BIN)/sftpipe bench train $(if $(PEER),--peer-python $(PEER))
+	$(BIN)/sftpipe bench growth
 	$(BIN)/sftpipe bench start
 	$(BIN)/sftpipe bench data
 	$(BIN)/sftpipe bench memory

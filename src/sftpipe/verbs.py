@@ -444,9 +444,10 @@ VERBS: dict[str, Verb] = {
         "measure a part of sftpipe against its baseline",
         "sftpipe bench PART [--json]\n       sftpipe bench train [--peer-python PATH] [--json]",
         "PART is one of\n"
-        "  step      loss and gradients of one batch against TRL's own\n"
+        "  step      one training step against TRL's and against the limit of the machine\n"
         "  train     a whole training loop and its memory against TRL, and against LLaMA-Factory "
         "where PATH is a Python that has it\n"
+        "  growth    a step over rows, tokens, width and vocabulary, drawn to growth.svg\n"
         "  start     seconds of short commands against `trl sft --help`\n"
         "  data      rows a second against TRL's preparation, and the cache\n"
         "  memory    the peak of `sftpipe check` on ten times the rows\n"

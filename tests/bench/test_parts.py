@@ -9,7 +9,16 @@ from sftpipe.verbs import VERBS
 
 
 def test_each_part_has_a_name_says_what_it_measures_and_is_in_the_help() -> None:
-    assert list(PARTS) == ["step", "train", "start", "data", "memory", "generate", "sweep"]
+    assert list(PARTS) == [
+        "step",
+        "train",
+        "growth",
+        "start",
+        "data",
+        "memory",
+        "generate",
+        "sweep",
+    ]
     assert all(part.__doc__ for part in PARTS.values())
     lines = VERBS["bench"].details.splitlines()[1:]
     assert [line.split()[0] for line in lines] == list(PARTS)

@@ -67,7 +67,9 @@ def _step(
     trainer = SFTPipeTrainer(
         adapter_dtype=precision.trained,
         model=AutoModelForCausalLM.from_config(model_config(cfg, weights)),
-        args=build_arguments({}, seed=0, folder=folder, precision=precision),
+        args=build_arguments(
+            {"activation_checkpointing": False}, seed=0, folder=folder, precision=precision
+        ),
         train_dataset=data,
         data_collator=Collator(0),
         processing_class=train_tokenizer(TokenizerConfig(type="char"), "ab"),

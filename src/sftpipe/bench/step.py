@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sftpipe.bench import limit
+from sftpipe.bench.limit import frozen, operations, products, seconds
 from sftpipe.bench.timing import ROUNDS, median_seconds
 from sftpipe.data.labels import IGNORED
 from sftpipe.terminal import console, quiet_libraries
@@ -188,12 +188,12 @@ def _shares(
     """The limit in one precision, the share that each reaches, and where the rest of ours goes."""
     import torch
 
-    needed = limit.products(ours.trainer.model, ours.loss, tokens, int(ours.trained))
-    least = limit.seconds(needed, getattr(torch, dtype))
-    bare = limit.frozen(needed, _RANK)
-    rate = limit.operations(needed) / least / 1e9
+    needed = products(ours.trainer.model, ours.loss, tokens, int(ours.trained))
+    least = seconds(needed, getattr(torch, dtype))
+    bare = frozen(needed, _RANK)
+    rate = operations(needed) / least / 1e9
     shares = {name: f"{least / took[name]:.2f}" for name in subjects if dtype in name}
-    backbone = limit.seconds(bare, getattr(torch, dtype)) / took[f"frozen, {dtype}"]
+    backbone = seconds(bare, getattr(torch, dtype)) / took[f"frozen, {dtype}"]
     return {
         f"limit, {dtype}": f"{least:.3f} s, {rate:.0f} GFLOP/s",
         **{f"share of the limit, {name}": share for name, share in shares.items()},
