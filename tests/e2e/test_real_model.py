@@ -12,6 +12,7 @@ from sftpipe.config.hydra import compose
 from sftpipe.data.prepare import PreparedData
 from sftpipe.model.adapters import count_parameters, lora_config
 from sftpipe.model.embedding import fit_to_tokenizer
+from sftpipe.model.fast import speed_up
 from sftpipe.model.load import load_base, quantization_config
 from sftpipe.model.weights import Weights, find_weights
 from sftpipe.training.trainer import SFTPipeTrainer
@@ -33,11 +34,17 @@ def test_the_real_model_in_nf4_takes_less_than_a_third(smollm2: Weights, tokeniz
     assert nf4.generation_config.eos_token_id == [2]
 
 
-@pytest.fixture(scope="module")
-def real(data: PreparedData, tmp_path_factory: pytest.TempPathFactory) -> SFTPipeTrainer:
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "fast"])
+def real(
+    data: PreparedData, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> SFTPipeTrainer:
+    """The trainer of the recipe `yoda`, without and with `model.fast`."""
     cfg = compose(["recipe=yoda", NO_DROPOUT, "model.source=package"])
     trainer = trainer_of(cfg, data, tmp_path_factory.mktemp("real"))
     wake_adapter(trainer.model)
+    if request.param:
+        trainer.joins_rows = speed_up(trainer.model, cfg.model, find_weights(cfg.model))
+        assert trainer.joins_rows
     trainer.model.train()
     return trainer
 

@@ -78,10 +78,9 @@ def _step(
     trainer.joins_rows = speed_up(trainer.model, cfg, weights)
     trainer.model.train()
     batch = Collator(0)(list(data))
-    trained = rows * (tokens - tokens // 2)
 
     def run() -> None:
-        trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=trained).backward()
+        trainer.compute_loss(trainer.model, dict(batch)).backward()
         trainer.model.zero_grad()
 
     return run
