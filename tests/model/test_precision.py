@@ -28,6 +28,22 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 MACHINES = {"cpu": (False, False), "old gpu": (True, False), "gpu": (True, True)}
 
 
+@pytest.fixture(autouse=True)
+def no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU that multiplies it no faster."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True}, raising=False)
+
+
+@pytest.mark.parametrize("able", ["avx512_bf16", "amx_bf16"])
+def test_a_cpu_that_multiplies_bfloat16_fast_says_so_and_stays_exact(
+    able: str, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {able: True}, raising=False)
+    found = choose_precision(ModelConfig("x"), use_cpu=True)
+    assert found.compute is torch.float32
+    assert found.reason.endswith("; float32: exact; model.dtype=bfloat16 is faster on this CPU")
+
+
 @pytest.mark.parametrize(
     ("machine", "fields", "use_cpu", "expected"),
     [

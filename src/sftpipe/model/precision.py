@@ -78,6 +78,8 @@ def choose_precision(
         compute, why = torch.bfloat16, "this GPU computes bfloat16"
     elif device == "cuda":
         compute, why = torch.float32, "this GPU has no bfloat16"
+    elif _multiplies_bfloat16():
+        compute, why = torch.float32, "exact; model.dtype=bfloat16 is faster on this CPU"
     else:
         compute, why = torch.float32, "exact, and at home on every CPU"
     if device == "cpu" and compute is torch.float16:
@@ -94,6 +96,13 @@ def choose_precision(
 def _computes(dtype: str | None, device: str, *, bf16: bool) -> bool:
     able = {"float32": True, "bfloat16": bf16 or device == "cpu", "float16": device == "cuda"}
     return able.get(str(dtype), False)
+
+
+def _multiplies_bfloat16() -> bool:
+    """True of a CPU that multiplies bfloat16 faster than float32: with AVX512-BF16 or AMX."""
+    # torch before 2.12 does not tell
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def _name(dtype: torch.dtype) -> str:
