@@ -101,7 +101,7 @@ def _computes(dtype: str | None, device: str, *, bf16: bool) -> bool:
 def _multiplies_bfloat16() -> bool:
     """True of a CPU that multiplies bfloat16 faster than float32: with AVX512-BF16 or AMX."""
     # torch before 2.12 does not tell
-    able = getattr(torch.cpu, "get_capabilities", dict)()
+    able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
