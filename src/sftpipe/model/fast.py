@@ -41,8 +41,8 @@ from sftpipe.data.labels import IGNORED
 from sftpipe.model.isolation import (
     EXACT,
     largest_leak,
+    packed_logits,
     rounding,
-    row_logits,
     small_key,
     small_model,
 )
@@ -363,18 +363,10 @@ def _small_leak(cfg: ModelConfig, weights: Weights) -> float:
 
 def _leak(model: PreTrainedModel) -> float:
     """The largest difference that joining makes to a logit, see `largest_leak`."""
-    return largest_leak(model, _joined_logits, _plain_logits)
+    alone = functools.partial(packed_logits, method=None)
+    return largest_leak(model, _joined_logits, alone)
 
 
 def _joined_logits(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
-    lengths = [len(row) for row in rows]
-    inputs = {
-        "input_ids": torch.tensor([[token for row in rows for token in row]]),
-        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
-    }
-    with sequences(lengths):
-        return row_logits(model, inputs)
-
-
-def _plain_logits(model: PreTrainedModel, rows: list[list[int]]) -> torch.Tensor:
-    return row_logits(model, {"input_ids": torch.tensor(rows)})
+    with sequences([len(row) for row in rows]):
+        return packed_logits(model, rows, "positions")

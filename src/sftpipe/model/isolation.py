@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -74,10 +73,11 @@ def small_model(cfg: ModelConfig, weights: Weights) -> PreTrainedModel:
 
 
 def small_key(cfg: ModelConfig, weights: Weights, code: Path) -> str:
-    """What a measurement on `small_model` depends on, made by a file of ours."""
+    """What a measurement on `small_model` depends on, by this file and another one of ours."""
     config = small_config(model_config(cfg, weights)).to_json_string()
     libraries = torch.__version__, transformers.__version__
-    return digest(config, _attention(cfg), *libraries, sha256_cached(code))
+    ours = sha256_cached(Path(__file__)), sha256_cached(code)
+    return digest(config, _attention(cfg), *libraries, *ours)
 
 
 def _attention(cfg: ModelConfig) -> dict[str, str]:
@@ -138,7 +138,7 @@ def verify(model: PreTrainedModel, found: Isolation | None) -> None:
 
 def measure_leak(model: PreTrainedModel, method: str) -> float:
     """`largest_leak` of packed sequences that a method of `Collator` isolates."""
-    packed = functools.partial(_packed_logits, method=method)
+    packed = functools.partial(packed_logits, method=method)
     return largest_leak(model, packed, packed)
 
 
@@ -183,7 +183,16 @@ def rounding(model: PreTrainedModel) -> float:
     return EXACT.get(model.dtype, EXACT[torch.float16])
 
 
-def _packed_logits(model: PreTrainedModel, sequences: list[list[int]], method: str) -> torch.Tensor:
+def packed_logits(
+    model: PreTrainedModel, sequences: list[list[int]], method: str | None
+) -> torch.Tensor:
+    """Logits (T, V) in float32 of sequences packed into one row.
+
+    Args:
+        model: any.
+        sequences: ids; a single one where method is None.
+        method: of `Collator`.
+    """
     ids = [token for sequence in sequences for token in sequence]
     row = {
         "input_ids": ids,
@@ -192,14 +201,9 @@ def _packed_logits(model: PreTrainedModel, sequences: list[list[int]], method: s
     }
     batch = Collator(0, None, method)([row])
     batch.pop("labels")
-    return row_logits(model, batch)
-
-
-def row_logits(model: PreTrainedModel, inputs: Mapping[str, Any]) -> torch.Tensor:
-    """Logits (T, V) in float32 of the one row of a batch."""
     inputs = {
         name: value.to(model.device) if isinstance(value, torch.Tensor) else value
-        for name, value in inputs.items()
+        for name, value in batch.items()
     }
     was_training = model.training
     model.eval()
