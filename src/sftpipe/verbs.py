@@ -284,13 +284,7 @@ def _env(arguments: Arguments) -> int:
         )
     from sftpipe.environment import describe
 
-    facts = describe()
-    if arguments.json:
-        print(json.dumps(facts, indent=2))
-    else:
-        width = max(map(len, facts))
-        for name, value in facts.items():
-            print(f"{name:<{width}}  {value if value is not None else '-'}")
+    _print_facts(describe(), arguments)
     return 0
 
 
@@ -313,14 +307,18 @@ def _bench(arguments: Arguments) -> int:
         found = f"part {part} is not measured against another program"
         fix = f"`sftpipe bench {part}`"
         raise ConfigError(Problem("--peer-python", found, allowed=f"with {WITH_PEER}", fix=fix))
-    measured = PARTS[part](**peer)
-    if arguments.json:
-        print(json.dumps(measured, indent=2))
-    else:
-        width = max(map(len, measured))
-        for name, value in measured.items():
-            print(f"{name:<{width}}  {value}")
+    _print_facts(PARTS[part](**peer), arguments)
     return 0
+
+
+def _print_facts(facts: Mapping[str, object], arguments: Arguments) -> None:
+    """A line for each, or all as JSON."""
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value if value is not None else '-'}")
 
 
 def _of_run(verb: str) -> Callable[[Arguments], int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import resource
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -43,13 +42,13 @@ def trained(implementation: str, rows: int, folder: Path) -> dict[str, Any]:
     """
     from sftpipe.config.hydra import compose
     from sftpipe.pipeline import prepare
+    from sftpipe.training.callbacks import peak_memory_bytes
 
     cfg = compose([*overrides(rows, folder), f"run={folder / 'run'}"])
     with quiet(), quiet_libraries():
         history = _TRAIN[implementation](cfg, folder)
         told = facts(history, prepare(cfg).train)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {**told, "peak_bytes": peak if sys.platform == "darwin" else peak * 1024}
+    return {**told, "peak_bytes": peak_memory_bytes()}
 
 
 def _by_sftpipe(cfg: TrainConfig, folder: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sftpipe.bench.task import RANK
 from sftpipe.bench.timing import median_seconds
 from sftpipe.data.labels import IGNORED
 from sftpipe.terminal import console, quiet_libraries
@@ -73,7 +74,7 @@ def _step(
         train_dataset=data,
         data_collator=Collator(0),
         processing_class=train_tokenizer(TokenizerConfig(type="char"), "ab"),
-        peft_config=lora_config({"r": 16, "target_modules": "all-linear"}, weights),
+        peft_config=lora_config({"r": RANK, "target_modules": "all-linear"}, weights),
     )
     trainer.joins_rows = speed_up(trainer.model, cfg, weights)
     trainer.model.train()
@@ -100,7 +101,7 @@ def _described(width: int, vocabulary: int) -> dict[str, Any]:
 
 
 def _draw(took: dict[str, float], file: Path) -> None:
-    """A line for each of what varies: seconds over its size, as a share of the middle one."""
+    """A line for each of what varies: seconds over its size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.6), layout="constrained")

@@ -7,17 +7,18 @@ step finds the same weights.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sftpipe.bench.limit import frozen, operations, products, seconds
+from sftpipe.bench.task import BATCH, RANK
 from sftpipe.bench.timing import ROUNDS, median_seconds
 from sftpipe.data.labels import IGNORED
 from sftpipe.terminal import console, quiet_libraries
 
-_ROWS, _RANK = 8, 16
 _SAME = 1e-3  # relative difference of losses in float32
 
 
@@ -86,7 +87,7 @@ def step() -> dict[str, Any]:
     with quiet_libraries(), console.status(f"{ROUNDS} rounds of {len(ways)} steps ..."):
         took = median_seconds(ways, ROUNDS)
     result: dict[str, Any] = {
-        "batch": f"{_ROWS} rows, {plain.batch['input_ids'].shape[1]} tokens wide, {tokens} tokens "
+        "batch": f"{BATCH} rows, {plain.batch['input_ids'].shape[1]} tokens wide, {tokens} tokens "
         f"without padding, {int(plain.trained)} trained",
         "device": plain.device,
         "same work": _compared(losses),
@@ -118,7 +119,7 @@ def _subject(dtype: str, *, fast: bool, folder: Path) -> Subject:
     from sftpipe.pipeline import prepare
     from sftpipe.training.trainer import build_arguments, build_trainer
 
-    words = ["recipe=yoda", "quantization=none", f"lora.r={_RANK}", "lora.lora_dropout=0"]
+    words = ["recipe=yoda", "quantization=none", f"lora.r={RANK}", "lora.lora_dropout=0"]
     cfg = compose([*words, f"model.dtype={dtype}", "sft.learning_rate=0"])
     precision = choose_precision(cfg.model)
     weights = find_weights(cfg.model, cfg.seed)
@@ -132,7 +133,7 @@ def _subject(dtype: str, *, fast: bool, folder: Path) -> Subject:
         trainer.joins_rows = speed_up(trainer.model, cfg.model, weights)
     trainer.create_optimizer()
     trainer.model.train()
-    batch = trainer._prepare_inputs(data.collate([data.train[row] for row in range(_ROWS)]))
+    batch = trainer._prepare_inputs(data.collate([data.train[row] for row in range(BATCH)]))
     return Subject(trainer, batch, type(trainer).compute_loss, precision.reason)
 
 
@@ -190,7 +191,7 @@ def _shares(
 
     needed = products(ours.trainer.model, ours.loss, tokens, int(ours.trained))
     least = seconds(needed, getattr(torch, dtype))
-    bare = frozen(needed, _RANK)
+    bare = frozen(needed, RANK)
     rate = operations(needed) / least / 1e9
     shares = {name: f"{least / took[name]:.2f}" for name in subjects if dtype in name}
     backbone = seconds(bare, getattr(torch, dtype)) / took[f"frozen, {dtype}"]
@@ -221,8 +222,6 @@ def _parts(subject: Subject, whole: float) -> dict[str, str]:
         subject: ours.
         whole: seconds of a step that is not profiled; what no operation takes of it is Python's.
     """
-    import time
-
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
@@ -254,7 +253,7 @@ def _part_of(name: str, shapes: Any, vocabulary: int) -> str:
     if name in _PRODUCTS:
         if vocabulary in sizes:
             return "head and loss"
-        return "products of LoRA" if _RANK in sizes else "products of frozen layers"
+        return "products of LoRA" if RANK in sizes else "products of frozen layers"
     for part, names in _KINDS:
         if any(one in name for one in names):
             return part
