@@ -183,12 +183,16 @@ def words_of(way: str, model: Path, url: str) -> list[str]:
 
 
 def differing(found: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
-    """What is not the same, for a message; the bytes of weights are too many to show."""
-    return {
-        name: "other bytes" if name == "weights" else (found[name], expected[name])
-        for name in expected
-        if found[name] != expected[name]
-    }
+    """What is not the same, for a message: pytest would cut whole lists and weights."""
+
+    def shown(name: str) -> Any:
+        if name == "weights":
+            return "other bytes"
+        if name == "files":
+            return sorted({*found[name]} ^ {*expected[name]})
+        return found[name], expected[name]
+
+    return {name: shown(name) for name in expected if found[name] != expected[name]}
 
 
 def go_on(runs: Runs, words: list[str], folder: Path, cache: Path, expected: Any) -> str:

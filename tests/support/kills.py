@@ -138,6 +138,7 @@ class Runs:
 
 # --- what a run has made --------------------------------------------------------------------------
 
+_OF_A_PROCESS = (".lock", "attempts")  # one that is killed leaves them, and nobody minds
 _TIMES = ("runtime", "per_second", "_s", "preparation_time", "peak_memory_bytes")
 
 
@@ -162,5 +163,5 @@ def outcome(run: Path) -> dict[str, Any]:
         "log.jsonl": lines("log.jsonl"),
         "samples.jsonl": lines("samples.jsonl"),
         "metrics.json": timeless(json.loads((run / "metrics.json").read_text())),
-        "files": sorted(p.name for p in run.iterdir() if p.name != "attempts"),
+        "files": sorted(p.name for p in run.iterdir() if p.name not in _OF_A_PROCESS),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,18 @@ def test_a_signal_leaves_its_checkpoint_beside_the_best_one(
     resumed = trained(tiny_model, data, folder, *words, checkpoint=5)
     assert same(resumed, whole)
     assert checkpoints(folder) == checkpoints(tmp_path / "whole") == [1]
+
+
+def test_a_checkpoint_that_a_kill_has_left_goes_when_the_run_ends(
+    data: PreparedData, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Killed between the last checkpoint and the removal of the one it replaces."""
+    words = ("sft.save_steps=1", "sft.save_total_limit=1")
+    trained(tiny_model, data, tmp_path, *words)
+    shutil.copytree(tmp_path / "checkpoint-4", tmp_path / "checkpoint-3")
+    resumed = trained(tiny_model, data, tmp_path, *words, checkpoint=4)
+    resumed.save_final()
+    assert checkpoints(tmp_path) == [4]
 
 
 def ignore(number: int) -> None:

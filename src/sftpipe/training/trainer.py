@@ -427,6 +427,7 @@ class SFTPipeTrainer(SFTTrainer):
     def save_final(self) -> None:
         """Write model, tokenizer and trainer_state.json to the run folder, each file whole."""
         check_weights(self)
+        self._rotate()  # a kill right after the last checkpoint has left one too many
         with publish_files(Path(self.args.output_dir), self._bytes_trained()) as partial:
             self._save(str(partial))
             if self.initial is not None:
@@ -457,23 +458,25 @@ class SFTPipeTrainer(SFTTrainer):
             if self.state.best_model_checkpoint != best:  # transformers noted the staged path
                 self.state.best_model_checkpoint = best
                 self.state.save_to_json(str(partial / "trainer_state.json"))
-        self._rotate(final)
+        self._rotate()
 
-    def _rotate(self, newest: Path) -> None:
+    def _rotate(self) -> None:
         """Remove the checkpoints that `sft.save_total_limit` has no room for.
 
         The newest stays and the best; those of later steps, which a run left that goes on from an
         earlier one, go first. transformers takes the highest step for the newest.
         """
-        limit = self.args.save_total_limit
-        if limit is None or limit <= 0:
-            return
-        kept = {newest, Path(self.state.best_model_checkpoint or newest)}
-        others = [
-            (step < self.state.global_step, step, path)
-            for path in newest.parent.glob("checkpoint-*")
-            if path not in kept and (step := _step_of(path)) is not None
+        limit, now = self.args.save_total_limit, self.state.global_step
+        found = [
+            (step <= now, step, path)
+            for path in Path(self.args.output_dir).glob("checkpoint-*")
+            if (step := _step_of(path)) is not None
         ]
+        if limit is None or limit <= 0 or not found:
+            return
+        newest = max(found)[2]
+        kept = {newest, Path(self.state.best_model_checkpoint or newest)}
+        others = [one for one in found if one[2] not in kept]
         for _, _, path in sorted(others)[: max(0, len(others) + len(kept) - limit)]:
             shutil.rmtree(path)
 
