@@ -9,6 +9,7 @@
     ├── ExportError             a form that is not known, or a proof that failed
     ├── TrainingError           a loss that is no number
     ├── SweepError              jobs of a sweep failed, the others are done; exit code 1
+    ├── RankError               one of several processes of a run ended, and the others with it
     ├── StorageError            a file that cannot be written: no room, no permission
     └── Interrupted             SIGINT or SIGTERM, after a checkpoint; exit code 130 or 143
 
@@ -117,6 +118,17 @@ class SweepError(SftpipeError):
     """Some jobs of a sweep failed; the others are done, and ranked."""
 
     exit_code = 1
+
+
+class RankError(SftpipeError):
+    """A process of several that train one run has ended, and the others with it.
+
+    exit_code: as that process gave it; 1 of one that was killed, or has a bug.
+    """
+
+    def __init__(self, exit_code: int, *problems: Problem) -> None:
+        super().__init__(*problems)
+        self.exit_code = exit_code
 
 
 class StorageError(SftpipeError):

@@ -14,6 +14,7 @@ import datetime
 from collections.abc import Mapping
 from functools import partial
 
+from sftpipe import ranks
 from sftpipe.config.options import conf_dir
 from sftpipe.config.schema import TrainConfig
 from sftpipe.data.packing import Collator
@@ -30,8 +31,9 @@ from sftpipe.data.prepare import (
 )
 from sftpipe.data.row_function import call_row_functions
 from sftpipe.data.source import load_sources, sources_sha256
+from sftpipe.launch import launch, processes_here
 from sftpipe.model.weights import Weights, find_weights
-from sftpipe.runs.facts import compute_as_begun, say_what_differs
+from sftpipe.runs.facts import check_ranks, compute_as_begun, say_what_differs
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.load import Run, load_run
 from sftpipe.runs.lock import held
@@ -117,6 +119,8 @@ def check(cfg: TrainConfig) -> PreparedData:
         from sftpipe.training.rehearsal import rehearse
 
         precision = choose_precision(cfg.model, use_cpu=bool(cfg.sft.get("use_cpu", False)))
+        if cfg.distributed is not None:
+            processes_here(cfg)
         weights = find_weights(cfg.model, cfg.seed)
         rehearse(cfg, weights, precision)
         return prepare(cfg, weights)
@@ -136,12 +140,15 @@ def train(
         SftpipeError: whatever a user can fix; `Interrupted` after a signal and a checkpoint.
     """
     plan = plan or plan_run(cfg)
+    if cfg.distributed is not None and not plan.complete and ranks.notes() is None:
+        launch(cfg, plan, hydra or {})
+        return load_run(plan.folder)
     for line in plan.said.splitlines():
         console.print(f"resume    {line}", markup=False)
     if plan.complete:
         return load_run(plan.folder)
     # longer than most: see `prepare`
-    with held(plan.folder), quiet(), quiet_libraries():
+    with ranks.only_first(held(plan.folder)), quiet(), quiet_libraries():
         from sftpipe.evaluation.questions import sample_questions
         from sftpipe.model import adapters, embedding, fast, further, isolation, load
         from sftpipe.runs.card import write_card
@@ -156,14 +163,19 @@ def train(
         check_still_true(plan)
         check_tracking(cfg.tracking)
         folder = RunFolder(plan.folder)
-        write_hydra(plan, hydra or {})
+        if ranks.is_first():
+            write_hydra(plan, hydra or {})
         precision = compute_as_begun(plan, cfg)
         arguments = build_arguments(cfg.sft, seed=cfg.seed, folder=plan.folder, precision=precision)
-        weights = find_weights(cfg.model, cfg.seed)
+        with ranks.first_goes_first():
+            weights = find_weights(cfg.model, cfg.seed)
         console.print(run_lines(weights.identity, precision.reason, plan.folder))
 
-        rehearse(cfg, weights, precision)
-        data = prepare(cfg, weights, plan.day)
+        if ranks.is_first():
+            rehearse(cfg, weights, precision)
+        with ranks.first_goes_first():
+            data = prepare(cfg, weights, plan.day)
+        check_ranks(cfg, weights, precision, data)
         say_what_differs(plan, cfg, weights, precision, data)
         console.print(f"data      {preflight_summary(data.preflight)}", markup=False)
         with console.status("Loading the model ..."):
@@ -172,13 +184,15 @@ def train(
             model, data.tokenizer, data.end_ids(), data.new_tokens, cfg.tokenizer.pad_to_multiple_of
         )
         isolation.verify(model, data.isolation)
-        open_run(plan, cfg, weights, precision, data)
+        if ranks.is_first():
+            open_run(plan, cfg, weights, precision, data)
 
         adapter = adapters.make_adapter(cfg.lora, model, weights, data.trained_tokens())
         trainer = build_trainer(arguments, model, adapter, data, precision, folder.log)
         further.take_weights(trainer.model, cfg.lora)
         if precision.fast:
-            trainer.joins_rows = fast.speed_up(trainer.model, cfg.model, weights)
+            joins_rows = fast.speed_up(trainer.model, cfg.model, weights)
+            trainer.joins_rows = all(ranks.gathered(joins_rows))
         if adapter is not None:
             modules = adapters.adapted_modules(trainer.model)
             console.print(adapter_line(modules, adapter.r), markup=False)
@@ -193,9 +207,11 @@ def train(
             record.after()
             tracker.finish(record.metrics, record.samples)
 
-        trainer.save_final()
-        plot_loss(folder)
-        write_card(folder, cfg, weights.identity, embedding_rows)
-        write_page(plan.folder, "complete")
-        folder.close()
+        if ranks.is_first():
+            trainer.save_final()
+            plot_loss(folder)
+            write_card(folder, cfg, weights.identity, embedding_rows)
+            write_page(plan.folder, "complete")
+            folder.close()
+        ranks.meet()
     return load_run(plan.folder)

@@ -23,6 +23,7 @@ from sftpipe.config.requests import find_request_conflicts
 from sftpipe.config.schema import (
     RUN_VERBS,
     DatasetConfig,
+    DistributedConfig,
     EvaluationConfig,
     GenerateConfig,
     MixtureSource,
@@ -50,6 +51,7 @@ _OPTIONAL: dict[str, type] = {
     "packing": PackingConfig,
     "evaluation": EvaluationConfig,
     "tracking": TrackingConfig,
+    "distributed": DistributedConfig,
 }
 _OFF = ("quantization", "lora", *_OPTIONAL)
 _NOT_SET = "not set, and it has no default"

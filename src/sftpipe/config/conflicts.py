@@ -13,6 +13,7 @@ import encodings.aliases
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sftpipe.config.distributed import check_distributed
 from sftpipe.config.lora import check_initialisation
 from sftpipe.config.options import how_to_write
 from sftpipe.config.patterns import pattern_fields
@@ -58,6 +59,7 @@ def find_conflicts(cfg: TrainConfig) -> list[Problem]:
         *_check_length(cfg),
         *_check_sampling(cfg.evaluation),
         *_check_sample_steps(cfg.evaluation),
+        *check_distributed(cfg),
     ]
 
 

@@ -547,6 +547,23 @@ class TrackingConfig:
 
 
 @dataclass
+class DistributedConfig:
+    """Several processes that train one run, each on a device of its own."""
+
+    # a copy of the model in each process, or a part of it
+    strategy: str = _choice("ddp", "fsdp2")
+    # in all; null: one for each GPU that is visible, on each machine
+    num_processes: Optional[int] = _at_least(1, default=None)
+    num_machines: int = _at_least(1, default=1)
+    # of this machine; 0 writes the run folder
+    machine_rank: int = _at_least(0, default=0)
+    # of several machines: HOST:PORT of machine 0
+    rendezvous: Optional[str] = None
+    # seconds that the machines wait for each other
+    rendezvous_timeout: int = _at_least(1, default=600)
+
+
+@dataclass
 class TrainConfig:
     """A whole run, as `sftpipe.compose` makes it; a group that is off is `{}` or None."""
 
@@ -562,6 +579,8 @@ class TrainConfig:
     preflight: PreflightConfig
     evaluation: Optional[EvaluationConfig]
     tracking: Optional[TrackingConfig]
+    # null: one process on one device
+    distributed: Optional[DistributedConfig] = None
     # name of the recipe, for the run folder
     recipe: Optional[str] = None
     seed: int = _at_least(0, _SEEDS, default=42)

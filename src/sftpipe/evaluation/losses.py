@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from sftpipe import ranks
 from sftpipe.config.schema import EvaluationConfig
 from sftpipe.config.validation_sets import log_prefix
 from sftpipe.evaluation.answers import Sampling, generate
@@ -72,7 +73,7 @@ def sample_answers(
 def train_metrics(trainer: SFTPipeTrainer) -> dict[str, Any]:
     """The `train` part of metrics.json.
 
-    Loss per trained token, seconds of the loop, rates, steps, peak memory in bytes.
+    Loss per trained token, seconds of the loop, rates, steps, peak memory of a process in bytes.
     """
     counter = trainer.counter
     seconds = max(counter.seconds, 1e-9)
@@ -83,5 +84,5 @@ def train_metrics(trainer: SFTPipeTrainer) -> dict[str, Any]:
         "tokens_per_s": counter.tokens / seconds,
         "trained_tokens_per_s": counter.trained_tokens / seconds,
         "steps": trainer.state.global_step,
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": max(ranks.gathered(peak_memory_bytes())),
     }

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from sftpipe import ranks
 from sftpipe.config.schema import ModelConfig, TrainConfig
 from sftpipe.errors import ModelError, Problem, one_line
 from sftpipe.model.architecture import model_config, rejected
@@ -63,7 +64,7 @@ def load_base(
             weights.path,
             revision=weights.revision,
             dtype=precision.compute if frozen else precision.trained,
-            device_map={"": 0 if precision.device == "cuda" else "cpu"},
+            device_map={"": ranks.local_rank() if precision.device == "cuda" else "cpu"},
             use_safetensors=True,
             **extra,
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sftpipe import ranks
 from sftpipe.config.schema import ModelConfig
 from sftpipe.errors import ModelError, Problem
 
@@ -69,6 +70,8 @@ def choose_precision(
     """
     began = began or Began()
     device = "cuda" if torch.cuda.is_available() and not use_cpu else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(ranks.local_rank())
     bf16 = device == "cuda" and torch.cuda.is_bf16_supported()
     if cfg.dtype != "auto":
         compute, why = getattr(torch, cfg.dtype), f"model.dtype={cfg.dtype}"
@@ -88,9 +91,17 @@ def choose_precision(
     named = cfg.adapter_dtype if cfg.adapter_dtype != "auto" else began.trained
     trained = getattr(torch, named or "float32")
     threads = use_threads(began.threads, all_cores=device == "cpu")
-    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {threads} threads"
+    where = _gpu() if device == "cuda" else f"CPU, {threads} threads"
     fast = cfg.fast and device == "cpu" and not compiled and began.fast is not False
     return Precision(device, compute, trained, f"{where}; {_name(compute)}: {why}", fast)
+
+
+def _gpu() -> str:
+    """The GPU of this process, and what to type where others are idle."""
+    name, visible = str(torch.cuda.get_device_name()), torch.cuda.device_count()
+    if ranks.world_size() > 1 or visible == 1:
+        return name
+    return f"{name}, 1 of {visible} (distributed=ddp trains on all)"
 
 
 def _computes(dtype: str | None, device: str, *, bf16: bool) -> bool:

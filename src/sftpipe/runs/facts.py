@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sftpipe import ranks
 from sftpipe.config.schema import TrainConfig, to_plain
 from sftpipe.data.prepare import PreparedData
 from sftpipe.environment import versions
+from sftpipe.errors import Problem, RunError
 from sftpipe.model.further import adapter_identity
 from sftpipe.model.precision import Began, Precision, choose_precision
 from sftpipe.model.weights import Weights
@@ -55,6 +57,7 @@ def facts_of(
         },
         "tokenizer_sha256": sha256_text(tokenizer),
         "day": data.encoder.template.day.isoformat(),
+        **({"processes": ranks.world_size()} if cfg.distributed else {}),
         **_computing(precision),
     }
 
@@ -101,6 +104,25 @@ def _began(files: RunFolder, manifest: Mapping[str, Any]) -> Began:
         # a version that did not know the fast step did not make it
         fast=bool(recorded.get("fast")) if manifest and model.get("fast") is not False else None,
     )
+
+
+def check_ranks(
+    cfg: TrainConfig, weights: Weights, precision: Precision, data: PreparedData
+) -> None:
+    """The processes of one run must compute the same: data, packing, versions, dtypes.
+
+    Raises:
+        RunError: what a rank has otherwise than the first.
+    """
+    if ranks.world_size() == 1:
+        return
+    facts = facts_of(cfg, weights, precision, data)
+    del facts["hardware"], facts["device"]  # they may be of other machines
+    facts["packing"] = data.isolation.method if data.isolation else None
+    found = "; ".join(ranks.differing(ranks.gathered(facts)))
+    if found:
+        fix = "give every machine the same versions, files and environment"
+        raise RunError(Problem("distributed", f"the processes differ: {found}", fix=fix))
 
 
 def say_what_differs(

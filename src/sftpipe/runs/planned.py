@@ -44,7 +44,12 @@ def write_planned(cfg: TrainConfig, plan: RunPlan, hydra: Mapping[str, str]) -> 
     with writing(file):
         plan.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = plan.checkpoint.name if plan.checkpoint else None
-    begins = {"attempt": plan.attempt, "checkpoint": checkpoint, "said": plan.said}
+    begins = {
+        "attempt": plan.attempt,
+        "checkpoint": checkpoint,
+        "said": plan.said,
+        "repeats": str(plan.repeats.absolute()) if plan.repeats else None,
+    }
     write_json(file, {**begins, "config": to_plain(cfg), "hydra": dict(hydra)})
 
 
@@ -64,7 +69,9 @@ def read_planned(folder: Path) -> Planned:
     try:
         name = content["checkpoint"]
         checkpoint = folder / str(name) if name else None
-        plan = RunPlan(folder, int(content["attempt"]), checkpoint, said=str(content["said"]))
+        repeats = Path(content["repeats"]) if content["repeats"] else None
+        said, attempt = str(content["said"]), int(content["attempt"])
+        plan = RunPlan(folder, attempt, checkpoint, said=said, repeats=repeats)
         config, hydra = dict(content["config"]), dict(content["hydra"])
     except (KeyError, ValueError, TypeError):
         raise damaged(file) from None

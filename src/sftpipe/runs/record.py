@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftpipe import ranks
 from sftpipe.config.schema import EvaluationConfig
 from sftpipe.data.prepare import PreparedData
 from sftpipe.evaluation.losses import sample_answers, split_loss, train_metrics
@@ -39,7 +40,9 @@ class Record:
         self._cfg, self._questions, self._resumed = cfg, questions, checkpoint is not None
         self.metrics: dict[str, Any] = folder.read_metrics() if checkpoint else {}
         self.samples: list[dict[str, Any]] = samples_until(checkpoint) if checkpoint else []
-        if checkpoint is None:  # what an attempt has logged that was killed before its first one
+        if (
+            checkpoint is None and ranks.is_first()
+        ):  # what an attempt has logged that was killed before its first one
             folder.log.unlink(missing_ok=True)
 
     def before(self) -> None:
@@ -72,16 +75,19 @@ class Record:
                 part[phase] = split_loss(self._trainer, rows, split)
             if self._cfg is not None and self._data.test is not None and phase == "after":
                 self.metrics["test"] = split_loss(self._trainer, self._data.test, "test")
-            self._folder.write_metrics(self.metrics)
+            if ranks.is_first():
+                self._folder.write_metrics(self.metrics)
             self._answer(phase)
 
     def _answer_during(self, phase: str) -> None:
-        if self._questions:
+        if self._questions and ranks.is_first():
             self._answer(phase)
             answers = self.samples[-len(self._questions) :]
             console.print(answer_lines(phase, answers), markup=False)
 
     def _answer(self, phase: str) -> None:
+        if not ranks.is_first():
+            return  # the others wait where they next meet it
         if self._cfg is not None:
             self.samples += sample_answers(self._trainer, self._questions, phase, self._cfg)
         self._folder.write_samples(self.samples)

@@ -25,6 +25,7 @@ from rich.progress import (
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from sftpipe import ranks
 from sftpipe.config.schema import EarlyStoppingConfig
 from sftpipe.config.validation_sets import validation_losses
 from sftpipe.data.packing import count
@@ -44,6 +45,8 @@ class Counter(TrainerCallback, ExportableState):
     rows: sequences; a packed row holds several.
     loss_sum: the loss of each trained token, added up.
     seconds: time inside the training loop.
+    right: tokens that were predicted, of those that are trained.
+    logged: trained tokens and right ones up to the last log entry.
     """
 
     def __init__(
@@ -53,9 +56,13 @@ class Counter(TrainerCallback, ExportableState):
         rows: int = 0,
         loss_sum: float = 0.0,
         seconds: float = 0.0,
+        right: int = 0,
+        logged: Sequence[int] | None = None,
     ) -> None:
         self.tokens, self.trained_tokens, self.rows = tokens, trained_tokens, rows
-        self.loss_sum = loss_sum
+        self.loss_sum, self.right = loss_sum, right
+        self.logged = [trained_tokens, right] if logged is None else list(logged)
+        self._step = [0.0] * 5  # of this process, since its last optimizer step
         self._earlier_seconds = seconds
         self._started: float | None = None
         self._logged: tuple[int, float] | None = None  # tokens and seconds of the last entry
@@ -71,13 +78,26 @@ class Counter(TrainerCallback, ExportableState):
         now = 0.0 if self._started is None else time.perf_counter() - self._started
         return self._earlier_seconds + now
 
-    def add(self, inputs: Mapping[str, Any], trained: int, loss_sum: float) -> None:
-        """Count one micro-batch."""
+    def add(self, inputs: Mapping[str, Any], trained: int, loss_sum: float, right: int) -> None:
+        """Count one micro-batch of this process; it is in the sums when its step ends."""
         tokens, rows = count(inputs)
-        self.tokens += tokens
-        self.trained_tokens += trained
-        self.rows += rows
+        batch = (tokens, trained, rows, loss_sum, right)
+        self._step = [one + other for one, other in zip(self._step, batch, strict=True)]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        tokens, trained, rows, loss_sum, right = ranks.total(*self._step)
+        self.tokens += int(tokens)
+        self.trained_tokens += int(trained)
+        self.rows += int(rows)
         self.loss_sum += loss_sum
+        self.right += int(right)
+        self._step = [0.0] * 5
+
+    def accuracy(self) -> float:
+        """The share of trained tokens that were predicted, since this was last asked."""
+        trained, right = self.logged
+        self.logged = [self.trained_tokens, self.right]
+        return (self.right - right) / max(1, self.trained_tokens - trained)
 
     def rate(self) -> float:
         """Tokens a second since this was last asked, or since this attempt began.
@@ -97,7 +117,7 @@ class Counter(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """The arguments of `Counter` that a checkpoint keeps (transformers' `ExportableState`)."""
-        names = ("tokens", "trained_tokens", "rows", "loss_sum", "seconds")
+        names = ("tokens", "trained_tokens", "rows", "loss_sum", "seconds", "right", "logged")
         return {"args": {name: getattr(self, name) for name in names}, "attributes": {}}
 
 
@@ -115,33 +135,35 @@ class Unlogged(TrainerCallback, ExportableState):
     A run that goes on from a checkpoint between two log entries then logs the means of all steps
     between them, and not of its own alone.
 
-    loss: the losses of the steps, added up.
-    accuracies: of the batches.
+    loss: the losses of the steps, added up; of several processes, those of each.
     step: the last one that was logged.
+    accuracies: of a version that kept them here; not read.
     """
 
     def __init__(
-        self, loss: float = 0.0, accuracies: Sequence[float] = (), step: int | None = None
+        self,
+        loss: float | Sequence[float] = 0.0,
+        step: int | None = None,
+        accuracies: Sequence[float] = (),
     ) -> None:
-        self._loss, self._accuracies, self._step = loss, list(accuracies), step
+        self._losses, self._step = list(loss) if isinstance(loss, Sequence) else [loss], step
 
     def take(self, trainer: SFTPipeTrainer) -> None:
         """Read the sums of a trainer that is about to write a checkpoint."""
-        self._loss, self._step = trainer._tr_loss.item(), trainer._globalstep_last_logged
-        self._accuracies = list(trainer._metrics["train"]["mean_token_accuracy"])
+        self._losses = ranks.gathered(trainer._tr_loss.item())
+        self._step = trainer._globalstep_last_logged
 
     def give_back(self, trainer: SFTPipeTrainer) -> None:
         """Begin with the sums of the checkpoint; those of older versions have none."""
         if self._step is None:
             return
-        trainer._tr_loss += self._loss
+        trainer._tr_loss += self._losses[ranks.rank()]
         trainer._globalstep_last_logged = self._step
-        trainer._metrics["train"]["mean_token_accuracy"] = list(self._accuracies)
 
     def state(self) -> dict[str, Any]:
         """The arguments of `Unlogged` (transformers' `ExportableState`)."""
-        args = {"loss": self._loss, "accuracies": self._accuracies, "step": self._step}
-        return {"args": args, "attributes": {}}
+        loss = self._losses[0] if len(self._losses) == 1 else self._losses
+        return {"args": {"loss": loss, "step": self._step}, "attributes": {}}
 
 
 class ProgressBar(TrainerCallback):
@@ -333,6 +355,9 @@ class EarlyStopping(EarlyStoppingCallback):
             )
 
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
 class StopOnSignal(TrainerCallback):
     """SIGINT and SIGTERM end the run after the current step, with a checkpoint.
 
@@ -346,7 +371,7 @@ class StopOnSignal(TrainerCallback):
     def listening(self) -> Iterator[None]:
         """Take the two signals while the block runs."""
         in_main = threading.current_thread() is threading.main_thread()  # only it may set handlers
-        numbers = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+        numbers = _STOPPING if in_main else ()
         before = {number: signal.signal(number, self._receive) for number in numbers}
         try:
             yield
@@ -359,8 +384,15 @@ class StopOnSignal(TrainerCallback):
             raise KeyboardInterrupt
         self.received = number
 
+    def agreed(self) -> int | None:
+        """The signal that any process has received, the same in all of them; None: none."""
+        told = ranks.total(*(float(self.received == number) for number in _STOPPING))
+        agreed = next((one for one, count in zip(_STOPPING, told, strict=True) if count), None)
+        self.received = self.received if agreed is None else agreed
+        return agreed
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if self.received is not None:
+        if self.agreed() is not None:
             control.should_save = control.should_training_stop = True
         return control
 
@@ -392,7 +424,8 @@ def watch(
         trainer.add_callback(EarlyStopping(early_stopping.patience, early_stopping.threshold))
     with stop.listening(), bar.shown():
         yield
-    if stop.received is not None:
-        found = f"stopped by {signal.Signals(stop.received).name}; a checkpoint was written"
+        received = stop.agreed()
+    if received is not None:
+        found = f"stopped by {signal.Signals(received).name}; a checkpoint was written"
         fix = "the same command with `sft.resume_from_checkpoint=auto` goes on from there"
-        raise Interrupted(stop.received, Problem(str(folder), found, fix=fix))
+        raise Interrupted(received, Problem(str(folder), found, fix=fix))

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from transformers import TrainerCallback
 
+from sftpipe import ranks
 from sftpipe.config.schema import TRACKERS, TrackingConfig, TrainConfig, to_plain
 from sftpipe.errors import ConfigError, Problem
 
@@ -163,7 +164,7 @@ def wandb_key_is_set() -> bool:
 @contextmanager
 def track(cfg: TrainConfig, folder: Path, trainer: SFTPipeTrainer) -> Iterator[Tracker]:
     """The tracker of the `tracking` group, attached to a trainer and closed after the block."""
-    if cfg.tracking is None:
+    if cfg.tracking is None or not ranks.is_first():
         tracker = Tracker()
     elif cfg.tracking.type == "wandb":
         tracker = WandbTracker(cfg.tracking, folder, to_plain(cfg))

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from accelerate.data_loader import SeedableRandomSampler
 from peft import PeftConfig, PeftModel
+from torch.utils.data import RandomSampler, SequentialSampler
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
+from sftpipe import ranks
 from sftpipe.config.lora import INITIAL_ADAPTER
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import RandomWindows
@@ -38,8 +42,12 @@ from sftpipe.training.callbacks import (
     peak_memory_bytes,
 )
 from sftpipe.training.divergence import Explosion, check_loss, check_weights
+from sftpipe.training.shares import Filled, FilledSampler, without_fill
 
 T = TypeVar("T")
+# seconds that processes wait for each other: for data that the first prepares, for its answers; one
+# that dies is noticed by torchrun
+_PATIENCE_S = 6 * 3600
 
 
 def build_arguments(
@@ -62,7 +70,7 @@ def build_arguments(
         raise ConfigError(Problem(key, found, fix=override(key, "false")))
     fields["use_cpu"] = precision.device == "cpu"
     try:
-        return SFTConfig(
+        arguments = SFTConfig(
             **fields,
             output_dir=str(folder),
             seed=seed,
@@ -72,16 +80,30 @@ def build_arguments(
             restore_callback_states_from_checkpoint=True,
             bf16=precision.compute is torch.bfloat16,
             fp16=precision.compute is torch.float16,
+            **_between_processes(precision),
             # the rows are finished: TRL must not truncate, drop, pack or shuffle them again
             dataset_kwargs={"skip_prepare_dataset": True},
             max_length=None,
             packing=False,
             shuffle_dataset=False,
         )
+        arguments._n_gpu = min(1, arguments.n_gpu)  # transformers would take all by DataParallel
+        return arguments
     except (TypeError, ValueError, ImportError, OSError) as error:
         raise ConfigError(
             Problem("sft", f"SFTConfig refuses it: {error}", fix="see SFTConfig in TRL's docs")
         ) from None
+
+
+def _between_processes(precision: Precision) -> dict[str, Any]:
+    """What `SFTConfig` needs to know of several processes; nothing for one."""
+    if ranks.world_size() == 1:
+        return {}
+    return {
+        "ddp_backend": "nccl" if precision.device == "cuda" else "gloo",
+        "ddp_timeout": _PATIENCE_S,
+        "ddp_broadcast_buffers": False,  # no model of ours changes one
+    }
 
 
 def build_trainer(
@@ -113,7 +135,7 @@ def build_trainer(
             args=arguments,
             train_dataset=data.train,
             eval_dataset=dict(data.named_validation) or data.validation,
-            data_collator=data.collate,
+            data_collator=without_fill(data.collate) if ranks.world_size() > 1 else data.collate,
             processing_class=data.tokenizer,
             peft_config=adapter,
         )
@@ -124,10 +146,12 @@ def build_trainer(
         raise ModelError(Problem(key, found, fix=fix)) from None
     if init:
         trainer.initial = Path(arguments.output_dir) / INITIAL_ADAPTER
-        start_from_base(trainer.model, init, trainer.initial, arguments.seed)
+        with ranks.first_goes_first():
+            start_from_base(trainer.model, init, trainer.initial, arguments.seed)
     if data.preflight.packing and data.preflight.packing.strategy == "blocks":
         trainer.train_dataset = RandomWindows(data.train)
-    trainer.add_callback(LogFile(log))
+    if ranks.is_first():
+        trainer.add_callback(LogFile(log))
     return trainer
 
 
@@ -165,7 +189,8 @@ class EpochLengthSampler(LengthGroupedSampler):
     """
 
     def __init__(self, seed: int, sampler: LengthGroupedSampler) -> None:
-        super().__init__(sampler.batch_size, lengths=sampler.lengths)
+        # of all processes: a batch of theirs is one of a single process
+        super().__init__(sampler.batch_size * ranks.world_size(), lengths=sampler.lengths)
         self._seed = seed
         self.set_epoch(0)
 
@@ -218,10 +243,12 @@ class SFTPipeTrainer(SFTTrainer):
 
         Dropout is then the same in a fresh and in a resumed process.
         """
-        set_seed(self.args.seed)
+        set_seed(self.args.seed + ranks.rank())  # each process drops out by itself
         checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
         if checkpoint:
             self.args.eval_on_start = False  # it was done at the start of the run
+        if self.args.world_size > 1:  # accelerate takes a model that was evaluated for a wrapped one
+            self.model._is_accelerate_prepared = False
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> Any:
@@ -254,6 +281,31 @@ class SFTPipeTrainer(SFTTrainer):
         if isinstance(sampler, LengthGroupedSampler):
             return EpochLengthSampler(self.args.seed, sampler)
         return sampler
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable[[Any], Any] | None = None,
+        **keywords: Any,
+    ) -> Any:
+        """Batches of this process: its part of those that one process would take."""
+        if self.args.world_size == 1:
+            return super()._get_dataloader(
+                dataset, description, batch_size, sampler_fn=sampler_fn, **keywords
+            )
+        order = sampler_fn(dataset) if sampler_fn is not None else None
+        if isinstance(order, RandomSampler):  # what accelerate makes of it in one process
+            order = SeedableRandomSampler(dataset, data_seed=self.args.data_seed)
+        elif order is None:
+            order = SequentialSampler(dataset)
+        drops = self.args.dataloader_drop_last
+        multiple = 1 if drops else batch_size * self.args.world_size
+        filled = FilledSampler(order, len(dataset), multiple)
+        return super()._get_dataloader(
+            Filled(dataset), description, batch_size, sampler_fn=lambda _: filled, **keywords
+        )
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """All rows: `sft.dataloader_drop_last` is about the batches of training."""
@@ -333,11 +385,10 @@ class SFTPipeTrainer(SFTTrainer):
             loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
         with torch.no_grad():
             right = (logits.argmax(-1) == targets).sum().item()
-        self._metrics["train"]["mean_token_accuracy"].append(right / max(1, targets.numel()))
         loss_sum = per_token.sum().item()
         check_loss(self, loss_sum, inputs)
-        self.counter.add(inputs, trained=targets.numel(), loss_sum=loss_sum)
-        self._metrics["train"]["num_tokens"] = [self.counter.tokens]
+        if targets.numel():  # else a row that fills the last batch of several processes
+            self.counter.add(inputs, trained=targets.numel(), loss_sum=loss_sum, right=right)
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(
@@ -362,7 +413,7 @@ class SFTPipeTrainer(SFTTrainer):
         """transformers averages over batches; this averages over trained tokens."""
         self._eval_sums = [0.0, 0, 0]
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        nll, right, tokens = self._eval_sums
+        nll, right, tokens = ranks.total(*self._eval_sums)
         loss = nll / max(1, tokens)
         output.metrics[f"{metric_key_prefix}_loss"] = loss
         output.metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(loss, 700.0))
@@ -401,6 +452,8 @@ class SFTPipeTrainer(SFTTrainer):
             logs["num_tokens"] = self.counter.tokens
         elif "loss" in logs:
             logs["tokens_per_s"] = self.counter.rate()
+            logs["mean_token_accuracy"] = self.counter.accuracy()
+            logs["num_tokens"] = self.counter.tokens
             logs["peak_memory_bytes"] = peak_memory_bytes()
         for name in [name for name, value in logs.items() if not math.isfinite(value)]:
             logs[name] = None  # type: ignore[assignment]
@@ -415,6 +468,8 @@ class SFTPipeTrainer(SFTTrainer):
 
         No pickled training_args.bin, no copies of embeddings, no second README.
         """
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         extra = {"save_embedding_layers": False} if isinstance(self.model, PeftModel) else {}
         self.model.save_pretrained(folder, state_dict=state_dict, **extra)
@@ -445,6 +500,11 @@ class SFTPipeTrainer(SFTTrainer):
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(final)
         best = self.state.best_model_checkpoint
+        if not ranks.is_first():
+            super()._save_checkpoint(model, trial)  # its part in what the first one writes
+            self.state.best_model_checkpoint = best
+            ranks.meet()
+            return
         # of each trained number: itself and, of AdamW, two moments
         with publish_folder(final, needs=3 * self._bytes_trained()) as partial:
             self._staging = partial
@@ -459,6 +519,19 @@ class SFTPipeTrainer(SFTTrainer):
                 self.state.best_model_checkpoint = best
                 self.state.save_to_json(str(partial / "trainer_state.json"))
         self._rotate()
+        ranks.meet()
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The random states of all processes, written by the first."""
+        if self.args.world_size == 1:
+            super()._save_rng_state(output_dir)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            super()._save_rng_state(folder)
+            (mine,) = Path(folder).iterdir()
+            files = ranks.gathered((mine.name, mine.read_bytes()))
+        for name, content in files if ranks.is_first() else ():
+            (Path(output_dir) / name).write_bytes(content)
 
     def _rotate(self) -> None:
         """Remove the checkpoints that `sft.save_total_limit` has no room for.

@@ -1,0 +1,81 @@
+"""What the group `distributed` needs of its own keys and of the others."""
+
+from __future__ import annotations
+
+import re
+
+from sftpipe.config.schema import DistributedConfig, TrainConfig
+from sftpipe.errors import Problem, override
+
+_ENDPOINT = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:\[\]]+):(\d{1,5})")
+_ALONE = "`distributed=none`"
+
+
+def check_distributed(cfg: TrainConfig) -> list[Problem]:
+    """The problems of a run of several processes, each with what to type instead."""
+    if cfg.distributed is None:
+        return []
+    return [
+        *_check_machines(cfg.distributed),
+        *(_check_folder(cfg) if cfg.distributed.num_machines > 1 else []),
+        *(_check_sharding(cfg) if cfg.distributed.strategy == "fsdp2" else []),
+    ]
+
+
+def _check_machines(asked: DistributedConfig) -> list[Problem]:
+    machines, processes = asked.num_machines, asked.num_processes
+    key, problems = "distributed.num_processes", []
+    if processes is not None and processes % machines:
+        found = f"{processes}, in all, on {machines} machines, which take the same number each"
+        fix = override(key, str(machines * max(1, processes // machines)))
+        problems.append(Problem(key, found, allowed=f"a multiple of {machines}", fix=fix))
+    if asked.machine_rank >= machines:
+        key, allowed = "distributed.machine_rank", f"0 to {machines - 1}"
+        fix = override("distributed.num_machines", str(asked.machine_rank + 1))
+        found = f"{asked.machine_rank}, and distributed.num_machines is {machines}"
+        problems.append(Problem(key, found, allowed=allowed, fix=fix))
+    key = "distributed.rendezvous"
+    if asked.rendezvous is None and machines > 1:
+        found = "not set: how do the machines find each other?"
+        fix = "give every machine the name of machine 0 and a free port of it: `" + key
+        problems.append(Problem(key, found, allowed="HOST:PORT", fix=f"{fix}=node0:29500`"))
+    elif asked.rendezvous is not None and not _is_endpoint(asked.rendezvous):
+        allowed, fix = "HOST:PORT, the port from 1 to 65535", override(key, "node0:29500")
+        problems.append(Problem(key, repr(asked.rendezvous), allowed=allowed, fix=fix))
+    elif asked.rendezvous is not None and machines == 1:
+        found = "nothing reads it on one machine"
+        fix = "leave it out, or `distributed.num_machines=2`"
+        problems.append(Problem(key, found, fix=fix))
+    return problems
+
+
+def _is_endpoint(text: str) -> bool:
+    match = _ENDPOINT.fullmatch(text)
+    return match is not None and 0 < int(match[2]) < 65536
+
+
+def _check_folder(cfg: TrainConfig) -> list[Problem]:
+    """Machines that write one run must know its name."""
+    if cfg.run is not None:
+        return []
+    found = "not set, and each machine would name a run folder of its own"
+    allowed = "a folder that every machine sees, the same on each"
+    return [Problem("run", found, allowed=allowed, fix="`run=outputs/many`")]
+
+
+def _check_sharding(cfg: TrainConfig) -> list[Problem]:
+    """What torch's fully_shard cannot divide, or what its checkpoints cannot hold."""
+    key, problems = "distributed.strategy", []
+    if cfg.quantization.get("load_in_8bit"):
+        found = "fsdp2, and bitsandbytes cannot divide 8-bit weights"
+        fix = "`quantization=nf4`, or `distributed.strategy=ddp`"
+        problems.append(Problem(f"{key} + quantization", found, fix=fix))
+    if bool(cfg.sft.get("use_cpu", False)):
+        problems.append(on_a_cpu())
+    return problems
+
+
+def on_a_cpu() -> Problem:
+    """The problem of fsdp2 without GPUs, where transformers' trainer makes DDP of it in silence."""
+    found = "fsdp2 on a CPU, where transformers' trainer would train by DDP without a word"
+    return Problem("distributed.strategy", found, fix=f"`distributed.strategy=ddp`, or {_ALONE}")
