@@ -17,6 +17,7 @@ from sftpipe.errors import (
     Interrupted,
     ModelError,
     Problem,
+    RankError,
     RowError,
     RunError,
     SftpipeError,
@@ -80,10 +81,11 @@ def test_a_row_error_is_a_data_error_that_knows_its_reason() -> None:
 
 def test_failed_jobs_of_a_sweep_exit_with_1() -> None:
     assert (str(SweepError(PROBLEM)), SweepError.exit_code) == (TEXT, 1)
+    assert (str(RankError(143, PROBLEM)), RankError(143, PROBLEM).exit_code) == (TEXT, 143)
 
 
 def test_the_tests_above_cover_the_whole_tree() -> None:
-    assert tree() == {*FIXABLE, RowError, Interrupted, SweepError}
+    assert tree() == {*FIXABLE, RowError, Interrupted, RankError, SweepError}
 
 
 def test_the_drawn_tree_names_exactly_the_classes_there_are() -> None:

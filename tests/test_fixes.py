@@ -194,6 +194,13 @@ TEXTS: dict[str, dict[str, str]] = {
         "FLAG": "--from",
         "_goes_on(named)": "sftpipe train run=outputs/yoda/1 sft.resume_from_checkpoint=auto",
     },
+    "`sftpipe train {run} sft.resume_from_checkpoint=auto` goes on from its last checkpoint": {
+        "run": "run='outputs/a run'"
+    },
+    "leave that out, and let sftpipe start them: `sftpipe train recipe=yoda {words}`": {
+        "words": "distributed=ddp distributed.num_processes=2"
+    },
+    "`distributed.strategy=ddp`, or {_ALONE}": {"_ALONE": "`distributed=none`"},
     "`{_goes_on(where)}` goes on with it; or name a new folder": {
         "_goes_on(where)": "sftpipe train run=outputs/yoda/1 sft.resume_from_checkpoint=auto"
     },
@@ -332,6 +339,18 @@ CALLS: dict[str, tuple[tuple[str, str], ...]] = {
         ("export.max_kl", "0.02"),
         ("export.max_kl", "5e-05"),
     ),
+    "override(key, str(machines * max(1, processes // machines)))": (
+        ("distributed.num_processes", "4"),
+    ),
+    "override('distributed.num_machines', str(asked.machine_rank + 1))": (
+        ("distributed.num_machines", "2"),
+    ),
+    "override(key, 'node0:29500')": (("distributed.rendezvous", "node0:29500"),),
+    "override(key, str(devices * asked.num_machines))": (("distributed.num_processes", "4"),),
+    "override(key, str(devices * machines))": (("distributed.num_processes", "4"),),
+    "override('distributed.rendezvous_timeout', str(2 * asked.rendezvous_timeout))": (
+        ("distributed.rendezvous_timeout", "1200"),
+    ),
     "override(key, 'false')": (("sft.activation_offloading", "false"),),
 }
 # beginnings of texts with backticks that are no fix: what they are
@@ -378,6 +397,10 @@ BASES: list[list[str]] = [
     ["evaluation.do_sample=true"],
     ["evaluation.sample_strategy=steps"],
     ["tracking=wandb"],
+    ["distributed=ddp"],
+    ["distributed=ddp", "distributed.num_machines=2", "distributed.rendezvous=a:1", "run=a"],
+    ["distributed=ddp", "distributed.rendezvous=a:1", "run=a"],
+    ["distributed=ddp", "distributed.num_machines=2", "run=a"],
     ["tokenizer=bpe", "model=custom", "model.init=random", "model.config.model_type=gpt2"],
     ["format=function", "format.function=a.b"],
     ["evaluation.sample_steps=5"],

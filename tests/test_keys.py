@@ -719,6 +719,17 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         _MIRRORS,
         "test_a_tracker_whose_package_is_missing_says_what_to_install",
     ),
+    **{
+        f"distributed.{name}": ("test_launch.py", "test_torchrun_is_told_what_the_config_says")
+        for name in (
+            *("num_processes", "num_machines", "machine_rank", "rendezvous"),
+            "rendezvous_timeout",
+        )
+    },
+    "distributed.strategy": (
+        "config/test_distributed.py",
+        "test_sharding_needs_gpus_and_weights_that_can_be_divided",
+    ),
     "seed": (
         "evaluation/test_answers.py",
         "test_a_row_of_samples_is_drawn_as_the_config_and_the_seed_of_the_run_say",

@@ -30,6 +30,7 @@ from sftpipe.errors import (
     Problem,
     RankError,
     SftpipeError,
+    in_shell,
     one_line,
     override,
 )
@@ -48,7 +49,7 @@ _TAIL = 4000  # characters of what a rank said last
 _OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def check_launched_once(cfg: TrainConfig) -> None:
+def check_launched_once() -> None:
     """Refuse to be one of several processes that another launcher started: each would train alone.
 
     Raises:
@@ -170,7 +171,7 @@ def _failed(number: int, code: int, plan: RunPlan, notes: Path) -> SftpipeError:
     first = _note(0, notes)
     if first and first["code"] > 128:  # all ranks agreed on it
         return _said(first)
-    where = f"rank {number}" + (f" on {socket.gethostname()}" if plan.folder else "")
+    where = f"rank {number} on {socket.gethostname()}"
     if note:
         found = f"it ended with a bug, and the others with it:\n\n{note['said']}"
     else:
@@ -223,7 +224,8 @@ def _address() -> str:
 
 
 def _going_on(plan: RunPlan) -> str:
-    return f"`sftpipe train run={plan.folder} sft.resume_from_checkpoint=auto` goes on with it"
+    run = in_shell(f"run={plan.folder}")
+    return f"`sftpipe train {run} sft.resume_from_checkpoint=auto` goes on from its last checkpoint"
 
 
 def _numbers(notes: Path) -> list[int]:

@@ -14,7 +14,7 @@ import datetime
 from collections.abc import Mapping
 from functools import partial
 
-from sftpipe import ranks
+import sftpipe.ranks as ranks
 from sftpipe.config.options import conf_dir
 from sftpipe.config.schema import TrainConfig
 from sftpipe.data.packing import Collator
@@ -31,7 +31,7 @@ from sftpipe.data.prepare import (
 )
 from sftpipe.data.row_function import call_row_functions
 from sftpipe.data.source import load_sources, sources_sha256
-from sftpipe.launch import launch, processes_here
+from sftpipe.launch import check_launched_once, launch, processes_here
 from sftpipe.model.weights import Weights, find_weights
 from sftpipe.runs.facts import check_ranks, compute_as_begun, say_what_differs
 from sftpipe.runs.folder import RunFolder
@@ -140,9 +140,11 @@ def train(
         SftpipeError: whatever a user can fix; `Interrupted` after a signal and a checkpoint.
     """
     plan = plan or plan_run(cfg)
-    if cfg.distributed is not None and not plan.complete and ranks.notes() is None:
-        launch(cfg, plan, hydra or {})
-        return load_run(plan.folder)
+    if ranks.notes() is None:
+        check_launched_once()
+        if cfg.distributed is not None and not plan.complete:
+            launch(cfg, plan, hydra or {})
+            return load_run(plan.folder)
     for line in plan.said.splitlines():
         console.print(f"resume    {line}", markup=False)
     if plan.complete:
@@ -160,10 +162,10 @@ def train(
         from sftpipe.training.tracking import check_tracking, track
         from sftpipe.training.trainer import build_arguments, build_trainer
 
-        check_still_true(plan)
         check_tracking(cfg.tracking)
         folder = RunFolder(plan.folder)
         if ranks.is_first():
+            check_still_true(plan)
             write_hydra(plan, hydra or {})
         precision = compute_as_begun(plan, cfg)
         arguments = build_arguments(cfg.sft, seed=cfg.seed, folder=plan.folder, precision=precision)

@@ -66,7 +66,8 @@ def train_sweep(words: Sequence[str], going_on: str | None, *, as_json: bool) ->
     folder = SweepFolder(_directory(asked, going_on))
     with held(folder.path, "this sweep"):
         _open(folder, asked, words)
-        sweep = Sweep(folder, asked.multirun.constants, asked.metric, asked.total)
+        constants, configs = asked.multirun.constants, asked.configs
+        sweep = Sweep(folder, constants, asked.metric, asked.total, configs)
         try:
             run_multirun(asked.multirun, folder.path, sweep, sweep.place)
         finally:

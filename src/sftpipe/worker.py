@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from sftpipe import ranks
+import sftpipe.ranks as ranks
 from sftpipe.cli import told
 from sftpipe.errors import ConfigError, Interrupted, Problem, SftpipeError
 from sftpipe.launch import write_note

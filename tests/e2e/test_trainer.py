@@ -153,12 +153,16 @@ def test_a_batch_adds_its_tokens_and_its_losses_to_the_counts(
         trained += sum(label != -100 for label in row["labels"])
     trainer.compute_loss(trainer.model, data.collate(rows))
     counter = trainer.counter
+    counter.on_step_end(None, None, None)
     assert counter.rows == 2
     assert counter.tokens == sum(len(row["input_ids"]) for row in rows)
     assert counter.trained_tokens == trained < counter.tokens
     assert counter.loss_sum == pytest.approx(trained * mean_loss(trainer.model, rows), rel=1e-5)
-    assert trainer._metrics["train"]["mean_token_accuracy"] == [2 / trained]
-    assert trainer._metrics["train"]["num_tokens"] == [counter.tokens]
+    assert counter.right == 2
+    logs = {"loss": 1.0}
+    trainer.log(logs)
+    assert logs["mean_token_accuracy"] == 2 / trained
+    assert logs["num_tokens"] == counter.tokens
 
 
 @pytest.mark.parametrize("option", ["nf4", "none"])

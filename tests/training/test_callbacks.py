@@ -26,6 +26,8 @@ COUNTED: dict[str, Any] = {
     "rows": 2,
     "loss_sum": 1.5,
     "seconds": 1000.0,
+    "right": 2,
+    "logged": [1, 1],
 }
 
 
@@ -38,7 +40,10 @@ def test_what_was_counted_survives_a_checkpoint() -> None:
         "input_ids": torch.tensor([[7, 8, 9], [7, 8, 0]]),
         "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
     }
-    again.add(inputs, trained=4, loss_sum=0.5)
+    again.add(inputs, trained=4, loss_sum=0.5, right=1)
+    assert again.tokens == 5  # until its step ends
+    again.on_step_end(None, None, None)
+    assert (again.accuracy(), again.accuracy()) == (2 / 6, 0.0)  # since the last entry
     assert (again.tokens, again.trained_tokens, again.rows, again.loss_sum) == (10, 7, 4, 2.0)
     running = again.state()["args"]["seconds"]
     again.on_train_end(None, None, None)
@@ -206,4 +211,6 @@ def test_training_counts_each_row_of_each_step(
         "trained_tokens": 3 * trained,
         "rows": 12,
         "loss_sum": pytest.approx(3 * trained * mean, rel=1e-5),
+        "right": trainer.counter.right,
+        "logged": [0, 0],  # there was no entry of a step
     }

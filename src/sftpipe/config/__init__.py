@@ -7,6 +7,7 @@ check.py       a composed tree (dict), its Origin    -> TrainConfig, or ConfigEr
 conflicts.py   TrainConfig                           -> list[Problem] of choices that do not fit
 requests.py    RunConfig                             -> the same of what a finished run is asked
 lora.py        `lora.init_lora_weights`, a config -> list[Problem]; what each one does to a base
+distributed.py  TrainConfig                          -> list[Problem] of several processes
 early_stopping.py  TrainConfig                       -> keys of `sft` that early stopping needs
 schema.py      the dataclasses of our groups, and the facts of each choice: FORMATS, LOSSES, ...
 validation_sets.py  dataset.data_files, a split       -> names of validation sets

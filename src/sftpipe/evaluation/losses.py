@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sftpipe import ranks
+import sftpipe.ranks as ranks
 from sftpipe.config.schema import EvaluationConfig
 from sftpipe.config.validation_sets import log_prefix
 from sftpipe.evaluation.answers import Sampling, generate

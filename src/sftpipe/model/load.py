@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sftpipe import ranks
+import sftpipe.ranks as ranks
 from sftpipe.config.schema import ModelConfig, TrainConfig
 from sftpipe.errors import ModelError, Problem, one_line
 from sftpipe.model.architecture import model_config, rejected

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sftpipe import ranks
+import sftpipe.ranks as ranks
 from sftpipe.config.schema import ModelConfig
 from sftpipe.errors import ModelError, Problem
 
@@ -70,7 +70,7 @@ def choose_precision(
     """
     began = began or Began()
     device = "cuda" if torch.cuda.is_available() and not use_cpu else "cpu"
-    if device == "cuda":
+    if device == "cuda" and ranks.world_size() > 1:
         torch.cuda.set_device(ranks.local_rank())
     bf16 = device == "cuda" and torch.cuda.is_bf16_supported()
     if cfg.dtype != "auto":
@@ -99,7 +99,7 @@ def choose_precision(
 def _gpu() -> str:
     """The GPU of this process, and what to type where others are idle."""
     name, visible = str(torch.cuda.get_device_name()), torch.cuda.device_count()
-    if ranks.world_size() > 1 or visible == 1:
+    if ranks.world_size() > 1 or visible <= 1:
         return name
     return f"{name}, 1 of {visible} (distributed=ddp trains on all)"
 

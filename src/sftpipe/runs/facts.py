@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sftpipe import ranks
+import sftpipe.ranks as ranks
 from sftpipe.config.schema import TrainConfig, to_plain
 from sftpipe.data.prepare import PreparedData
 from sftpipe.environment import versions

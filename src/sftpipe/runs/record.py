@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sftpipe import ranks
+import sftpipe.ranks as ranks
 from sftpipe.config.schema import EvaluationConfig
 from sftpipe.data.prepare import PreparedData
 from sftpipe.evaluation.losses import sample_answers, split_loss, train_metrics

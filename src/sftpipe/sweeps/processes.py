@@ -37,8 +37,8 @@ PARENT = "SFTPIPE_PARENT"  # read by sftpipe.worker, which stops when its parent
 class Slot:
     """What one job at a time computes with.
 
-    threads: of its CPU work.
-    gpu: for CUDA_VISIBLE_DEVICES; None where there is none to hand out.
+    threads: of the CPU work of each process.
+    gpu: for CUDA_VISIBLE_DEVICES, several with commas; None where there is none to hand out.
     """
 
     threads: int
@@ -93,10 +93,21 @@ class Running:
     seconds: float = 0.0
 
 
-def slots(jobs: int, gpus: Sequence[str], cores: int) -> list[Slot]:
-    """What `jobs` processes at a time get: the cores divided, the GPUs handed out in turn."""
-    threads = int(os.environ.get("OMP_NUM_THREADS") or 0) or max(1, cores // jobs)
-    return [Slot(threads, gpus[at % len(gpus)] if gpus else None) for at in range(jobs)]
+def slots(jobs: int, gpus: Sequence[str], cores: int, each: int = 1) -> list[Slot]:
+    """What `jobs` jobs at a time get: the cores divided, the GPUs handed out in turn.
+
+    Args:
+        jobs: at a time.
+        gpus: as CUDA_VISIBLE_DEVICES names them.
+        cores: of this machine.
+        each: processes of a job, with a GPU for each.
+    """
+    threads = int(os.environ.get("OMP_NUM_THREADS") or 0) or max(1, cores // (jobs * each))
+    turns = [
+        [(at * each + more) % len(gpus) for more in range(each)] if gpus else []
+        for at in range(jobs)
+    ]
+    return [Slot(threads, ",".join(gpus[one] for one in turn) or None) for turn in turns]
 
 
 def cores() -> int:

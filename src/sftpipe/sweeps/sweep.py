@@ -79,10 +79,25 @@ class Sweep:
     """
 
     def __init__(
-        self, folder: SweepFolder, constants: set[str], metric: Metric, total: int | None = None
+        self,
+        folder: SweepFolder,
+        constants: set[str],
+        metric: Metric,
+        total: int | None = None,
+        configs: Sequence[TrainConfig] = (),
     ) -> None:
+        """A sweep.
+
+        Args:
+            folder: whose lock the caller holds.
+            constants: keys that all jobs have alike.
+            metric: what ranks the jobs.
+            total: jobs; None where the sweeper decides.
+            configs: of the jobs, as far as they are known; the largest says what each may use.
+        """
         self.folder, self.metric = folder, metric
         self._constants, self._board = constants, Board(total)
+        self._distributed = [cfg.distributed for cfg in configs if cfg.distributed]
 
     def __call__(self, task: Any) -> float:
         """Train the job that Hydra composed; NaN where it fails, which its record tells."""
@@ -136,9 +151,17 @@ class Sweep:
     def pool(self, jobs: int, works: int) -> Pool:
         """The processes of a sweep: so many jobs at a time, and so many in all."""
         gpus = visible_gpus()
-        if gpus and jobs > len(gpus):
-            console.print(f"sweep     {jobs} jobs at a time share {len(gpus)} GPUs")
-        return Pool(slots(jobs, gpus, cores()), forking=works > 1 and can_fork())
+        each = max(
+            [
+                (one.num_processes or len(gpus) * one.num_machines) // one.num_machines
+                for one in self._distributed
+            ],
+            default=1,
+        )
+        if gpus and jobs * each > len(gpus):
+            some = f"{jobs} jobs at a time" + (f", of {each} processes each," if each > 1 else "")
+            console.print(f"sweep     {some} share {len(gpus)} GPUs")
+        return Pool(slots(jobs, gpus, cores(), max(1, each)), forking=works > 1 and can_fork())
 
     def shown(self) -> AbstractContextManager[None]:
         """The live table, while a block runs."""

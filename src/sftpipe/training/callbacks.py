@@ -25,7 +25,7 @@ from rich.progress import (
 from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from sftpipe import ranks
+import sftpipe.ranks as ranks
 from sftpipe.config.schema import EarlyStoppingConfig
 from sftpipe.config.validation_sets import validation_losses
 from sftpipe.data.packing import count

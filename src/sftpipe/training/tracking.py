@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from transformers import TrainerCallback
 
-from sftpipe import ranks
+import sftpipe.ranks as ranks
 from sftpipe.config.schema import TRACKERS, TrackingConfig, TrainConfig, to_plain
 from sftpipe.errors import ConfigError, Problem
 

@@ -23,7 +23,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback, Prog
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
-from sftpipe import ranks
+import sftpipe.ranks as ranks
 from sftpipe.config.lora import INITIAL_ADAPTER
 from sftpipe.data.labels import IGNORED
 from sftpipe.data.packing import RandomWindows
@@ -117,17 +117,19 @@ def build_trainer(
     """The trainer of a run, on finished rows; it attaches the adapter and writes its log.
 
     Args:
-        arguments: what `build_arguments` made.
+        arguments: of `build_arguments`.
         model: the base.
         adapter: None trains every weight.
-        data: rows, collator and tokenizer.
-        precision: for the dtype of the trained parameters.
-        log: the file that gets a line each time the trainer logs.
+        data: rows and tokenizer.
+        precision: for the dtype of what is trained.
+        log: gets a line each time the trainer logs.
 
     Raises:
         ModelError: PEFT or TRL rejects the model with this adapter.
     """
+    # longer than most: the arguments of TRL's trainer take a line each
     init = _start_plain(adapter)
+    collate = without_fill(data.collate) if ranks.world_size() > 1 else data.collate
     try:
         trainer = SFTPipeTrainer(
             adapter_dtype=precision.trained,
@@ -135,7 +137,7 @@ def build_trainer(
             args=arguments,
             train_dataset=data.train,
             eval_dataset=dict(data.named_validation) or data.validation,
-            data_collator=without_fill(data.collate) if ranks.world_size() > 1 else data.collate,
+            data_collator=collate,
             processing_class=data.tokenizer,
             peft_config=adapter,
         )
@@ -221,6 +223,8 @@ class SFTPipeTrainer(SFTTrainer):
         self._staging: Path | None = None
         # the model takes the rows of a batch joined, see `sftpipe.model.fast`
         self.joins_rows = False
+        # of several processes: the order of the rows of an epoch
+        self._order: FilledSampler | None = None
         # what an adapter that was taken out of the base weights began as
         self.initial: Path | None = None
 
@@ -247,7 +251,7 @@ class SFTPipeTrainer(SFTTrainer):
         checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint else None
         if checkpoint:
             self.args.eval_on_start = False  # it was done at the start of the run
-        if self.args.world_size > 1:  # accelerate takes a model that was evaluated for a wrapped one
+        if self.args.world_size > 1:  # accelerate takes a model that was evaluated for wrapped
             self.model._is_accelerate_prepared = False
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
@@ -272,6 +276,9 @@ class SFTPipeTrainer(SFTTrainer):
         resumed = kwargs["resume_from_checkpoint"] is not None
         if resumed and kwargs["epoch"] == kwargs["epochs_trained"]:
             self._callback(Unlogged).give_back(self)
+        if self._order is not None:
+            # accelerate does not tell it where batches are skipped, and the order would be another
+            self._order.set_epoch(kwargs["epoch"])
         super()._run_epoch(**kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -303,6 +310,8 @@ class SFTPipeTrainer(SFTTrainer):
         drops = self.args.dataloader_drop_last
         multiple = 1 if drops else batch_size * self.args.world_size
         filled = FilledSampler(order, len(dataset), multiple)
+        if keywords.get("is_training"):
+            self._order = filled
         return super()._get_dataloader(
             Filled(dataset), description, batch_size, sampler_fn=lambda _: filled, **keywords
         )
