@@ -78,6 +78,7 @@ bench: $(STAMP)  ## measure steps, a training, starts, the data engine, memory, 
 	$(BIN)/sftpipe bench data
 	$(BIN)/sftpipe bench memory
 	$(BIN)/sftpipe bench generate
+	$(BIN)/sftpipe bench ddp
 	$(BIN)/sftpipe bench sweep
 
 clean:  ## remove the environment, runs and build products (the model cache stays)

@@ -351,6 +351,7 @@ CALLS: dict[str, tuple[tuple[str, str], ...]] = {
     "override('distributed.rendezvous_timeout', str(2 * asked.rendezvous_timeout))": (
         ("distributed.rendezvous_timeout", "1200"),
     ),
+    "override('distributed.num_processes', str(processes))": (("distributed.num_processes", "4"),),
     "override(key, 'false')": (("sft.activation_offloading", "false"),),
 }
 # beginnings of texts with backticks that are no fix: what they are

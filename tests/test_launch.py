@@ -106,6 +106,18 @@ def test_more_processes_than_devices_are_refused(
     golden_error(error)
 
 
+def test_machines_need_the_name_of_their_run(tmp_path: Path, golden_error: Pin) -> None:
+    cfg = distributed(
+        "distributed.num_processes=2",
+        "distributed.num_machines=2",
+        "distributed.rendezvous=a:1",
+    )
+    error = refused(ConfigError, lambda: launch.launch(cfg, RunPlan(tmp_path / "run"), {}))
+    assert places(error) == ["run"]
+    golden_error(error)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_process_of_another_launcher_is_refused(
     monkeypatch: pytest.MonkeyPatch, golden_error: Pin
 ) -> None:

@@ -74,6 +74,7 @@ def launch(cfg: TrainConfig, plan: RunPlan, hydra: Mapping[str, str]) -> None:
     """
     assert cfg.distributed is not None
     here = processes_here(cfg)
+    check_folder(cfg)
     if cfg.distributed.machine_rank == 0:
         write_planned(cfg, plan, hydra)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // here))
@@ -113,6 +114,19 @@ def processes_here(cfg: TrainConfig) -> int:
         found += " for them" if name == "core" else " that it may use"
         raise ConfigError(Problem(key, found, fix=override(key, str(devices * machines))))
     return here
+
+
+def check_folder(cfg: TrainConfig) -> None:
+    """Machines that write one run must know its name.
+
+    Raises:
+        ConfigError: it is not given.
+    """
+    if cfg.distributed is None or cfg.distributed.num_machines == 1 or cfg.run is not None:
+        return
+    found = "not set, and each machine would name a run folder of its own"
+    allowed = "a folder that every machine sees, the same on each"
+    raise ConfigError(Problem("run", found, allowed=allowed, fix="`run=outputs/many`"))
 
 
 def _words(asked: DistributedConfig, here: int, folder: Path) -> list[str]:

@@ -450,6 +450,7 @@ VERBS: dict[str, Verb] = {
         "  data      rows a second against TRL's preparation, and the cache\n"
         "  memory    the peak of `sftpipe check` on ten times the rows\n"
         "  generate  answers in batches against one by one and against transformers' own\n"
-        "  sweep     one more job of a sweep against a command of its own",
+        "  sweep     one more job of a sweep against a command of its own\n"
+        "  ddp       two processes of one thread each against one process of two",
     ),
 }

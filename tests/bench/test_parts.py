@@ -18,6 +18,7 @@ def test_each_part_has_a_name_says_what_it_measures_and_is_in_the_help() -> None
         "memory",
         "generate",
         "sweep",
+        "ddp",
     ]
     assert all(part.__doc__ for part in PARTS.values())
     lines = VERBS["bench"].details.splitlines()[1:]

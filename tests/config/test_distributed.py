@@ -26,7 +26,6 @@ def test_a_run_is_one_process_unless_it_is_asked_for_several() -> None:
         ([*MANY, "run=many", "distributed.rendezvous=null"], "distributed.rendezvous"),
         ([*MANY, "run=many", "distributed.num_processes=3"], "distributed.num_processes"),
         ([*MANY, "run=many", "distributed.num_processes=1"], "distributed.num_processes"),
-        ([*MANY], "run"),
     ],
 )
 def test_machines_that_cannot_meet_are_refused(

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,7 +36,10 @@ WAYS: dict[str, tuple[str, ...]] = {
     "packed": (NO_DROPOUT, "packing=bfd", "sft.max_length=48", "packing.pack_eval=true"),
     "blocks": (NO_DROPOUT, "packing=blocks", "packing.block_size=16", *TEXTS),
     "nf4": (NO_DROPOUT, "quantization=nf4", "sft.gradient_accumulation_steps=2"),
-    "shuffled": (NO_DROPOUT, "sft.train_sampling_strategy=random", "model.fast=false"),
+    "shuffled": (
+        *(NO_DROPOUT, "sft.train_sampling_strategy=random", "model.fast=false"),
+        "sft.activation_checkpointing=true",
+    ),
     "dropped end": ("lora=none", "sft.learning_rate=0.001", "sft.dataloader_drop_last=true"),
 }
 QUICK = ("plain",)
@@ -68,7 +72,7 @@ def starter(model: Path, rows: Path, folder: Path) -> Iterator[Any]:
     """Starts `sftpipe train` on the rows, in a folder; what is left of it is killed."""
     begun: list[subprocess.Popen[bytes]] = []
 
-    def start(name: str, *words: str) -> subprocess.Popen[bytes]:
+    def start(name: str, *words: str, cwd: Path = folder) -> subprocess.Popen[bytes]:
         command = [
             "recipe=yoda",
             "model=custom",
@@ -92,7 +96,7 @@ def starter(model: Path, rows: Path, folder: Path) -> Iterator[Any]:
             [sys.executable, "-m", "sftpipe", "train", *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            cwd=folder,
+            cwd=cwd,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         begun.append(process)
@@ -245,6 +249,42 @@ def test_ranks_whose_launcher_is_killed_stop_with_a_checkpoint(
     assert alive == []
     assert list((tmp_path / "run").glob("checkpoint-*"))
     assert not (tmp_path / "run" / "COMPLETE").exists()
+
+
+@pytest.mark.slow
+def test_two_machines_train_what_one_does(whole: Any, started: Any, tmp_path: Path) -> None:
+    """Two launchers with one process each, which meet at a port of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"distributed.rendezvous=127.0.0.1:{free.getsockname()[1]}"
+    words = (*LONGER, "distributed.num_machines=2", endpoint)
+    second = started("run", *words, "distributed.machine_rank=1")
+    first = started("run", *words)
+    for process in (first, second):
+        code, said = ended(process)
+        assert code == 0, said
+    assert outcome(tmp_path / "run") == whole
+
+
+@pytest.mark.slow
+def test_machines_with_other_data_are_refused(started: Any, rows: Path, tmp_path: Path) -> None:
+    """The name of the file is the same on both; each has its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"distributed.rendezvous=127.0.0.1:{free.getsockname()[1]}"
+    words = (*LONGER, "distributed.num_machines=2", endpoint, "dataset.data_files=rows.jsonl")
+    begun = []
+    for machine in (0, 1):
+        folder = tmp_path / str(machine)
+        folder.mkdir()
+        (folder / "rows.jsonl").write_text(rows.read_text().replace("What is 3", f"So {machine}"))
+        begun.append(started("run", *words, f"distributed.machine_rank={machine}", cwd=folder))
+    code, said = ended(begun[0])
+    assert code == 2
+    assert "the processes differ: data.sha256: " in said
+    assert " on rank 1" in said
+    assert not (tmp_path / "run" / "manifest.json").exists()
+    assert ended(begun[1])[0] == 2
 
 
 @pytest.mark.slow

@@ -560,6 +560,10 @@ NOT_DECIDING = {
     "output_dir",
     "run",
     "sft.resume_from_checkpoint",
+    "distributed.num_machines",
+    "distributed.machine_rank",
+    "distributed.rendezvous",
+    "distributed.rendezvous_timeout",
     "dataset.data_files",
     "dataset.num_proc",
     "preflight.max_empty_rows",
@@ -636,7 +640,7 @@ def changed(block: Any, prefix: str = "") -> dict[str, tuple[Any, Any, Any]]:
 
 def whole_config() -> TrainConfig:
     """A config of one's own in which every group is on."""
-    overrides = ["recipe=yoda", "tracking=wandb", "packing=bfd", "run=mine"]
+    overrides = ["recipe=yoda", "tracking=wandb", "packing=bfd", "distributed=ddp", "run=mine"]
     return copy.deepcopy(config(*overrides))
 
 

@@ -22,6 +22,7 @@ from sftpipe.runs.plan import RunPlan
 from sftpipe.runs.write import open_run
 from sftpipe.storage import sha256_text
 from support.configs import compose
+from support.errors import Pin, refused
 
 BASE = Weights("", None, "base==1")
 CPU = Precision("cpu", torch.bfloat16, torch.float32, "a CPU")
@@ -115,6 +116,21 @@ def test_a_later_attempt_on_other_base_weights_is_refused(
         "mine: it began with the weights base==1, and these are base==2\n"
         "    pin model.source and model.revision, or start a new run"
     )
+    assert not Path("mine/attempts").exists()
+
+
+def test_a_later_attempt_in_another_number_of_processes_is_refused(
+    cfg: TrainConfig, data: PreparedData, golden_error: Pin
+) -> None:
+    """Where `distributed.num_processes` is left to the GPUs that are visible."""
+    open_run(RunPlan(Path("mine")), cfg, BASE, CPU, data)
+    manifest = json.loads(Path("mine/manifest.json").read_text())
+    Path("mine/manifest.json").write_text(json.dumps({**manifest, "processes": 4}))
+
+    again = RunPlan(Path("mine"), attempt=2)
+    error = refused(RunError, lambda: open_run(again, cfg, BASE, CPU, data))
+
+    golden_error(error)
     assert not Path("mine/attempts").exists()
 
 

@@ -363,6 +363,8 @@ def test_cores_are_divided_and_gpus_handed_out(monkeypatch: pytest.MonkeyPatch) 
     assert slots(2, ["0", "1"], 8) == [Slot(4, "0"), Slot(4, "1")]
     assert slots(3, ["5"], 8) == [Slot(2, "5")] * 3
     assert slots(4, [], 2) == [Slot(1)] * 4
+    assert slots(2, ["0", "1", "2", "3"], 8, 2) == [Slot(2, "0,1"), Slot(2, "2,3")]
+    assert slots(1, ["0"], 8, 2) == [Slot(4, "0")]  # too few, which the job says
     monkeypatch.setenv("OMP_NUM_THREADS", "3")  # the user knows better
     assert slots(2, [], 8) == [Slot(3)] * 2
 

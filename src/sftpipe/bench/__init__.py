@@ -7,6 +7,7 @@ growth.py         sizes                               -> seconds of our step, an
 data.py           generated rows                      -> rows a second against TRL's, peak memory
 generate.py       the test rows of Yoda               -> answers in batches, one by one, plain
 sweep.py          sweeps of one job and of four       -> what one more job costs
+ddp.py            one batch, divided                  -> two processes against one
 start.py          short commands                      -> seconds of whole processes against TRL's
 task.py           a number of rows                    -> the training that part train measures
 epoch.py          an implementation, rows             -> that training, in this process
@@ -22,6 +23,7 @@ from typing import Any
 # under other names, so that sftpipe.bench.data and its like stay modules
 from sftpipe.bench.data import data as _data
 from sftpipe.bench.data import memory as _memory
+from sftpipe.bench.ddp import ddp as _ddp
 from sftpipe.bench.generate import generation as _generation
 from sftpipe.bench.growth import growth as _growth
 from sftpipe.bench.start import start as _start
@@ -38,5 +40,6 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "memory": _memory,
     "generate": _generation,
     "sweep": _sweep,
+    "ddp": _ddp,
 }
 WITH_PEER = "train"  # the part that takes `peer_python`

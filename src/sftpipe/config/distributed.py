@@ -17,7 +17,6 @@ def check_distributed(cfg: TrainConfig) -> list[Problem]:
         return []
     return [
         *_check_machines(cfg.distributed),
-        *(_check_folder(cfg) if cfg.distributed.num_machines > 1 else []),
         *(_check_sharding(cfg) if cfg.distributed.strategy == "fsdp2" else []),
     ]
 
@@ -52,15 +51,6 @@ def _check_machines(asked: DistributedConfig) -> list[Problem]:
 def _is_endpoint(text: str) -> bool:
     match = _ENDPOINT.fullmatch(text)
     return match is not None and 0 < int(match[2]) < 65536
-
-
-def _check_folder(cfg: TrainConfig) -> list[Problem]:
-    """Machines that write one run must know its name."""
-    if cfg.run is not None:
-        return []
-    found = "not set, and each machine would name a run folder of its own"
-    allowed = "a folder that every machine sees, the same on each"
-    return [Problem("run", found, allowed=allowed, fix="`run=outputs/many`")]
 
 
 def _check_sharding(cfg: TrainConfig) -> list[Problem]:

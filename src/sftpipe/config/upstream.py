@@ -92,7 +92,6 @@ OURS: dict[str, dict[str, str]] = {
                 "log_on_each_node",
                 "log_level_replica",
                 "save_on_each_node",
-                "deepspeed",
                 "fsdp",
                 "fsdp_config",
                 "ddp_backend",
@@ -104,7 +103,11 @@ OURS: dict[str, dict[str, str]] = {
                 "parallelism_config",
                 "local_rank",
             ),
-            "a run is one process on one device",
+            "the group distributed decides it (distributed=ddp, distributed=fsdp2)",
+        ),
+        **dict.fromkeys(
+            ("deepspeed",),
+            "sftpipe divides a model by torch's own fully_shard (distributed=fsdp2)",
         ),
     },
     "lora": {

@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
+import sftpipe.ranks as ranks
 from sftpipe.config.schema import TrainConfig, to_plain
 from sftpipe.data.prepare import PreparedData
-from sftpipe.errors import Problem, RunError
+from sftpipe.errors import Problem, RunError, override
 from sftpipe.model.further import adapter_identity
 from sftpipe.model.precision import Precision
 from sftpipe.model.weights import Weights
@@ -104,6 +105,11 @@ def _begins_with(plan: RunPlan, cfg: TrainConfig, weights: Weights) -> dict[str,
         )
         fix = "pin model.source and model.revision, or start a new run"
         raise RunError(Problem(where, found, fix=fix))
+    processes = manifest.get("processes", 1)
+    if processes != ranks.world_size():
+        found = f"it began with {processes} processes, and these are {ranks.world_size()}"
+        fix = override("distributed.num_processes", str(processes))
+        raise RunError(Problem(where, found, fix=f"{fix}, or start a new run"))
     if before.get("adapter") != adapter:
         found = (
             f"it began from the adapter {before.get('adapter')}, and lora.init_from is {adapter}"

@@ -103,11 +103,11 @@ def slots(jobs: int, gpus: Sequence[str], cores: int, each: int = 1) -> list[Slo
         each: processes of a job, with a GPU for each.
     """
     threads = int(os.environ.get("OMP_NUM_THREADS") or 0) or max(1, cores // (jobs * each))
-    turns = [
-        [(at * each + more) % len(gpus) for more in range(each)] if gpus else []
+    shares = [
+        dict.fromkeys(gpus[(at * each + more) % len(gpus)] for more in range(each)) if gpus else {}
         for at in range(jobs)
     ]
-    return [Slot(threads, ",".join(gpus[one] for one in turn) or None) for turn in turns]
+    return [Slot(threads, ",".join(share) or None) for share in shares]
 
 
 def cores() -> int:

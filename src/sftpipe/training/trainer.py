@@ -103,6 +103,9 @@ def _between_processes(precision: Precision) -> dict[str, Any]:
         "ddp_backend": "nccl" if precision.device == "cuda" else "gloo",
         "ddp_timeout": _PATIENCE_S,
         "ddp_broadcast_buffers": False,  # no model of ours changes one
+        # every trained parameter has a gradient, of a batch without labels too; looking for others
+        # does not go with checkpointing
+        "ddp_find_unused_parameters": False,
     }
 
 
