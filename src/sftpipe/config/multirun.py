@@ -45,7 +45,8 @@ from sftpipe.config.options import conf_dir, groups
 from sftpipe.config.schema import TrainConfig
 from sftpipe.errors import ConfigError, Problem, nearest, one_line, override
 
-BASIC, SEARCH, PROCESS = "basic", "optuna", "process"
+BASIC, SEARCH, PROCESS, SLURM = "basic", "optuna", "process", "slurm"
+OURS = (PROCESS, SLURM)  # launchers that prune and go on
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def compose_multirun(words: Sequence[str]) -> Multirun:
             directory = OmegaConf.select(composed, SWEEP_DIR)
             params = leaves_of(OmegaConf.select(composed, "hydra.sweeper.params"))
         except BAD_YAML as error:
-            found = problems or [not_composed(error, parsed)]
+            found = problems or _wrong_keys(parsed, loader) or [not_composed(error, parsed)]
             raise ConfigError(*found) from None
     given = {str(one.key_or_group) for one in parsed}
     if problems:
@@ -173,6 +174,39 @@ def _no_plugins(parsed: Sequence[Override], loader: ConfigLoader) -> list[Proble
             where = f"{group}={name} (command line)"
             found = f"no such {what} is installed"
             problems.append(Problem(where, found, allowed=", ".join(known), fix=fix))
+    return problems
+
+
+def _wrong_keys(parsed: Sequence[Override], loader: ConfigLoader) -> list[Problem]:
+    """The keys of a sweeper or a launcher that it does not have, or whose values it does not take.
+
+    Hydra names neither what is allowed nor what is wrong with a value.
+    """
+    groups_of_keys = ("hydra.launcher.", "hydra.sweeper.")
+    own = [one for one in parsed if str(one.key_or_group).startswith(groups_of_keys)]
+    others = [one for one in parsed if one not in own]
+    try:
+        composed = loader.load_configuration("config", hydra_overrides(others), RunMode.MULTIRUN)
+    except BAD_YAML:
+        return []  # they are not to blame
+    problems = []
+    for one in own:
+        key = str(one.key_or_group)
+        parent, _, name = key.rpartition(".")
+        known = sorted(map(str, OmegaConf.select(composed, parent, default=None) or ()))
+        known = [name for name in known if name != "_target_"]
+        where = f"{key} (command line)"
+        if known and name not in known and not one.is_add():
+            match = nearest(name, known)
+            fix = (
+                override(f"{parent}.{match}", str(one.get_value_element_as_str())) if match else ""
+            )
+            problems.append(Problem(where, "no such key", allowed=", ".join(known), fix=fix))
+            continue
+        try:
+            OmegaConf.update(composed, key, one.value(), force_add=True)
+        except OmegaConfBaseException as error:
+            problems.append(Problem(where, one_line(str(error).partition("\n")[0])))
     return problems
 
 
