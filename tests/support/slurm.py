@@ -18,15 +18,14 @@ _DAEMONS = ("munged", "slurmctld", "slurmd")
 _PROGRAMS = (*_DAEMONS, "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
-# linuxproc needs no cgroups and task/none no rights over cores: what a container allows.
-# A credential is valid for so long, and a requeued job waits until it is not: 120 s without it.
+# linuxproc needs no cgroups and task/none no rights over cores: what a container allows
 _CONFIG = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=2
+AuthInfo=socket={folder}/munge.socket
 CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root
@@ -45,7 +44,7 @@ SlurmdLogFile={folder}/slurmd.log
 SchedulerParameters=bf_interval=1,sched_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PreemptParameters=send_user_signal
+SlurmctldParameters=preempt_send_user_signal
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1024 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=2
@@ -87,6 +86,12 @@ class Slurm:
         """The state of a job."""
         return self("squeue", "-h", "-r", "-t", "all", "-o", "%T", "-j", job_id).strip()
 
+    def hurry(self, job_id: str) -> None:
+        """Let a requeued job begin: Slurm holds it back for two minutes."""
+        reason = ("squeue", "-h", "-r", "-o", "%T %r", "-j", job_id)
+        wait_until(lambda: "BeginTime" in self(*reason), f"{job_id} is queued again", 90)
+        self("scontrol", "update", f"jobid={job_id}", "starttime=now")
+
     def jobs(self) -> list[str]:
         """The jobs that wait or run."""
         return self("squeue", "-h", "-r", "-o", "%i").split()
@@ -105,10 +110,8 @@ def one_node(folder: Path) -> Iterator[Slurm]:
     text = _CONFIG.format(host=host, ports=ports, folder=folder)
     (folder / "slurm.conf").write_text(text)
     slurm = Slurm(folder)
-    names = {"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed"}
-    munge = [
-        f"--{flag}={folder}/munge.{name}" for flag, name in (*names.items(), ("log-file", "log"))
-    ]
+    names = ("key-file", "socket", "pid-file", "seed-file", "log-file")
+    munge = [f"--{name}={folder}/munge.{name.removesuffix('-file')}" for name in names]
     commands = [
         ["munged", "--foreground", "--force", *munge],
         ["slurmctld", "-D"],

@@ -47,6 +47,8 @@ from sftpipe.errors import ConfigError, Problem, nearest, one_line, override
 
 BASIC, SEARCH, PROCESS, SLURM = "basic", "optuna", "process", "slurm"
 OURS = (PROCESS, SLURM)  # launchers that prune and go on
+# keys that submitit has, and a sweep cannot have
+_SEVERAL_TASKS = ("hydra.launcher.nodes", "hydra.launcher.tasks_per_node")
 
 
 @dataclass(frozen=True)
@@ -197,17 +199,23 @@ def _wrong_keys(parsed: Sequence[Override], loader: ConfigLoader) -> list[Proble
         known = [name for name in known if name != "_target_"]
         where = f"{key} (command line)"
         if known and name not in known and not one.is_add():
-            match = nearest(name, known)
-            fix = (
-                override(f"{parent}.{match}", str(one.get_value_element_as_str())) if match else ""
-            )
-            problems.append(Problem(where, "no such key", allowed=", ".join(known), fix=fix))
+            problems.append(_no_key(where, key, known, str(one.get_value_element_as_str())))
             continue
         try:
             OmegaConf.update(composed, key, one.value(), force_add=True)
         except OmegaConfBaseException as error:
             problems.append(Problem(where, one_line(str(error).partition("\n")[0])))
     return problems
+
+
+def _no_key(where: str, key: str, known: Sequence[str], value: str) -> Problem:
+    if key in _SEVERAL_TASKS:
+        found = "no such key: a job of a sweep is one task on one machine"
+        return Problem(where, found, fix="docs/cluster.md has a job of several machines")
+    parent, _, name = key.rpartition(".")
+    match = nearest(name, known)
+    fix = override(f"{parent}.{match}", value) if match else ""
+    return Problem(where, "no such key", allowed=", ".join(known), fix=fix)
 
 
 def _plain(node: Any) -> dict[str, Any]:

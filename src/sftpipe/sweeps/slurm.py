@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import shlex
 import shutil
 import signal
 import subprocess
@@ -164,7 +165,10 @@ class Cluster:
             self._folder.mkdir(parents=True, exist_ok=True)
             for work, _ in batch:
                 self._stop_file(work).unlink(missing_ok=True)
-        executor = submitit.SlurmExecutor(self._folder, self._keys["max_num_timeout"])
+        python = f"{shlex.quote(sys.executable)} -P"  # as of `processes.WORKER`
+        executor = submitit.SlurmExecutor(
+            self._folder, self._keys["max_num_timeout"], python=python
+        )
         executor.update_parameters(**self._parameters())
         try:
             with writing(self._folder), executor.batch():
