@@ -89,7 +89,8 @@ class Slurm:
     def hurry(self, job_id: str) -> None:
         """Let a requeued job begin: Slurm holds it back for two minutes."""
         reason = ("squeue", "-h", "-r", "-o", "%T %r", "-j", job_id)
-        wait_until(lambda: "BeginTime" in self(*reason), f"{job_id} is queued again", 90)
+        wait_until(lambda: "PENDING BeginTime" in self(*reason), f"{job_id} is queued again", 90)
+        time.sleep(3)  # a credential must be younger than the revocation of the one before
         self("scontrol", "update", f"jobid={job_id}", "starttime=now")
 
     def jobs(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""A worker process for each job, on cores and GPUs of its own.
+"""A worker process for each job, on cores and GPUs of its own; `slurm.py` starts them elsewhere.
 
 On Linux without a GPU the workers are forks of one process that has imported everything, since two
 thirds of what a small job costs are imports. CUDA cannot be used in a fork of a process that has

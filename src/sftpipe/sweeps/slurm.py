@@ -132,7 +132,7 @@ class Cluster:
         found = _squeue([job_id], "%i|%T|%j")
         if found is None:
             problem = "Slurm does not answer, and jobs that were submitted before may still run"
-            raise ConfigError(Problem(_LAUNCHER, problem, fix="try again when `squeue` answers"))
+            raise ConfigError(Problem(_LAUNCHER, problem, fix="try again when squeue does"))
         return any(
             one == job_id and state not in _OVER and name == self._name
             for one, state, name in found
@@ -175,7 +175,7 @@ class Cluster:
                 jobs = [executor.submit(self._job(work, slot)) for work, slot in batch]
         except (FailedJobError, FailedSubmissionError) as error:
             found = f"sbatch refuses the jobs: {one_line(error)}"
-            fix = "other keys of hydra.launcher; `sinfo` lists partitions, docs/cluster.md the keys"
+            fix = "other keys of hydra.launcher; sinfo lists partitions, docs/cluster.md the keys"
             raise ConfigError(Problem(_LAUNCHER, found, fix=fix)) from None
         return [str(job.job_id) for job in jobs]
 
