@@ -263,6 +263,7 @@ def test_ctrl_c_stops_the_jobs_of_the_cluster_too(
     assert slurm.jobs() == []
     assert says("seed-1", "a checkpoint was written")
     assert not (SWEEP / "jobs/seed-2.log").read_text()
+    assert not list((SWEEP / "jobs/slurm").glob("*_1_0_log.*"))  # it has not begun on the node
     golden_error(done.err[done.err.index("error\n") :])
 
     train.ends()
