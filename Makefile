@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE  # the tests start many processes, and each would compile every module anew
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sweep preview check test test-all mutants lint ci golden bench clean
+.PHONY: help setup slurm train sweep preview check test test-all mutants lint ci golden bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -51,7 +51,12 @@ lint: $(STAMP)  ## ruff and strict mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-ci: lint  ## what .ci/run runs: lint, all tests, the lines that they miss, real trainings, one of them twice, a GGUF file
+slurm:  ## install Debian's Slurm, where root can: its tests start a node of their own, and are skipped without it
+	@test -n "$$(command -v slurmctld)" || { test "$$(id -u)" = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -qq -y --no-install-recommends munge slurmctld slurmd slurm-client; } >/dev/null 2>&1 \
+	  || echo "Slurm cannot be installed here: its tests will be skipped"
+
+ci: slurm lint  ## what .ci/run runs: lint, all tests, the lines that they miss, real trainings, one of them twice, a GGUF file
 	rm -f .coverage
 	$(MAKE) test-all ARGS="--cov=sftpipe --cov-append --cov-report="
 	$(BIN)/coverage report

@@ -143,6 +143,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         ("hydra", {"config/hydra.py", "config/multirun.py"}),
         ("omegaconf", {"config/hydra.py", "config/multirun.py"}),
         ("optuna", {"sweeps/search.py"}),
+        ("submitit", {"sweeps/slurm.py", "sweeps/slurm_job.py"}),
         (
             "trl",
             {

@@ -208,6 +208,9 @@ TEXTS: dict[str, dict[str, str]] = {
 # {call: {argument: sample}}
 CALLS: dict[str, tuple[tuple[str, str], ...]] = {
     "override(key, match or 'train.loss')": (("hydra.launcher.metric", "test.loss"),),
+    "override(f'{parent}.{match}', value)": (("hydra.launcher.partition", "gpu"),),
+    "override(where, str(max(1, least)))": (("hydra.launcher.timeout_min", "1"),),
+    "override(where, str(most // 2))": (("hydra.launcher.signal_delay_s", "60"),),
     "override(group, nearest(name, known) or known[-1])": (("hydra/sweeper", "optuna"),),
     "override(f'{key}.delimiter', 'tab' if mark.lower() in ('tabs', 'tsv') else \"';'\")": (
         ("dataset.delimiter", "tab"),
@@ -374,6 +377,7 @@ ROWS = ["dataset=json", "dataset.data_files=a.jsonl"]
 BASES: list[list[str]] = [
     [],
     ["hydra/sweeper=optuna"],
+    ["hydra/launcher=slurm"],
     ["recipe=yoda"],
     ["recipe=yoda", *ROWS],
     ["recipe=yoda", "dataset=csv", "dataset.data_files=a.csv"],

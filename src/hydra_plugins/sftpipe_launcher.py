@@ -1,11 +1,11 @@
-"""`hydra/launcher=process` of sftpipe: a process for each job.
+"""`hydra/launcher=process` and `slurm` of sftpipe: a process, or a job of Slurm, for each job.
 
 Hydra imports this module for every command: it imports nothing but Hydra, and what a dataclass of
 it is annotated with must be real types (no postponed annotations).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Optional, Sequence  # noqa: UP035
 
 from hydra.core.config_store import ConfigStore
@@ -33,6 +33,40 @@ ConfigStore.instance().store(
 )
 
 
+@dataclass
+class SlurmLauncherConf(ProcessLauncherConf):
+    """The keys of `hydra.launcher`; null leaves a value to Slurm."""
+
+    _target_: str = "hydra_plugins.sftpipe_launcher.SlurmLauncher"
+    # jobs at a time, of those that are submitted together
+    n_jobs: int = 8
+    partition: Optional[str] = None
+    # minutes that a job may take before it is requeued
+    timeout_min: int = 60
+    # how often it may be requeued for its time; other jobs may take its node any number of times
+    max_num_timeout: int = 3
+    # seconds that Slurm leaves it for its step and its checkpoint
+    signal_delay_s: int = 120
+    cpus_per_task: int = 1
+    gpus_per_node: Optional[int] = None
+    mem_gb: Optional[float] = None
+    qos: Optional[str] = None
+    account: Optional[str] = None
+    constraint: Optional[str] = None
+    nodelist: Optional[str] = None
+    exclude: Optional[str] = None
+    comment: Optional[str] = None
+    # lines of a shell, before Python starts on the node
+    setup: Optional[list[str]] = None
+    # further options of sbatch: {mail-type: END}
+    additional_parameters: dict[str, Any] = field(default_factory=dict)
+
+
+ConfigStore.instance().store(
+    group="hydra/launcher", name="slurm", node=SlurmLauncherConf, provider="sftpipe"
+)
+
+
 class Ended(JobReturn):
     """The return of a job; one that failed has no value, and stops no sweeper."""
 
@@ -49,8 +83,8 @@ class Ended(JobReturn):
 class ProcessLauncher(Launcher):
     """Runs each job as `python -m sftpipe.worker`; the value of a job is the metric."""
 
-    def __init__(self, n_jobs: int, metric: Optional[str], direction: str) -> None:
-        self.n_jobs, self.metric, self.direction = n_jobs, metric, direction
+    def __init__(self, n_jobs: int, **_others: Any) -> None:
+        self.n_jobs = n_jobs  # the sweep has read the others before it began
         self.hydra_context: Optional[HydraContext] = None
         self.task_function: Any = None
         self.config: Optional[DictConfig] = None
@@ -95,6 +129,10 @@ class ProcessLauncher(Launcher):
         for one, config, outcome in zip(returns, composed, outcomes):  # noqa: B905
             _fill(one, config, outcome)  # a job that is another one's twin has not ended itself
         return returns
+
+
+class SlurmLauncher(ProcessLauncher):
+    """Runs each job as a job of Slurm, which the sweep submits."""
 
 
 def _fill(one: JobReturn, composed: DictConfig, outcome: Any) -> None:

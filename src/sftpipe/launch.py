@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +35,7 @@ from sftpipe.errors import (
     one_line,
     override,
 )
-from sftpipe.ranks import NOTES
+from sftpipe.ranks import NOTES, ONCE_S
 from sftpipe.runs.folder import RunFolder
 from sftpipe.runs.plan import RunPlan
 from sftpipe.runs.planned import write_planned
@@ -85,7 +86,7 @@ def launch(cfg: TrainConfig, plan: RunPlan, hydra: Mapping[str, str]) -> None:
             "OMP_NUM_THREADS": threads,
             "PYTHONSAFEPATH": "1",  # what lies in the working folder hides no package
         }
-        with _environment(environment), _handlers_kept():
+        with _environment(environment):
             _run(_words(cfg.distributed, here, plan.folder), cfg.distributed, plan, Path(notes))
     RunFolder(plan.folder).planned.unlink(missing_ok=True)  # it has been done
 
@@ -138,6 +139,7 @@ def _words(asked: DistributedConfig, here: int, folder: Path) -> list[str]:
         words += ["--master-addr", host, "--master-port", port]
         words += ["--rdzv-conf", f"timeout={asked.rendezvous_timeout}"]
     words += ["--nproc-per-node", str(here), "--shutdown-timeout", str(_CHECKPOINT_S)]
+    words += ["--signals-to-handle", "SIGHUP"]  # of the others, see `_listening`
     return [*words, "--module", _WORKER, str(folder.absolute())]
 
 
@@ -146,9 +148,10 @@ def _run(words: Sequence[str], asked: DistributedConfig, plan: RunPlan, notes: P
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # we say it
+    logging.disable(logging.ERROR)  # what torchrun says of an end, this module says
     try:
-        run(parse_args(words))
+        with _listening(SignalException):
+            run(parse_args(words))
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
         raise _failed(number, int(failure.exitcode), plan, notes) from None
@@ -156,6 +159,8 @@ def _run(words: Sequence[str], asked: DistributedConfig, plan: RunPlan, notes: P
         raise _stopped(int(error.sigval), plan, notes) from None
     except (RuntimeError, OSError) as error:  # torch has a class for none of it
         raise _not_met(asked, error) from None
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 # --- how it ended ---------------------------------------------------------------------------------
@@ -277,13 +282,24 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """torchrun leaves its signal handlers behind."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    before = {number: signal.getsignal(number) for number in numbers}
+def _listening(exception: type[Exception]) -> Iterator[None]:
+    """Raise torchrun's exception at a signal, which it then hands to the ranks.
+
+    A second one ends everything at once, but not where it is the first one once more: Slurm signals
+    every process of a job, and what it started passes the signal on.
+    """
+    first: list[float] = []
+
+    def received(number: int, _frame: object) -> None:
+        again = first and time.monotonic() - first[0] < ONCE_S
+        first.append(time.monotonic())
+        if not again:
+            raise exception(f"signal {number}", signal.Signals(number))
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, received) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:
-                signal.signal(number, handler)
+            signal.signal(number, handler)

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# seconds in which a signal is the same one, handed on by one more process that received it
+ONCE_S = 5.0
 NOTES = "SFTPIPE_RANKS"  # set by sftpipe.launch: the folder in which each rank says how it ended
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from sftpipe.config.hydra import SWEEP_DIR, enter_hydra
 from sftpipe.config.multirun import (
     BASIC,
-    PROCESS,
+    OURS,
     SEARCH,
+    SLURM,
     Multirun,
     compose_multirun,
     grid,
@@ -26,6 +27,7 @@ from sftpipe.sweeps.folder import DONE, PRUNED, SweepFolder, SweepRecord
 from sftpipe.sweeps.metric import Metric, check_reported, metric_of
 from sftpipe.sweeps.page import write_page
 from sftpipe.sweeps.place import check_code, place, varying
+from sftpipe.sweeps.slurm import Cluster, check_installed, check_keys
 from sftpipe.sweeps.sweep import Sweep
 from sftpipe.sweeps.table import Table, print_table, read_table, write_table
 from sftpipe.terminal import console
@@ -63,11 +65,14 @@ def train_sweep(words: Sequence[str], going_on: str | None, *, as_json: bool) ->
     """
     words = _with_recorded(words, going_on) if going_on is not None else list(words)
     asked = check_sweep(words)
-    folder = SweepFolder(_directory(asked, going_on))
+    folder, cluster = SweepFolder(_directory(asked, going_on)), None
+    if asked.multirun.launcher == SLURM:
+        check_installed()
+        cluster = Cluster(asked.multirun.launcher_keys, folder)
     with held(folder.path, "this sweep"):
         _open(folder, asked, words)
         constants, configs = asked.multirun.constants, asked.configs
-        sweep = Sweep(folder, constants, asked.metric, asked.total, configs)
+        sweep = Sweep(folder, constants, asked.metric, asked.total, configs, cluster)
         try:
             run_multirun(asked.multirun, folder.path, sweep, sweep.place)
         finally:
@@ -124,10 +129,12 @@ def _check_settings(multirun: Multirun, configs: Sequence[TrainConfig]) -> None:
         found = "a sweep that is continued goes on with its jobs by itself"
         fix = "leave it out, and name the sweep: sftpipe train -m --continue DIR"
         problems.append(Problem("sft.resume_from_checkpoint", found, fix=fix))
-    jobs = multirun.launcher_keys.get("n_jobs") if multirun.launcher == PROCESS else 1
-    if not isinstance(jobs, int) or jobs < 1:
-        found, fix = str(jobs), "`hydra.launcher.n_jobs=1`"
+    keys, is_ours = multirun.launcher_keys, multirun.launcher in OURS
+    if is_ours and (not isinstance(keys["n_jobs"], int) or keys["n_jobs"] < 1):
+        found, fix = str(keys["n_jobs"]), "`hydra.launcher.n_jobs=1`"
         problems.append(Problem("hydra.launcher.n_jobs", found, allowed="at least 1", fix=fix))
+    if multirun.launcher == SLURM:
+        problems += check_keys(keys)
     if problems:
         raise ConfigError(*problems)
 

@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support import slurm as support
+from support.slurm import Slurm, one_node
 from support.sweeping import rows_of, states
 
 pytestmark = pytest.mark.slow
@@ -57,6 +60,15 @@ def wait_for(said: str, log: Path, seconds: float = 120) -> None:
 def weights_of(run: Path) -> bytes:
     (file,) = run.glob("*.safetensors")
     return file.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A Slurm of one node, where Debian's packages are installed."""
+    if reason := support.missing():
+        pytest.skip(reason)
+    with one_node(tmp_path_factory.mktemp("slurm")) as found:
+        yield found
 
 
 LENGTHS = [250, 251, 252, 253, 254, 255, 256]
@@ -201,3 +213,31 @@ def test_ctrl_c_stops_a_sweep_with_checkpoints_and_a_table(
     assert states(tmp_path / "sweep") == {"r-4": "stopped", "r-8": "waiting"}
     assert times == 2 or list((tmp_path / "sweep/r-4").glob("checkpoint-*"))
     assert not (tmp_path / "sweep/r-4/.lock").exists()
+
+
+def test_a_job_of_slurm_that_is_preempted_is_queued_again_and_goes_on_exactly(
+    tiny_model: Path, tmp_path: Path, cli: Any, slurm: Slurm
+) -> None:
+    words = on(tiny_model, "sft.max_steps=60", "lora.r=4,8")
+    here = cli("train", "-m", *words, "hydra.sweep.dir=here", OMP_NUM_THREADS="1")
+    assert here.returncode == 0, here.stderr
+
+    there = (*words, "hydra/launcher=slurm", "hydra.sweep.dir=there")
+    process = start(["-m", *there], tmp_path, **slurm.environment)
+    sweep = tmp_path / "there"
+    for job in ("r-4", "r-8"):
+        wait_for("step 3/60", sweep / f"jobs/{job}.log")
+    # a partition of a higher priority takes the whole node for a moment
+    slurm("sbatch", "--partition=urgent", "--cpus-per-task=2", "--wrap", "true", "--output=none")
+    for job in ("r-4", "r-8"):
+        slurm.hurry(json.loads((sweep / f"jobs/{job}.json").read_text())["job_id"])
+    _, said = process.communicate(timeout=300)
+
+    assert process.returncode == 0, said
+    assert states(sweep) == {"r-4": "done", "r-8": "done"}
+    for job in ("r-4", "r-8"):
+        log = (sweep / f"jobs/{job}.log").read_text()
+        assert "stopped by SIGTERM; a checkpoint was written" in log
+        assert re.search(r"begins on \S+, for the 2\. time\n", log)
+        assert re.search(rf"{job} goes on from step [1-9]", log)
+        assert weights_of(sweep / job) == weights_of(tmp_path / "here" / job)

@@ -18,7 +18,7 @@ import pytest
 from sftpipe.errors import RunError
 from sftpipe.runs import lock
 from sftpipe.runs.folder import RunFolder
-from sftpipe.runs.lock import held, holder
+from sftpipe.runs.lock import forget, held, holder
 from support.errors import Pin, places, refused
 
 HOLD = """
@@ -125,6 +125,18 @@ def test_a_process_of_another_machine_is_seen_by_its_heartbeat(
     assert told in error.problems[0].found
     assert json.loads(file.read_text()) == who
     golden_error(error, f"{silent_s}")
+
+
+def test_the_lock_of_a_machine_that_is_gone_is_forgotten(tmp_path: Path) -> None:
+    file = tmp_path / ".lock"
+    file.write_text(json.dumps({"host": "node-7", "pid": 12, "started": "2026-01-02T03:04:05"}))
+    forget(tmp_path)
+    assert not file.exists()
+
+    forget(tmp_path)  # there is none
+    file.write_text(json.dumps({"host": platform.node(), "pid": 12}))
+    forget(tmp_path)
+    assert file.exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", json.dumps({"host": platform.node()})])

@@ -16,6 +16,8 @@ from sftpipe.sweeps.processes import Running, Slot, Work, last_step, why
 class Ended:
     """A process that is over."""
 
+    reason, job_id = "", None
+
     def poll(self) -> int | None:
         return 0
 

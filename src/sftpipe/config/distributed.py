@@ -66,6 +66,9 @@ def _check_sharding(cfg: TrainConfig) -> list[Problem]:
 
 
 def on_a_cpu() -> Problem:
-    """The problem of fsdp2 without GPUs, where transformers' trainer makes DDP of it in silence."""
-    found = "fsdp2 on a CPU, where transformers' trainer would train by DDP without a word"
+    """The problem of fsdp2 without GPUs."""
+    found = (
+        "fsdp2 divides a model among the memories of several GPUs, and the processes of a CPU "
+        "share one"
+    )
     return Problem("distributed.strategy", found, fix=f"`distributed.strategy=ddp`, or {_ALONE}")

@@ -48,7 +48,11 @@ _FOLDERS = ("hydra.run", "hydra.sweep.", "hydra.output_subdir", "hydra.job.chdir
 _SWEEPER = "hydra.sweeper.params."
 SWEEP_DIR = "hydra.sweep.dir"
 # mappings of Hydra's own settings whose keys are another library's
-_OPEN = ("hydra.sweeper.sampler_args", "hydra.sweeper.pruner_args")
+_OPEN = (
+    "hydra.sweeper.sampler_args",
+    "hydra.sweeper.pruner_args",
+    "hydra.launcher.additional_parameters",
+)
 _PLUGINS = ("hydra/sweeper", "hydra/launcher")
 # what Hydra raises for bad YAML
 BAD_YAML = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)

@@ -45,7 +45,10 @@ from sftpipe.config.options import conf_dir, groups
 from sftpipe.config.schema import TrainConfig
 from sftpipe.errors import ConfigError, Problem, nearest, one_line, override
 
-BASIC, SEARCH, PROCESS = "basic", "optuna", "process"
+BASIC, SEARCH, PROCESS, SLURM = "basic", "optuna", "process", "slurm"
+OURS = (PROCESS, SLURM)  # launchers that prune and go on
+# keys that submitit has, and a sweep cannot have
+_SEVERAL_TASKS = ("hydra.launcher.nodes", "hydra.launcher.tasks_per_node")
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def compose_multirun(words: Sequence[str]) -> Multirun:
             directory = OmegaConf.select(composed, SWEEP_DIR)
             params = leaves_of(OmegaConf.select(composed, "hydra.sweeper.params"))
         except BAD_YAML as error:
-            found = problems or [not_composed(error, parsed)]
+            found = problems or _wrong_keys(parsed, loader) or [not_composed(error, parsed)]
             raise ConfigError(*found) from None
     given = {str(one.key_or_group) for one in parsed}
     if problems:
@@ -174,6 +177,45 @@ def _no_plugins(parsed: Sequence[Override], loader: ConfigLoader) -> list[Proble
             found = f"no such {what} is installed"
             problems.append(Problem(where, found, allowed=", ".join(known), fix=fix))
     return problems
+
+
+def _wrong_keys(parsed: Sequence[Override], loader: ConfigLoader) -> list[Problem]:
+    """The keys of a sweeper or a launcher that it does not have, or whose values it does not take.
+
+    Hydra names neither what is allowed nor what is wrong with a value.
+    """
+    groups_of_keys = ("hydra.launcher.", "hydra.sweeper.")
+    own = [one for one in parsed if str(one.key_or_group).startswith(groups_of_keys)]
+    others = [one for one in parsed if one not in own]
+    try:
+        composed = loader.load_configuration("config", hydra_overrides(others), RunMode.MULTIRUN)
+    except BAD_YAML:
+        return []  # they are not to blame
+    problems = []
+    for one in own:
+        key = str(one.key_or_group)
+        parent, _, name = key.rpartition(".")
+        known = sorted(map(str, OmegaConf.select(composed, parent, default=None) or ()))
+        known = [name for name in known if name != "_target_"]
+        where = f"{key} (command line)"
+        if known and name not in known and not one.is_add():
+            problems.append(_no_key(where, key, known, str(one.get_value_element_as_str())))
+            continue
+        try:
+            OmegaConf.update(composed, key, one.value(), force_add=True)
+        except OmegaConfBaseException as error:
+            problems.append(Problem(where, one_line(str(error).partition("\n")[0])))
+    return problems
+
+
+def _no_key(where: str, key: str, known: Sequence[str], value: str) -> Problem:
+    if key in _SEVERAL_TASKS:
+        found = "no such key: a job of a sweep is one task on one machine"
+        return Problem(where, found, fix="docs/cluster.md has a job of several machines")
+    parent, _, name = key.rpartition(".")
+    match = nearest(name, known)
+    fix = override(f"{parent}.{match}", value) if match else ""
+    return Problem(where, "no such key", allowed=", ".join(known), fix=fix)
 
 
 def _plain(node: Any) -> dict[str, Any]:

@@ -84,6 +84,17 @@ def holder(folder: Path) -> Problem | None:
         os.close(descriptor)
 
 
+def forget(folder: Path) -> None:
+    """Remove the lock that another machine has left, whose process is known to be gone.
+
+    Who schedules processes there knows; a heartbeat that is missing is no proof.
+    """
+    file = RunFolder(folder).lock
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        if dict(json.loads(file.read_bytes())).get("host", platform.node()) != platform.node():
+            file.unlink()
+
+
 def _acquire(file: Path, what: str) -> int:
     """An open file that is locked, and that still has its name."""
     while True:

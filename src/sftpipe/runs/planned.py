@@ -7,8 +7,9 @@ and several workers of one run do not differ.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from sftpipe.config.hydra import from_recorded
 from sftpipe.config.schema import TrainConfig, to_plain
 from sftpipe.errors import Problem, RunError
 from sftpipe.runs.folder import RunFolder, damaged
-from sftpipe.runs.plan import RunPlan
+from sftpipe.runs.lock import holder
+from sftpipe.runs.plan import RunPlan, plan_run
 from sftpipe.storage import write_json, writing
+from sftpipe.terminal import console
+
+_BUSY_S = 120.0  # how long a worker that lost its parent may need for its step and its checkpoint
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,22 @@ class Planned:
     config: TrainConfig
     plan: RunPlan
     hydra: dict[str, str]
+
+
+def plan_further(cfg: TrainConfig, folder: Path) -> RunPlan:
+    """Where the run of a folder begins, which may have begun before.
+
+    A process that still trains there, such as a worker that has lost its parent, is waited for.
+
+    Raises:
+        RunError: as of `plan_run`.
+    """
+    sft = {**cfg.sft, "resume_from_checkpoint": "auto"}
+    until = time.monotonic() + _BUSY_S
+    while (busy := holder(folder)) is not None and time.monotonic() < until:
+        console.print(f"waiting   {busy.where}: {busy.found}", markup=False)
+        time.sleep(2.0)
+    return plan_run(replace(cfg, run=str(folder), sft=sft))
 
 
 def write_planned(cfg: TrainConfig, plan: RunPlan, hydra: Mapping[str, str]) -> None:

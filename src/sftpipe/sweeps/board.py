@@ -36,9 +36,10 @@ class Board:
         with Live(console=console, transient=True, auto_refresh=False) as self._live:
             yield
 
-    def began(self, name: str, computes_with: str) -> None:
-        """A process starts."""
-        console.print(f"job       {name} starts ({computes_with})", markup=False)
+    def began(self, name: str, computes_with: str, *, is_queued: bool = False) -> None:
+        """A process starts, or waits in a queue."""
+        what = "is queued" if is_queued else "starts"
+        console.print(f"job       {name} {what} ({computes_with})", markup=False)
 
     def ended(self, name: str, state: str, note: str) -> None:
         """A job is over, or was so before."""

@@ -3,6 +3,7 @@
 sweep.json          the words of the command line, the metric, the code that trained it
 jobs/<job>.json     words, values and state of a job
 jobs/<job>.log      what its process said
+jobs/slurm/         what submitit keeps of jobs on a cluster: their files for sbatch, their logs
 results.csv, .json  the ranked table; sweep.html for people
 <job>/              its run folder, named after the values that vary
 """
@@ -41,6 +42,7 @@ class JobRecord:
     seconds: of its processes, all attempts together.
     threads, gpu: what its last process computed with.
     trial: its number in a search.
+    job_id: of its last process on a cluster; None of one on a machine of its parent.
     """
 
     name: str
@@ -52,6 +54,7 @@ class JobRecord:
     threads: int | None = None
     gpu: str | None = None
     trial: int | None = None
+    job_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,11 @@ class SweepFolder:
     def job(self, name: str) -> Path:
         """The record of a job."""
         return self.path / "jobs" / f"{name}.json"
+
+    @property
+    def slurm(self) -> Path:
+        """The files of submitit."""
+        return self.path / "jobs" / "slurm"
 
     def run(self, name: str) -> RunFolder:
         """The run folder of a job."""
@@ -181,10 +189,14 @@ class SweepFolder:
                 yield record
 
     def _state(self, record: JobRecord) -> str:
-        """A parent that was killed has left the state as it was then."""
+        """A parent that was killed has left the state as it was then.
+
+        What became of a job on a cluster only the cluster knows.
+        """
         files = self.run(record.name)
         if files.complete.is_file():
             return DONE
-        if record.state == RUNNING and holder(files.path) is None:
+        is_here = record.job_id is None
+        if record.state == RUNNING and is_here and holder(files.path) is None:
             return KILLED
         return record.state

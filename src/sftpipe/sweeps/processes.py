@@ -1,4 +1,4 @@
-"""A worker process for each job, on cores and GPUs of its own.
+"""A worker process for each job, on cores and GPUs of its own; `slurm.py` starts them elsewhere.
 
 On Linux without a GPU the workers are forks of one process that has imported everything, since two
 thirds of what a small job costs are imports. CUDA cannot be used in a fork of a process that has
@@ -45,24 +45,16 @@ class Slot:
     gpu: str | None = None
 
 
-@dataclass
-class Work:
-    """A job for a process.
-
-    name: for people.
-    folder: the run folder, which is planned.
-    log: what its process says is added to this file.
-    environment: further variables.
-    """
-
-    name: str
-    folder: Path
-    log: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
 class Child(Protocol):
-    """A process of a worker."""
+    """A process of a worker, on this machine or on a cluster."""
+
+    @property
+    def reason(self) -> str:
+        """Why it ended, where neither its exit code nor its log says so; "" otherwise."""
+
+    @property
+    def job_id(self) -> str | None:
+        """Of its job on a cluster; None on this machine."""
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
@@ -72,6 +64,34 @@ class Child(Protocol):
 
     def send(self, number: int) -> None:
         """Send it a signal, if it is still there."""
+
+
+def _ignore(_child: Child) -> None:
+    pass
+
+
+@dataclass
+class Work:
+    """A job for a process.
+
+    name: for people.
+    folder: the run folder, which is planned.
+    log: what its process says is added to this file.
+    environment: further variables.
+    job_id: of its job on a cluster, where that was submitted before.
+    began: called when its process has been started.
+    """
+
+    name: str
+    folder: Path
+    log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    job_id: str | None = None
+    began: Callable[[Child], None] = _ignore
+
+
+# starts jobs that begin together
+Start = Callable[[Sequence[tuple[Work, Slot]]], Sequence[Child]]
 
 
 @dataclass
@@ -141,9 +161,8 @@ class Pool:
     stopped: the signal that was received; None where none was.
     """
 
-    def __init__(self, places: Sequence[Slot], *, forking: bool = False) -> None:
-        """Forking: the workers are forks of one process, see `can_fork`."""
-        self._free, self._forking = list(places), forking
+    def __init__(self, places: Sequence[Slot], start: Start) -> None:
+        self._free, self._begin = list(places), start
         self._running: list[Running] = []
         self._second: float | None = None
         self.stopped: int | None = None
@@ -179,13 +198,28 @@ class Pool:
         running.process.send(signal.SIGTERM)
 
     def _start(self, following: Callable[[Slot], Work | None]) -> None:
-        while self._free and self.stopped is None:
-            slot = self._free[0]
+        batch: list[tuple[Work, Slot]] = []
+        while len(batch) < len(self._free) and self.stopped is None:
+            slot = self._free[len(batch)]
             work = following(slot)
             if work is None:
-                return
-            self._free.pop(0)
-            self._running.append(_begin(work, slot, forking=self._forking))
+                break
+            batch.append((work, slot))
+        if not batch:
+            return
+        begins_at = [_end_of_log(work) for work, _ in batch]
+        now, children = time.monotonic(), self._begin(batch)
+        del self._free[: len(batch)]
+        new = [
+            Running(work, slot, child, now, at)
+            for (work, slot), child, at in zip(batch, children, begins_at, strict=True)
+        ]
+        stopped = self.stopped
+        self._running += new
+        for one in new:
+            one.work.began(one.process)
+            if stopped is not None:  # the signal came before they were in the list
+                one.process.send(stopped)
 
     def _collect(self, ended: Callable[[Running], None]) -> None:
         for one in list(self._running):
@@ -202,10 +236,12 @@ class Pool:
         """An exception of this process leaves no worker behind."""
         for one in self._running:
             one.process.send(signal.SIGTERM)
-        for one in self._running:
-            one.process.wait(_MERCY_S)
-            one.process.send(signal.SIGKILL)
-            one.process.wait(_MERCY_S)
+        for number in (signal.SIGKILL, None):
+            until = time.monotonic() + _MERCY_S
+            for one in self._running:
+                one.process.wait(max(0.0, until - time.monotonic()))
+                if number is not None:
+                    one.process.send(number)
         self._running.clear()
 
     @contextlib.contextmanager
@@ -233,7 +269,16 @@ def can_fork() -> bool:
     return sys.platform == "linux" and not any(Path("/dev").glob("nvidia[0-9]*"))
 
 
-def _begin(work: Work, slot: Slot, *, forking: bool) -> Running:
+def on_this_machine(*, forking: bool = False) -> Start:
+    """What starts workers here.
+
+    Args:
+        forking: they are forks of one process, see `can_fork`.
+    """
+    return lambda batch: [_start_here(work, slot, forking=forking) for work, slot in batch]
+
+
+def _start_here(work: Work, slot: Slot, *, forking: bool) -> Child:
     """Start the worker of a job, in a session of its own: a terminal's Ctrl-C reaches us alone."""
     environment = {
         **work.environment,
@@ -242,16 +287,21 @@ def _begin(work: Work, slot: Slot, *, forking: bool) -> Running:
         **({} if slot.gpu is None else {"CUDA_VISIBLE_DEVICES": slot.gpu}),
     }
     with writing(work.log):
+        return (_Fork if forking else _Fresh)(work, environment, slot.threads)
+
+
+def _end_of_log(work: Work) -> int:
+    """Where the words of a job that starts now begin in its log, which is made."""
+    with writing(work.log):
         work.log.parent.mkdir(parents=True, exist_ok=True)
         with work.log.open("ab") as log:
-            begins_at = log.tell()
-        kind = _Fork if forking else _Fresh
-        process = kind(work, environment, slot.threads)
-    return Running(work, slot, process, time.monotonic(), begins_at)
+            return 0 if work.job_id else log.tell()
 
 
 class _Fresh:
     """A worker that imports for itself."""
+
+    reason, job_id = "", None
 
     def __init__(self, work: Work, environment: Mapping[str, str], _threads: int) -> None:
         with work.log.open("ab") as log:
@@ -278,6 +328,8 @@ class _Fresh:
 
 class _Fork:
     """A worker that is a fork of multiprocessing's server, which has imported everything."""
+
+    reason, job_id = "", None
 
     def __init__(self, work: Work, environment: Mapping[str, str], threads: int) -> None:
         context: Any = multiprocessing.get_context("forkserver")
@@ -348,6 +400,8 @@ def last_step(running: Running) -> tuple[int, int, str] | None:
 
 def why(running: Running) -> str:
     """Why a job ended without success, in one line."""
+    if running.process.reason:
+        return running.process.reason
     code = running.code or 0
     if code < 0:
         name = signal.Signals(-code).name

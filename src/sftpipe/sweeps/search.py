@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sftpipe.config.multirun import PROCESS, Multirun, Swept, read_swept
+from sftpipe.config.multirun import OURS, Multirun, Swept, read_swept
 from sftpipe.errors import ConfigError, Problem, RunError, wrong_choice
 from sftpipe.runs.folder import RunFolder
 from sftpipe.storage import digest, writing
@@ -99,7 +99,7 @@ def _check_keys(keys: Mapping[str, Any], launcher: str | None) -> list[Problem]:
         found, fix = str(keys["n_trials"]), "`hydra.sweeper.n_trials=20`"
         where = "hydra.sweeper.n_trials"
         problems.append(Problem(where, found, allowed="at least 1", fix=fix))
-    if launcher != PROCESS:
+    if launcher not in OURS:
         found = f"{launcher}, which can neither prune nor resume a trial"
         problems.append(Problem("hydra/launcher", found, fix="`hydra/launcher=process`"))
     if keys["pruner"] != "none" and (keys["metric"] or keys["direction"] != DIRECTIONS[0]):
@@ -131,7 +131,7 @@ def search(sweep: Sweep, launcher: Any, words: Sequence[str], keys: Mapping[str,
 
     Args:
         sweep: whose lock the caller holds.
-        launcher: `hydra/launcher=process`, which composes the trials.
+        launcher: `hydra/launcher=process` or `slurm`, which composes the trials.
         words: overrides, with those that are searched.
         keys: of `hydra.sweeper`.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import signal
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -17,9 +16,9 @@ from sftpipe.config.multirun import environment_of, folder_of, job_here, job_of,
 from sftpipe.config.schema import TrainConfig
 from sftpipe.errors import Interrupted, Problem, SftpipeError
 from sftpipe.runs.folder import RunFolder
-from sftpipe.runs.lock import holder
-from sftpipe.runs.plan import RunPlan, plan_run
-from sftpipe.runs.planned import write_planned
+from sftpipe.runs.lock import forget
+from sftpipe.runs.plan import RunPlan
+from sftpipe.runs.planned import plan_further, write_planned
 from sftpipe.sweeps.board import Board
 from sftpipe.sweeps.folder import (
     DONE,
@@ -34,19 +33,20 @@ from sftpipe.sweeps.folder import (
 from sftpipe.sweeps.metric import Metric
 from sftpipe.sweeps.place import name_of, place, varying
 from sftpipe.sweeps.processes import (
+    Child,
     Pool,
     Running,
     Slot,
     Work,
     can_fork,
     cores,
+    on_this_machine,
     slots,
     visible_gpus,
     why,
 )
+from sftpipe.sweeps.slurm import Cluster
 from sftpipe.terminal import console
-
-_BUSY_S = 120.0  # how long a worker that lost its parent may need for its step and its checkpoint
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Sweep:
         metric: Metric,
         total: int | None = None,
         configs: Sequence[TrainConfig] = (),
+        cluster: Cluster | None = None,
     ) -> None:
         """A sweep.
 
@@ -94,8 +95,9 @@ class Sweep:
             metric: what ranks the jobs.
             total: jobs; None where the sweeper decides.
             configs: of the jobs, as far as they are known; the largest says what each may use.
+            cluster: where the jobs run; None for this machine.
         """
-        self.folder, self.metric = folder, metric
+        self.folder, self.metric, self._cluster = folder, metric, cluster
         self._constants, self._board = constants, Board(total)
         self._distributed = [cfg.distributed for cfg in configs if cfg.distributed]
 
@@ -140,7 +142,7 @@ class Sweep:
             StorageError: the records cannot be written.
         """
         batch = _Batch(self, [self.job(one) for one in composed], began, ended)
-        pool = self.pool(jobs, len(composed))
+        pool = self.pool(jobs, len(composed), ahead=True)
         with self.shown():
             pool.run(batch.following, partial(batch.over, pool), self.look)
         self.raise_if_stopped(pool)
@@ -148,20 +150,32 @@ class Sweep:
 
     # --- what a search calls as well --------------------------------------------------------------
 
-    def pool(self, jobs: int, works: int) -> Pool:
-        """The processes of a sweep: so many jobs at a time, and so many in all."""
+    def pool(self, jobs: int, works: int, *, ahead: bool = False) -> Pool:
+        """The processes of a sweep: so many jobs at a time, and so many in all.
+
+        Args:
+            jobs: at a time.
+            works: in all.
+            ahead: no job depends on how another one ended, so that a queue may hold all of them.
+        """
+        if self._cluster is not None:
+            each = self._processes(self._cluster.gpus)
+            return self._cluster.pool(jobs, works, each, ahead=ahead)
         gpus = visible_gpus()
-        each = max(
-            [
-                (one.num_processes or len(gpus) * one.num_machines) // one.num_machines
-                for one in self._distributed
-            ],
-            default=1,
-        )
+        each = self._processes(len(gpus))
         if gpus and jobs * each > len(gpus):
             some = f"{jobs} jobs at a time" + (f", of {each} processes each," if each > 1 else "")
             console.print(f"sweep     {some} share {len(gpus)} GPUs")
-        return Pool(slots(jobs, gpus, cores(), max(1, each)), forking=works > 1 and can_fork())
+        start = on_this_machine(forking=works > 1 and can_fork())
+        return Pool(slots(jobs, gpus, cores(), each), start)
+
+    def _processes(self, gpus: int) -> int:
+        """The processes of a job on one machine, of that which has most."""
+        asked = [
+            (one.num_processes or gpus * one.num_machines) // one.num_machines
+            for one in self._distributed
+        ]
+        return max(1, *asked) if asked else 1
 
     def shown(self) -> AbstractContextManager[None]:
         """The live table, while a block runs."""
@@ -180,7 +194,8 @@ class Sweep:
 
     def begin(self, job: Job, slot: Slot) -> Work | None:
         """Plan a job for a process; None where there is nothing to do, or it cannot begin."""
-        record = replace(job.record, threads=slot.threads, gpu=slot.gpu, error="", state=RUNNING)
+        if (submitted := self._submitted(job)) is not None:
+            return self._work(job, slot, submitted)
         try:
             plan = self._plan(job)
             if plan.complete:
@@ -194,12 +209,7 @@ class Sweep:
             reason = f"{found.where}: {found.found}"
             self._record(job, replace(job.record, state=FAILED, error=reason), reason)
             return None
-        job.record = record
-        self.folder.write_job(record)
-        gpu = "" if slot.gpu is None else f", GPU {slot.gpu}"
-        self._board.began(record.name, f"{slot.threads} thread{'s' * (slot.threads > 1)}{gpu}")
-        log = self.folder.log(record.name)
-        return Work(record.name, job.folder, log, job.environment)
+        return self._work(job, slot)
 
     def end(self, job: Job, running: Running, *, stopped: bool) -> None:
         """Record how the process of a job ended."""
@@ -229,6 +239,29 @@ class Sweep:
         fix = f"{self.folder.continuing} goes on from there"
         raise Interrupted(pool.stopped, Problem(str(self.folder.path), found, fix=fix))
 
+    def _submitted(self, job: Job) -> str | None:
+        """The job of a cluster that an earlier parent has submitted, and that is not over."""
+        submitted = job.record.job_id if job.record.state == RUNNING else None
+        if self._cluster is None or submitted is None:
+            return None
+        if self._cluster.has(submitted):
+            return submitted
+        forget(job.folder)  # of a machine that has died: nobody there will remove its lock
+        return None
+
+    def _work(self, job: Job, slot: Slot, submitted: str | None = None) -> Work:
+        log, began = self.folder.log(job.record.name), partial(self._began, job, slot)
+        return Work(job.record.name, job.folder, log, job.environment, submitted, began)
+
+    def _began(self, job: Job, slot: Slot, process: Child) -> None:
+        record = replace(job.record, threads=slot.threads, gpu=slot.gpu, error="", state=RUNNING)
+        job.record = replace(record, job_id=process.job_id)
+        self.folder.write_job(job.record)
+        place = "" if slot.gpu is None else f", GPU {slot.gpu}"
+        place = place if process.job_id is None else f", job {process.job_id} of Slurm"
+        computes_with = f"{slot.threads} thread{'s' * (slot.threads > 1)}{place}"
+        self._board.began(record.name, computes_with, is_queued=process.job_id is not None)
+
     def _record(self, job: Job, record: JobRecord, note: str) -> None:
         job.record = record
         self._note(record, note)
@@ -238,17 +271,8 @@ class Sweep:
         self._board.ended(record.name, record.state, note or record.error)
 
     def _plan(self, job: Job) -> RunPlan:
-        """Where the job begins; a worker that has lost its parent is waited for."""
-        asked = replace(
-            job.run.config,
-            run=str(job.folder),
-            sft={**job.run.config.sft, "resume_from_checkpoint": "auto"},
-        )
-        until = time.monotonic() + _BUSY_S
-        while (busy := holder(job.folder)) is not None and time.monotonic() < until:
-            console.print(f"waiting   {busy.where}: {busy.found}", markup=False)
-            time.sleep(2.0)
-        plan = plan_run(asked)
+        """Where the job begins."""
+        plan = plan_further(job.run.config, job.folder)
         return plan if plan.attempt > 1 or plan.complete else replace(plan, said="")
 
     def _grouped(self, cfg: TrainConfig) -> TrainConfig:

@@ -366,6 +366,7 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._at: float | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -380,9 +381,12 @@ class StopOnSignal(TrainerCallback):
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: Any) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
+        now = time.monotonic()
+        if self._at is not None:
+            if ranks.notes() is None or now - self._at > ranks.ONCE_S:
+                raise KeyboardInterrupt
+            return  # a launcher hands on what a terminal or Slurm has sent to all
+        self.received, self._at = number, now
 
     def agreed(self) -> int | None:
         """The signal that any process has received, the same in all of them; None: none."""
