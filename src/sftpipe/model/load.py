@@ -17,7 +17,7 @@ from transformers import (
 
 from sftpipe import ranks
 from sftpipe.config.schema import ModelConfig, TrainConfig
-from sftpipe.errors import ModelError, Problem, one_line
+from sftpipe.errors import ModelError, Problem, one_line, override
 from sftpipe.model.architecture import model_config, rejected
 from sftpipe.model.precision import Precision
 from sftpipe.model.weights import Weights
@@ -33,7 +33,20 @@ def make_base(
     """
     if cfg.model.init == "random":
         return random_base(cfg.model, weights, tokenizer, cfg.seed, precision)
-    return load_base(cfg.model, cfg.quantization, weights, precision, frozen=bool(cfg.lora))
+    return load_base(
+        cfg.model,
+        cfg.quantization,
+        weights,
+        precision,
+        frozen=bool(cfg.lora),
+        divided=is_divided(cfg),
+    )
+
+
+def is_divided(cfg: TrainConfig) -> bool:
+    """True where this is one of several processes, and each holds a part of the model."""
+    asked = cfg.distributed
+    return asked is not None and asked.strategy == "fsdp2" and ranks.world_size() > 1
 
 
 def load_base(
@@ -43,8 +56,13 @@ def load_base(
     precision: Precision,
     *,
     frozen: bool,
+    divided: bool = False,
 ) -> PreTrainedModel:
     """Load the base model onto its device, quantized if asked for.
+
+    One that is divided among processes later is read by the first of them alone, into the memory
+    of its CPU; the others have it on torch's device `meta`. A quantized one is not: each process
+    packs it on its device, which takes the whole of it until it is divided.
 
     Args:
         cfg: the `model` group.
@@ -52,19 +70,24 @@ def load_base(
         weights: what `find_weights` found.
         precision: what `choose_precision` decided.
         frozen: an adapter is trained; else all weights are, and load in `precision.trained`.
+        divided: among processes.
 
     Raises:
-        ModelError: the weights cannot be loaded.
+        ModelError: the weights cannot be loaded, or not divided as they are packed.
     """
     extra = attention(cfg)
     if quantization:
-        extra["quantization_config"] = quantization_config(quantization, precision)
+        extra["quantization_config"] = quantization_config(quantization, precision, divided=divided)
+    if divided and not quantization:
+        device: int | str = "cpu" if ranks.is_first() else "meta"
+    else:
+        device = ranks.local_rank() if precision.device == "cuda" else "cpu"
     try:
         model = AutoModelForCausalLM.from_pretrained(
             weights.path,
             revision=weights.revision,
             dtype=precision.compute if frozen else precision.trained,
-            device_map={"": ranks.local_rank() if precision.device == "cuda" else "cpu"},
+            device_map={"": device},
             use_safetensors=True,
             **extra,
         )
@@ -114,15 +137,41 @@ def random_base(
 
 
 def quantization_config(
-    quantization: Mapping[str, Any], precision: Precision
+    quantization: Mapping[str, Any], precision: Precision, *, divided: bool = False
 ) -> BitsAndBytesConfig:
-    """The `BitsAndBytesConfig` of the `quantization` group, whose `auto` is the run's precision."""
+    """The `BitsAndBytesConfig` of the `quantization` group, whose `auto` is the run's precision.
+
+    Raises:
+        ModelError: packed weights that are to be divided, in other numbers than the rest.
+    """
     fields = dict(quantization)
+    if divided and fields.get("load_in_4bit"):
+        fields["bnb_4bit_quant_storage"] = _storage(fields, precision)
     if fields.get("bnb_4bit_compute_dtype") == "auto":
         fields["bnb_4bit_compute_dtype"] = precision.compute
     if "llm_int8_threshold" in fields:  # it takes no whole number
         fields["llm_int8_threshold"] = float(fields["llm_int8_threshold"])
     return BitsAndBytesConfig(**fields)
+
+
+def _storage(fields: Mapping[str, Any], precision: Precision) -> torch.dtype:
+    """What packed weights pass for while they are divided: the numbers that the layer computes in.
+
+    fully_shard exchanges all weights of a layer at once, and no whole numbers.
+    """
+    key, needed = "bnb_4bit_quant_storage", str(precision.compute).removeprefix("torch.")
+    asked = fields.get(key)
+    if asked not in (None, needed):
+        found = f"{asked}, and weights that are divided by fsdp2 are packed as model.dtype"
+        fix = override(f"quantization.{key}", needed)
+        raise ModelError(Problem(f"quantization.{key}", found, allowed=needed, fix=fix))
+    return precision.compute
+
+
+def packed_weights(model: torch.nn.Module) -> set[str]:
+    """The names of the 4-bit weights, which are no numbers, whatever dtype they pass for."""
+    layers = model.named_modules()
+    return {f"{name}.weight" for name, layer in layers if isinstance(layer, Linear4bit)}
 
 
 def attention(cfg: ModelConfig) -> dict[str, Any]:

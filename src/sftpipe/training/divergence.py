@@ -14,9 +14,12 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from sftpipe import ranks
 from sftpipe.data.packing import RandomWindows
 from sftpipe.errors import Problem, TrainingError
+from sftpipe.model.load import packed_weights
 from sftpipe.terminal import console
+from sftpipe.training.sharding import local
 
 if TYPE_CHECKING:
     from sftpipe.training.trainer import SFTPipeTrainer
@@ -45,12 +48,13 @@ def check_loss(trainer: SFTPipeTrainer, loss: float, inputs: Mapping[str, Any]) 
 
 
 def check_weights(trainer: SFTPipeTrainer) -> None:
-    """No checkpoint is written of weights that are no numbers.
+    """No checkpoint is written of weights that are no numbers; every process calls it.
 
     Raises:
         TrainingError: as of `check_loss`.
     """
-    if _broken(trainer.model, trained=True) is not None:
+    broken = _broken(trainer.model, trained=True)
+    if any(ranks.gathered(broken)):  # of a divided model each process sees a part
         found = "the step made weights that are no numbers"
         raise _ended(trainer, f"step {trainer.state.global_step}", found)
 
@@ -89,10 +93,13 @@ def _smaller_steps(trainer: SFTPipeTrainer) -> str:
 
 
 def _broken(model: torch.nn.Module, *, trained: bool) -> str | None:
-    """The first parameter that holds a value that is no number; quantized ones hold none."""
+    """The first parameter that holds a value that is no number, of what this process has."""
+    packed = packed_weights(model)
     for name, parameter in model.named_parameters():
         of_the_kind = parameter.requires_grad is trained and parameter.is_floating_point()
-        if of_the_kind and not torch.isfinite(parameter).all():
+        if name in packed or not of_the_kind:
+            continue
+        if not torch.isfinite(local(parameter)).all():
             return str(name).removeprefix("base_model.model.").replace(".base_layer.", ".")
     return None
 

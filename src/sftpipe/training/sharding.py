@@ -13,7 +13,7 @@ an adapter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import PreTrainedModel
 
 from sftpipe import ranks
 from sftpipe.errors import ModelError, Problem
@@ -55,7 +54,7 @@ def shard(model: torch.nn.Module, device: torch.device) -> None:
 
 
 def _place(unit: torch.nn.Module, device: torch.device) -> None:
-    """Give a unit the numbers of the first process, on the device; what is divided already stays."""
+    """Give a unit the numbers of the first process, on the device; what is divided stays."""
     placed: dict[int, torch.Tensor] = {}  # what each became, by its id: tied weights stay tied
     for module in unit.modules():
         for kind in (module._parameters, module._buffers):
@@ -81,11 +80,6 @@ def _from_first(old: torch.Tensor, device: torch.device) -> torch.Tensor:
         old.data = data
         return old
     return torch.nn.Parameter(data, requires_grad=old.requires_grad)
-
-
-def is_divided(model: torch.nn.Module) -> bool:
-    """True of a model that `shard` has divided."""
-    return any(isinstance(one, DTensor) for one in model.parameters())
 
 
 # --- the weights ----------------------------------------------------------------------------------
@@ -135,7 +129,7 @@ def take_weights(model: torch.nn.Module, folder: Path) -> None:
         raise ModelError(Problem(str(folder), found, allowed="a checkpoint of this run"))
     with torch.no_grad():
         for name, value in numbers.items():
-            _local(ours[name]).copy_(_local(_part(value, ours[name])))
+            local(ours[name]).copy_(local(_part(value, ours[name])))
 
 
 def _written(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -198,9 +192,9 @@ def _whole(value: torch.Tensor) -> torch.Tensor:
     return full
 
 
-def _local(value: torch.Tensor) -> torch.Tensor:
-    """The part of this process; a view of it."""
-    part: torch.Tensor = value.to_local() if isinstance(value, DTensor) else value
+def local(value: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that this process has, as a view; all of one that is not divided."""
+    part: torch.Tensor = value.tolocal() if isinstance(value, DTensor) else value
     return part
 
 
@@ -211,9 +205,3 @@ def _part(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     there = whole.to(like.device)
     # no process tells the others: each has read the same file
     return distribute_tensor(there, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def local_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, the part of this process) of each parameter of any model."""
-    for name, value in model.named_parameters():
-        yield name, _local(value)
