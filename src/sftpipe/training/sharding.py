@@ -194,7 +194,7 @@ def _whole(value: torch.Tensor) -> torch.Tensor:
 
 def local(value: torch.Tensor) -> torch.Tensor:
     """The part of a tensor that this process has, as a view; all of one that is not divided."""
-    part: torch.Tensor = value.tolocal() if isinstance(value, DTensor) else value
+    part: torch.Tensor = value.to_local() if isinstance(value, DTensor) else value
     return part
 
 
