@@ -183,12 +183,13 @@ def train(
         embedding_rows = embedding.fit_to_tokenizer(
             model, data.tokenizer, data.end_ids(), data.new_tokens, cfg.tokenizer.pad_to_multiple_of
         )
-        isolation.verify(model, data.isolation)
+        divided = load.is_divided(cfg)
+        if not divided:
+            isolation.verify(model, data.isolation)
         if ranks.is_first():
             open_run(plan, cfg, weights, precision, data)
 
         adapter = adapters.make_adapter(cfg.lora, model, weights, data.trained_tokens())
-        divided = load.is_divided(cfg)
         trainer = build_trainer(
             arguments, model, adapter, data, precision, folder.log, divided=divided
         )
@@ -202,6 +203,7 @@ def train(
         console.print(parameter_line(*adapters.count_parameters(trainer.model)))
         if divided:
             trainer.divide()
+            isolation.verify(trainer.model, data.isolation)
         questions = sample_questions(cfg, data, trainer.model.config)
         record = Record(folder, trainer, data, cfg.evaluation, questions, plan.checkpoint)
         with track(cfg, plan.folder, trainer) as tracker:

@@ -18,7 +18,7 @@ from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import TrainingError
 from sftpipe.runs.folder import RunFolder
 from sftpipe.storage import is_whole
-from sftpipe.training.divergence import check_loss
+from sftpipe.training.divergence import check_loss, check_weights
 from sftpipe.training.trainer import SFTPipeTrainer
 from support.errors import Pin, places, refused
 from support.trainers import batch_of, few, tiny, trainer_of
@@ -155,6 +155,16 @@ def logged(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return capsys.readouterr().err
 
     return log
+
+
+def test_weights_that_are_no_numbers_in_another_process_end_this_one_too(
+    tiny_model: Path, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_on(tiny(tiny_model, *WORDS), data, tmp_path)
+    check_weights(trainer)
+    monkeypatch.setattr("sftpipe.ranks.gathered", lambda mine: [mine, "layers.1.lora_A"])
+    error = refused(TrainingError, lambda: check_weights(trainer))
+    assert "layers.1.lora_A" in error.problems[0].found
 
 
 def test_packed_weights_are_not_taken_for_numbers(

@@ -29,8 +29,9 @@ from sftpipe.runs.plan import RunPlan
 from sftpipe.runs.planned import write_planned
 from sftpipe.training.sharding import take_weights
 from support import divided
+from support.configs import compose, config_error
 from support.divided import CHECKPOINT, KINDS, STEPS
-from support.errors import Pin, places, refused
+from support.errors import Pin, places, refused, told
 from support.tokenizers import config_of, write_kind
 from support.trainers import RUN_FILES, tiny
 
@@ -281,6 +282,15 @@ def test_a_finished_divided_run_is_exported_by_one_process(
 # --- refused --------------------------------------------------------------------------------------
 
 
+def test_optimizers_that_cannot_step_on_a_part_are_refused(golden_error: Pin) -> None:
+    words = ("recipe=yoda", *TWO)
+    error = config_error(*words, "sft.optim=paged_adamw_8bit")
+    assert told(error) == {"distributed.strategy + sft.optim": ("sft.optim=adamw_torch",)}
+    golden_error(error)
+    for name in ("adamw_torch", "adamw_torch_fused", "sgd"):
+        assert compose([*words, f"sft.optim={name}"]).sft["optim"] == name
+
+
 @pytest.mark.parametrize("verb", ["train", "check"])
 def test_on_a_cpu_it_is_refused_before_anything_is_read(
     base: Path, verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -288,6 +298,6 @@ def test_on_a_cpu_it_is_refused_before_anything_is_read(
     monkeypatch.setattr("sftpipe.launch.visible_gpus", list)
     words = ["recipe=yoda", "model=custom", f"model.name_or_path={base}"]
     assert cli.main([verb, *words, "distributed=fsdp2", "distributed.num_processes=2"]) == 2
-    told = capsys.readouterr()
-    assert "fsdp2 on a CPU" in told.err
-    assert "distributed.strategy=ddp" in told.err
+    said = capsys.readouterr().err
+    assert "fsdp2 on a CPU" in said
+    assert "distributed.strategy=ddp" in said

@@ -119,12 +119,10 @@ def measure(model: PreTrainedModel) -> Isolation:
 def verify(model: PreTrainedModel, found: Isolation | None) -> None:
     """Measure the model that is trained as the small one was, unless the config trusts it.
 
-    A process whose part of the weights comes later leaves it to the first, which has them.
-
     Raises:
         ModelError: sequences leak on it.
     """
-    if found is None or found.leak is None or model.device.type == "meta":
+    if found is None or found.leak is None:
         return
     leak = measure_leak(model, found.method)
     if leak > rounding(model):
@@ -177,7 +175,9 @@ def largest_leak(model: PreTrainedModel, together: Logits, alone: Logits) -> flo
 
 
 def _where(model: PreTrainedModel) -> str:
-    return f"packing ({type(model).__name__}, {model.config._attn_implementation})"
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name = type(base).__name__.removeprefix("FSDP")  # fully_shard's
+    return f"packing ({name}, {model.config._attn_implementation})"
 
 
 def rounding(model: PreTrainedModel) -> float:

@@ -58,11 +58,7 @@ def load_base(
     frozen: bool,
     divided: bool = False,
 ) -> PreTrainedModel:
-    """Load the base model onto its device, quantized if asked for.
-
-    One that is divided among processes later is read by the first of them alone, into the memory
-    of its CPU; the others have it on torch's device `meta`. A quantized one is not: each process
-    packs it on its device, which takes the whole of it until it is divided.
+    """Load the base model onto its device (`_device`), quantized if asked for.
 
     Args:
         cfg: the `model` group.
@@ -78,16 +74,12 @@ def load_base(
     extra = attention(cfg)
     if quantization:
         extra["quantization_config"] = quantization_config(quantization, precision, divided=divided)
-    if divided and not quantization:
-        device: int | str = "cpu" if ranks.is_first() else "meta"
-    else:
-        device = ranks.local_rank() if precision.device == "cuda" else "cpu"
     try:
         model = AutoModelForCausalLM.from_pretrained(
             weights.path,
             revision=weights.revision,
             dtype=precision.compute if frozen else precision.trained,
-            device_map={"": device},
+            device_map={"": _device(precision, apart=divided and not quantization)},
             use_safetensors=True,
             **extra,
         )
@@ -96,13 +88,25 @@ def load_base(
         allowed = "a causal language model of transformers, with safetensors weights"
         fix = "check model.name_or_path, model.attn_implementation and quantization"
         raise ModelError(Problem("model", found, allowed=allowed, fix=fix)) from None
-    # what PEFT and save_pretrained write down as the base: an identity, not a path of this machine
+    # what is written down as the base: an identity, not a path of this machine
     name = weights.identity if weights.revision is None else weights.path
     model.name_or_path = model.config._name_or_path = name
     model.config.use_cache = False  # generation asks for its cache itself
     keep_gradients_of_4bit(model)
     keep_scales_of_8bit(model)
     return model
+
+
+def _device(precision: Precision, *, apart: bool) -> str | int:
+    """Where this process loads a base: onto its device, or apart from it, to be divided later.
+
+    Of several processes the first alone reads it then, into the memory of its CPU; the others have
+    it on torch's device `meta`. A quantized one is not kept apart: each process packs it on its
+    device, which takes the whole of it until it is divided.
+    """
+    if apart:
+        return "cpu" if ranks.is_first() else "meta"
+    return ranks.local_rank() if precision.device == "cuda" else "cpu"
 
 
 def random_base(
@@ -137,7 +141,7 @@ def random_base(
 
 
 def quantization_config(
-    quantization: Mapping[str, Any], precision: Precision, *, divided: bool = False
+    quantization: Mapping[str, Any], precision: Precision, divided: bool = False
 ) -> BitsAndBytesConfig:
     """The `BitsAndBytesConfig` of the `quantization` group, whose `auto` is the run's precision.
 

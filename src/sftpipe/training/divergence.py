@@ -53,24 +53,27 @@ def check_weights(trainer: SFTPipeTrainer) -> None:
     Raises:
         TrainingError: as of `check_loss`.
     """
-    broken = _broken(trainer.model, trained=True)
-    if any(ranks.gathered(broken)):  # of a divided model each process sees a part
+    # of a divided model each process sees a part
+    broken = next(filter(None, ranks.gathered(_broken(trainer.model, trained=True))), None)
+    if broken is not None:
         found = "the step made weights that are no numbers"
-        raise _ended(trainer, f"step {trainer.state.global_step}", found)
+        raise _ended(trainer, f"step {trainer.state.global_step}", found, broken)
 
 
-def _ended(trainer: SFTPipeTrainer, where: str, found: str) -> TrainingError:
-    cause, fix = _cause(trainer)
+def _ended(
+    trainer: SFTPipeTrainer, where: str, found: str, broken: str | None = None
+) -> TrainingError:
+    cause, fix = _cause(trainer, broken)
     good = get_last_checkpoint(trainer.args.output_dir)
     kept = f"the last good checkpoint is {good}" if good else "no checkpoint was written before"
     after = f"; {kept}" if trainer.state.global_step else ""
     return TrainingError(Problem(where, f"{found}: {cause}{after}", fix=fix))
 
 
-def _cause(trainer: SFTPipeTrainer) -> tuple[str, str]:
-    """(why a loss is no number, what to type)."""
+def _cause(trainer: SFTPipeTrainer, trained: str | None) -> tuple[str, str]:
+    """(why a loss is no number, what to type); `trained` is a weight that is known to be none."""
     frozen = _broken(trainer.model, trained=False)
-    trained = _broken(trainer.model, trained=True)
+    trained = trained or _broken(trainer.model, trained=True)
     if trainer.state.global_step == 0 and (frozen or trained):
         return f"{frozen or trained} of the base weights is no number", "get the base weights anew"
     if frozen:

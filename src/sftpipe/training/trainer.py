@@ -133,6 +133,7 @@ def build_trainer(
     Raises:
         ModelError: PEFT or TRL rejects the model with this adapter.
     """
+    # longer than most: the trainer is given so much
     init = _start_plain(adapter)
     try:
         trainer = SFTPipeTrainer(
