@@ -71,6 +71,7 @@ def load_base(
     Raises:
         ModelError: the weights cannot be loaded, or not divided as they are packed.
     """
+    # longer than most: a line for each thing that is asked of transformers
     extra = attention(cfg)
     if quantization:
         extra["quantization_config"] = quantization_config(quantization, precision, divided=divided)

@@ -133,7 +133,7 @@ def build_trainer(
     Raises:
         ModelError: PEFT or TRL rejects the model with this adapter.
     """
-    # longer than most: the trainer is given so much
+    # longer than most: a line for each thing that the trainer is given
     init = _start_plain(adapter)
     try:
         trainer = SFTPipeTrainer(
