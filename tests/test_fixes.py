@@ -86,6 +86,7 @@ TEXTS: dict[str, dict[str, str]] = {
     "`sftpipe train -m --continue {shlex.quote(str(self.path))}`": {
         "shlex.quote(str(self.path))": "outputs/sweep"
     },
+    "`sft.optim={_DIVIDED[0]}`": {"_DIVIDED[0]": "adamw_torch"},
     "`sftpipe list {match}`": {"match": "dataset"},
     "`sftpipe bench {next(iter(PARTS))}`": {"next(iter(PARTS))": "step"},
     "`sftpipe bench {part}`": {"part": "data"},
@@ -215,6 +216,9 @@ CALLS: dict[str, tuple[tuple[str, str], ...]] = {
     "override(f'{key}.delimiter', 'tab' if mark.lower() in ('tabs', 'tsv') else \"';'\")": (
         ("dataset.delimiter", "tab"),
         ("dataset.delimiter", "';'"),
+    ),
+    "override(f'quantization.{key}', needed)": (
+        ("quantization.bnb_4bit_quant_storage", "bfloat16"),
     ),
     "override(f'{key}.marker_tokens', \"['|SOUND|>']\")": (
         ("dataset.marker_tokens", "['|SOUND|>']"),

@@ -185,20 +185,27 @@ def train(
         embedding_rows = embedding.fit_to_tokenizer(
             model, data.tokenizer, data.end_ids(), data.new_tokens, cfg.tokenizer.pad_to_multiple_of
         )
-        isolation.verify(model, data.isolation)
+        divided = load.is_divided(cfg)
+        if not divided:
+            isolation.verify(model, data.isolation)
         if ranks.is_first():
             open_run(plan, cfg, weights, precision, data)
 
         adapter = adapters.make_adapter(cfg.lora, model, weights, data.trained_tokens())
-        trainer = build_trainer(arguments, model, adapter, data, precision, folder.log)
+        trainer = build_trainer(
+            arguments, model, adapter, data, precision, folder.log, divided=divided
+        )
         further.take_weights(trainer.model, cfg.lora)
-        if precision.fast:
+        if precision.fast and not divided:
             joins_rows = fast.speed_up(trainer.model, cfg.model, weights)
             trainer.joins_rows = all(ranks.gathered(joins_rows))
         if adapter is not None:
             modules = adapters.adapted_modules(trainer.model)
             console.print(adapter_line(modules, adapter.r), markup=False)
         console.print(parameter_line(*adapters.count_parameters(trainer.model)))
+        if divided:
+            trainer.divide()
+            isolation.verify(trainer.model, data.isolation)
         questions = sample_questions(cfg, data, trainer.model.config)
         record = Record(folder, trainer, data, cfg.evaluation, questions, plan.checkpoint)
         with track(cfg, plan.folder, trainer) as tracker:
@@ -209,8 +216,8 @@ def train(
             record.after()
             tracker.finish(record.metrics, record.samples)
 
+        trainer.save_final()
         if ranks.is_first():
-            trainer.save_final()
             plot_loss(folder)
             write_card(folder, cfg, weights.identity, embedding_rows)
             write_page(plan.folder, "complete")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sftpipe.config.schema import ModelConfig
 from sftpipe.errors import ModelError
-from sftpipe.model.load import load_base, make_base, quantization_config
+from sftpipe.model.load import load_base, make_base, packed_weights, quantization_config
 from sftpipe.model.precision import Precision
 from sftpipe.model.weights import Weights, find_weights
 from support.configs import compose
@@ -185,3 +186,54 @@ def test_four_bits_compute_in_the_runs_precision_or_in_that_of_the_config() -> N
     chosen = {"load_in_4bit": True, "bnb_4bit_compute_dtype": "float16"}
     assert quantization_config(chosen, HALF).bnb_4bit_compute_dtype is torch.float16
     assert auto["bnb_4bit_compute_dtype"] == "auto"
+
+
+# --- to be divided among processes ----------------------------------------------------------------
+
+
+def test_four_bits_that_are_divided_pass_for_the_numbers_of_the_layer() -> None:
+    nf4 = {"load_in_4bit": True, "bnb_4bit_compute_dtype": "auto"}
+    for precision in (CPU, HALF):
+        made = quantization_config(nf4, precision, divided=True)
+        assert made.bnb_4bit_quant_storage is precision.compute
+    assert quantization_config(nf4, HALF).bnb_4bit_quant_storage is torch.uint8
+    asked = {**nf4, "bnb_4bit_quant_storage": "bfloat16"}
+    assert quantization_config(asked, HALF, divided=True).bnb_4bit_quant_storage is torch.bfloat16
+
+
+def test_four_bits_that_are_divided_are_stored_as_nothing_else(golden_error: Pin) -> None:
+    asked = {"load_in_4bit": True, "bnb_4bit_quant_storage": "uint8"}
+    error = refused(ModelError, lambda: quantization_config(asked, HALF, divided=True))
+    assert places(error) == ["quantization.bnb_4bit_quant_storage"]
+    golden_error(error)
+
+
+def named_shapes(model: Any) -> list[tuple[str, torch.Size, torch.dtype]]:
+    return [(name, one.shape, one.dtype) for name, one in model.named_parameters()]
+
+
+def test_a_process_that_is_not_the_first_has_shapes_and_no_numbers(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = functools.partial(
+        load_base, ModelConfig("x"), {}, weights, HALF, frozen=True, divided=True
+    )
+    first = made()
+    monkeypatch.setattr("sftpipe.ranks.rank", lambda: 1)
+    other = made()
+    assert {one.device.type for one in first.parameters()} == {"cpu"}
+    assert {one.device.type for one in other.parameters()} == {"meta"}
+    found = [
+        [(name, one.shape, one.dtype) for name, one in made.named_parameters()]
+        for made in (first, other)
+    ]
+    assert found[0] == found[1]
+
+
+def test_the_names_of_packed_weights_are_those_of_the_parameters(weights: Weights) -> None:
+    quantization = {"load_in_4bit": True, "bnb_4bit_quant_storage": "float32"}
+    model = load_base(ModelConfig("x"), quantization, weights, CPU, frozen=True)
+    packed = {n for n, one in model.named_parameters() if hasattr(one, "quant_state")}
+    assert packed_weights(model) == packed
+    assert len(packed) == len(LINEAR)
+    assert packed_weights(loaded(weights, CPU)) == set()

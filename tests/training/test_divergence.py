@@ -18,9 +18,10 @@ from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import TrainingError
 from sftpipe.runs.folder import RunFolder
 from sftpipe.storage import is_whole
+from sftpipe.training.divergence import check_loss, check_weights
 from sftpipe.training.trainer import SFTPipeTrainer
 from support.errors import Pin, places, refused
-from support.trainers import few, tiny, trainer_of
+from support.trainers import batch_of, few, tiny, trainer_of
 
 WORDS = ("sft.per_device_train_batch_size=2", "sft.logging_steps=1", "sft.save_steps=1")
 # the second step makes weights that are no numbers
@@ -154,6 +155,29 @@ def logged(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return capsys.readouterr().err
 
     return log
+
+
+def test_weights_that_are_no_numbers_in_another_process_end_this_one_too(
+    tiny_model: Path, data: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_on(tiny(tiny_model, *WORDS), data, tmp_path)
+    check_weights(trainer)
+    monkeypatch.setattr("sftpipe.ranks.gathered", lambda mine: [mine, "layers.1.lora_A"])
+    error = refused(TrainingError, lambda: check_weights(trainer))
+    assert "layers.1.lora_A" in error.problems[0].found
+
+
+def test_packed_weights_are_not_taken_for_numbers(
+    tiny_model: Path, data: PreparedData, tmp_path: Path, golden_error: Pin
+) -> None:
+    words = ("quantization=nf4", "+quantization.bnb_4bit_quant_storage=bfloat16")
+    trainer = trainer_on(tiny(tiny_model, *words, *WORDS), data, tmp_path)
+    layer = trainer.model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
+    layer.weight.data.view(torch.uint8).fill_(255)  # bits that bfloat16 reads as NaN
+    assert layer.weight.isnan().all()
+    inputs = batch_of(data, 0)
+    error = refused(TrainingError, lambda: check_loss(trainer, torch.inf, inputs))
+    golden_error(error)
 
 
 def test_a_loss_that_explodes_is_a_warning_once(logged: Callable[..., str]) -> None:

@@ -8,6 +8,8 @@ from sftpipe.config.schema import DistributedConfig, TrainConfig
 from sftpipe.errors import Problem, override
 
 _ENDPOINT = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:\[\]]+):(\d{1,5})")
+# torch's own; bitsandbytes has no kernel for a part of a weight, Adafactor needs whole rows
+_DIVIDED = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 _ALONE = "`distributed=none`"
 
 
@@ -60,6 +62,11 @@ def _check_sharding(cfg: TrainConfig) -> list[Problem]:
         found = "fsdp2, and bitsandbytes cannot divide 8-bit weights"
         fix = "`quantization=nf4`, or `distributed.strategy=ddp`"
         problems.append(Problem(f"{key} + quantization", found, fix=fix))
+    optimizer = str(cfg.sft.get("optim", _DIVIDED[0]))
+    if optimizer not in _DIVIDED:
+        found = f"fsdp2, and {optimizer} cannot step on weights that are divided"
+        allowed, fix = ", ".join(_DIVIDED), f"`sft.optim={_DIVIDED[0]}`"
+        problems.append(Problem(f"{key} + sft.optim", found, allowed=allowed, fix=fix))
     if bool(cfg.sft.get("use_cpu", False)):
         problems.append(on_a_cpu())
     return problems

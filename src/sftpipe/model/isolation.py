@@ -175,7 +175,9 @@ def largest_leak(model: PreTrainedModel, together: Logits, alone: Logits) -> flo
 
 
 def _where(model: PreTrainedModel) -> str:
-    return f"packing ({type(model).__name__}, {model.config._attn_implementation})"
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name = type(base).__name__.removeprefix("FSDP")  # fully_shard's
+    return f"packing ({name}, {model.config._attn_implementation})"
 
 
 def rounding(model: PreTrainedModel) -> float:

@@ -17,7 +17,7 @@ from transformers import (
 
 import sftpipe.ranks as ranks
 from sftpipe.config.schema import ModelConfig, TrainConfig
-from sftpipe.errors import ModelError, Problem, one_line
+from sftpipe.errors import ModelError, Problem, one_line, override
 from sftpipe.model.architecture import model_config, rejected
 from sftpipe.model.precision import Precision
 from sftpipe.model.weights import Weights
@@ -33,7 +33,20 @@ def make_base(
     """
     if cfg.model.init == "random":
         return random_base(cfg.model, weights, tokenizer, cfg.seed, precision)
-    return load_base(cfg.model, cfg.quantization, weights, precision, frozen=bool(cfg.lora))
+    return load_base(
+        cfg.model,
+        cfg.quantization,
+        weights,
+        precision,
+        frozen=bool(cfg.lora),
+        divided=is_divided(cfg),
+    )
+
+
+def is_divided(cfg: TrainConfig) -> bool:
+    """True where this is one of several processes, and each holds a part of the model."""
+    asked = cfg.distributed
+    return asked is not None and asked.strategy == "fsdp2" and ranks.world_size() > 1
 
 
 def load_base(
@@ -43,8 +56,9 @@ def load_base(
     precision: Precision,
     *,
     frozen: bool,
+    divided: bool = False,
 ) -> PreTrainedModel:
-    """Load the base model onto its device, quantized if asked for.
+    """Load the base model onto its device (`_device`), quantized if asked for.
 
     Args:
         cfg: the `model` group.
@@ -52,19 +66,21 @@ def load_base(
         weights: what `find_weights` found.
         precision: what `choose_precision` decided.
         frozen: an adapter is trained; else all weights are, and load in `precision.trained`.
+        divided: among processes.
 
     Raises:
-        ModelError: the weights cannot be loaded.
+        ModelError: the weights cannot be loaded, or not divided as they are packed.
     """
+    # longer than most: a line for each thing that is asked of transformers
     extra = attention(cfg)
     if quantization:
-        extra["quantization_config"] = quantization_config(quantization, precision)
+        extra["quantization_config"] = quantization_config(quantization, precision, divided=divided)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             weights.path,
             revision=weights.revision,
             dtype=precision.compute if frozen else precision.trained,
-            device_map={"": ranks.local_rank() if precision.device == "cuda" else "cpu"},
+            device_map={"": _device(precision, apart=divided and not quantization)},
             use_safetensors=True,
             **extra,
         )
@@ -73,13 +89,25 @@ def load_base(
         allowed = "a causal language model of transformers, with safetensors weights"
         fix = "check model.name_or_path, model.attn_implementation and quantization"
         raise ModelError(Problem("model", found, allowed=allowed, fix=fix)) from None
-    # what PEFT and save_pretrained write down as the base: an identity, not a path of this machine
+    # what is written down as the base: an identity, not a path of this machine
     name = weights.identity if weights.revision is None else weights.path
     model.name_or_path = model.config._name_or_path = name
     model.config.use_cache = False  # generation asks for its cache itself
     keep_gradients_of_4bit(model)
     keep_scales_of_8bit(model)
     return model
+
+
+def _device(precision: Precision, *, apart: bool) -> str | int:
+    """Where this process loads a base: onto its device, or apart from it, to be divided later.
+
+    Of several processes the first alone reads it then, into the memory of its CPU; the others have
+    it on torch's device `meta`. A quantized one is not kept apart: each process packs it on its
+    device, which takes the whole of it until it is divided.
+    """
+    if apart:
+        return "cpu" if ranks.is_first() else "meta"
+    return ranks.local_rank() if precision.device == "cuda" else "cpu"
 
 
 def random_base(
@@ -114,15 +142,41 @@ def random_base(
 
 
 def quantization_config(
-    quantization: Mapping[str, Any], precision: Precision
+    quantization: Mapping[str, Any], precision: Precision, divided: bool = False
 ) -> BitsAndBytesConfig:
-    """The `BitsAndBytesConfig` of the `quantization` group, whose `auto` is the run's precision."""
+    """The `BitsAndBytesConfig` of the `quantization` group, whose `auto` is the run's precision.
+
+    Raises:
+        ModelError: packed weights that are to be divided, in other numbers than the rest.
+    """
     fields = dict(quantization)
+    if divided and fields.get("load_in_4bit"):
+        fields["bnb_4bit_quant_storage"] = _storage(fields, precision)
     if fields.get("bnb_4bit_compute_dtype") == "auto":
         fields["bnb_4bit_compute_dtype"] = precision.compute
     if "llm_int8_threshold" in fields:  # it takes no whole number
         fields["llm_int8_threshold"] = float(fields["llm_int8_threshold"])
     return BitsAndBytesConfig(**fields)
+
+
+def _storage(fields: Mapping[str, Any], precision: Precision) -> torch.dtype:
+    """What packed weights pass for while they are divided: the numbers that the layer computes in.
+
+    fully_shard exchanges all weights of a layer at once, and no whole numbers.
+    """
+    key, needed = "bnb_4bit_quant_storage", str(precision.compute).removeprefix("torch.")
+    asked = fields.get(key)
+    if asked not in (None, needed):
+        found = f"{asked}, and weights that are divided by fsdp2 are packed as model.dtype"
+        fix = override(f"quantization.{key}", needed)
+        raise ModelError(Problem(f"quantization.{key}", found, allowed=needed, fix=fix))
+    return precision.compute
+
+
+def packed_weights(model: torch.nn.Module) -> set[str]:
+    """The names of the 4-bit weights, which are no numbers, whatever dtype they pass for."""
+    layers = model.named_modules()
+    return {f"{name}.weight" for name, layer in layers if isinstance(layer, Linear4bit)}
 
 
 def attention(cfg: ModelConfig) -> dict[str, Any]:

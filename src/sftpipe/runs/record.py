@@ -80,17 +80,19 @@ class Record:
             self._answer(phase)
 
     def _answer_during(self, phase: str) -> None:
-        if self._questions and ranks.is_first():
+        if self._questions:
             self._answer(phase)
+        if self._questions and ranks.is_first():
             answers = self.samples[-len(self._questions) :]
             console.print(answer_lines(phase, answers), markup=False)
 
     def _answer(self, phase: str) -> None:
-        if not ranks.is_first():
+        if not ranks.is_first() and not self._trainer.divided:
             return  # the others wait where they next meet it
         if self._cfg is not None:
             self.samples += sample_answers(self._trainer, self._questions, phase, self._cfg)
-        self._folder.write_samples(self.samples)
+        if ranks.is_first():
+            self._folder.write_samples(self.samples)
 
 
 def samples_until(checkpoint: Path) -> list[dict[str, Any]]:

@@ -14,9 +14,12 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+import sftpipe.ranks as ranks
 from sftpipe.data.packing import RandomWindows
 from sftpipe.errors import Problem, TrainingError
+from sftpipe.model.load import packed_weights
 from sftpipe.terminal import console
+from sftpipe.training.sharding import local
 
 if TYPE_CHECKING:
     from sftpipe.training.trainer import SFTPipeTrainer
@@ -45,28 +48,32 @@ def check_loss(trainer: SFTPipeTrainer, loss: float, inputs: Mapping[str, Any]) 
 
 
 def check_weights(trainer: SFTPipeTrainer) -> None:
-    """No checkpoint is written of weights that are no numbers.
+    """No checkpoint is written of weights that are no numbers; every process calls it.
 
     Raises:
         TrainingError: as of `check_loss`.
     """
-    if _broken(trainer.model, trained=True) is not None:
+    # of a divided model each process sees a part
+    broken = next(filter(None, ranks.gathered(_broken(trainer.model, trained=True))), None)
+    if broken is not None:
         found = "the step made weights that are no numbers"
-        raise _ended(trainer, f"step {trainer.state.global_step}", found)
+        raise _ended(trainer, f"step {trainer.state.global_step}", found, broken)
 
 
-def _ended(trainer: SFTPipeTrainer, where: str, found: str) -> TrainingError:
-    cause, fix = _cause(trainer)
+def _ended(
+    trainer: SFTPipeTrainer, where: str, found: str, broken: str | None = None
+) -> TrainingError:
+    cause, fix = _cause(trainer, broken)
     good = get_last_checkpoint(trainer.args.output_dir)
     kept = f"the last good checkpoint is {good}" if good else "no checkpoint was written before"
     after = f"; {kept}" if trainer.state.global_step else ""
     return TrainingError(Problem(where, f"{found}: {cause}{after}", fix=fix))
 
 
-def _cause(trainer: SFTPipeTrainer) -> tuple[str, str]:
-    """(why a loss is no number, what to type)."""
+def _cause(trainer: SFTPipeTrainer, trained: str | None) -> tuple[str, str]:
+    """(why a loss is no number, what to type); `trained` is a weight that is known to be none."""
     frozen = _broken(trainer.model, trained=False)
-    trained = _broken(trainer.model, trained=True)
+    trained = trained or _broken(trainer.model, trained=True)
     if trainer.state.global_step == 0 and (frozen or trained):
         return f"{frozen or trained} of the base weights is no number", "get the base weights anew"
     if frozen:
@@ -89,10 +96,13 @@ def _smaller_steps(trainer: SFTPipeTrainer) -> str:
 
 
 def _broken(model: torch.nn.Module, *, trained: bool) -> str | None:
-    """The first parameter that holds a value that is no number; quantized ones hold none."""
+    """The first parameter that holds a value that is no number, of what this process has."""
+    packed = packed_weights(model)
     for name, parameter in model.named_parameters():
         of_the_kind = parameter.requires_grad is trained and parameter.is_floating_point()
-        if of_the_kind and not torch.isfinite(parameter).all():
+        if name in packed or not of_the_kind:
+            continue
+        if not torch.isfinite(local(parameter)).all():
             return str(name).removeprefix("base_model.model.").replace(".base_layer.", ".")
     return None
 

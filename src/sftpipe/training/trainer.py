@@ -10,6 +10,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from peft import PeftConfig, PeftModel
 from torch.utils.data import RandomSampler, SequentialSampler
 from transformers import PreTrainedModel, set_seed
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
@@ -33,6 +35,7 @@ from sftpipe.model.fast import joined, sequences
 from sftpipe.model.initial import make_plain, start_from_base, takes_from_base
 from sftpipe.model.precision import Precision
 from sftpipe.storage import publish_files, publish_folder
+from sftpipe.training import sharding
 from sftpipe.training.callbacks import (
     Counter,
     EarlyStopping,
@@ -116,6 +119,8 @@ def build_trainer(
     data: PreparedData,
     precision: Precision,
     log: Path,
+    *,
+    divided: bool = False,
 ) -> SFTPipeTrainer:
     """The trainer of a run, on finished rows; it attaches the adapter and writes its log.
 
@@ -126,6 +131,7 @@ def build_trainer(
         data: rows and tokenizer.
         precision: for the dtype of what is trained.
         log: gets a line each time the trainer logs.
+        divided: `divide` comes next, so the model stays where it is.
 
     Raises:
         ModelError: PEFT or TRL rejects the model with this adapter.
@@ -136,6 +142,7 @@ def build_trainer(
     try:
         trainer = SFTPipeTrainer(
             adapter_dtype=precision.trained,
+            divided=divided,
             model=model,
             args=arguments,
             train_dataset=data.train,
@@ -207,7 +214,9 @@ class EpochLengthSampler(LengthGroupedSampler):
 class SFTPipeTrainer(SFTTrainer):
     """TRL's trainer, with a loss at trained positions only and checkpoints whole or absent."""
 
-    def __init__(self, *, adapter_dtype: torch.dtype, **kwargs: Any) -> None:
+    def __init__(self, *, adapter_dtype: torch.dtype, divided: bool = False, **kwargs: Any) -> None:
+        # by fully_shard, see `divide`
+        self.divided = divided
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -238,6 +247,27 @@ class SFTPipeTrainer(SFTTrainer):
 
     def _callback(self, kind: type[T]) -> T:
         return next(one for one in self.callback_handler.callbacks if isinstance(one, kind))
+
+    def divide(self) -> None:
+        """Divide the model among the processes (distributed=fsdp2); every process calls it.
+
+        It comes before the first evaluation, and before there is an optimizer.
+        """
+        sharding.shard(self.model, self.args.device)
+        # transformers' word for a model that accelerate must not wrap; it would not be checkpointed
+        # if it had been so from the start
+        self.is_distributed_loading_by_transformers = True
+
+    def _move_model_to_device(self, model: torch.nn.Module, device: torch.device) -> None:
+        if not self.divided:  # else `divide` does, a part at a time
+            super()._move_model_to_device(model, device)
+
+    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
+        """Exchange the gradients of every batch that is accumulated.
+
+        Until the exchange each process would hold those of the whole model.
+        """
+        return nullcontext()
 
     def _send_telemetry(self) -> None:
         """TRL reports each run to the hub; sftpipe reports nothing."""
@@ -480,6 +510,8 @@ class SFTPipeTrainer(SFTTrainer):
 
         No pickled training_args.bin, no copies of embeddings, no second README.
         """
+        if self.divided and state_dict is None:
+            state_dict = sharding.whole_weights(self.model)
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
@@ -492,11 +524,17 @@ class SFTPipeTrainer(SFTTrainer):
         return sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
 
     def save_final(self) -> None:
-        """Write model, tokenizer and trainer_state.json to the run folder, each file whole."""
+        """Write model, tokenizer and trainer_state.json to the run folder, each file whole.
+
+        Every process calls it, and the first writes.
+        """
         check_weights(self)
+        whole = sharding.whole_weights(self.model) if self.divided else None
+        if not ranks.is_first():
+            return
         self._rotate()  # a kill right after the last checkpoint has left one too many
         with publish_files(Path(self.args.output_dir), self._bytes_trained()) as partial:
-            self._save(str(partial))
+            self._save(str(partial), whole)
             if self.initial is not None:
                 make_plain(partial, self.initial)
             self.state.save_to_json(str(partial / "trainer_state.json"))
@@ -532,6 +570,37 @@ class SFTPipeTrainer(SFTTrainer):
                 self.state.save_to_json(str(partial / "trainer_state.json"))
         self._rotate()
         ranks.meet()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Of a divided model: whole, as one process has them, so that any number can go on."""
+        if not self.divided:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = sharding.whole_optimizer(self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.divided or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif (file := Path(checkpoint) / OPTIMIZER_NAME).is_file():  # no: sft.save_only_model
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            sharding.take_optimizer(self.optimizer, state)
+            schedule = torch.load(file.with_name(SCHEDULER_NAME), weights_only=True)
+            self.lr_scheduler.load_state_dict(schedule)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.divided:
+            sharding.take_weights(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self.divided:
+            sharding.take_weights(self.model, Path(str(self.state.best_model_checkpoint)))
+        else:
+            super()._load_best_model()
 
     def _save_rng_state(self, output_dir: str) -> None:
         """The random states of all processes, written by the first."""
