@@ -114,8 +114,8 @@ def stop_within(patch: pytest.MonkeyPatch, step: int) -> None:
     """Let a signal come while a step is made."""
     build = trainer.build_trainer
 
-    def stopping(*arguments: Any) -> Any:
-        made = build(*arguments)
+    def stopping(*arguments: Any, **keywords: Any) -> Any:
+        made = build(*arguments, **keywords)
         made.add_callback(SignalWithin(step))
         return made
 

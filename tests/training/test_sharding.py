@@ -116,6 +116,7 @@ def close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> No
 # --- the model ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_process_holds_a_part_of_every_parameter_also_after_an_evaluation(
     seen: list[dict[str, Any]], kind: str
@@ -127,10 +128,12 @@ def test_each_process_holds_a_part_of_every_parameter_also_after_an_evaluation(
     assert max(one["part"] for one in facts) < 0.55 * facts[0]["all"]
 
 
+@pytest.mark.slow
 def test_the_first_process_alone_reads_the_weights(seen: list[dict[str, Any]]) -> None:
     assert [one["plain"]["devices"] for one in seen] == [["cpu"], ["meta"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_process_computes_with_the_numbers_of_the_first(
     seen: list[dict[str, Any]], base: Path, kind: str
@@ -148,6 +151,7 @@ def test_every_process_computes_with_the_numbers_of_the_first(
 # --- what it is trained to ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_adapter_is_the_one_that_one_process_trains_on_all_rows(
     seen: list[dict[str, Any]], base: Path, kind: str
@@ -167,6 +171,7 @@ def test_the_adapter_is_the_one_that_one_process_trains_on_all_rows(
     assert all(float((names[name] - one).abs().max()) > 1e-3 for name, one in before.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_has_the_adapter_and_nothing_of_the_base(
     seen: list[dict[str, Any]], base: Path, kind: str
@@ -181,6 +186,7 @@ def test_a_checkpoint_has_the_adapter_and_nothing_of_the_base(
     assert (folder / "optimizer.pt").stat().st_size < 8 * numbers + 32768 < whole / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_peft_alone_loads_a_checkpoint_and_its_logits_are_those_of_the_divided_model(
     seen: list[dict[str, Any]], base: Path, kind: str
@@ -193,6 +199,7 @@ def test_peft_alone_loads_a_checkpoint_and_its_logits_are_those_of_the_divided_m
         torch.testing.assert_close(found, divided.logits(model), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_merged_into_the_base(seen: list[dict[str, Any]], base: Path) -> None:
     plain = AutoModelForCausalLM.from_pretrained(base)
     merged = merge_adapter(load_adapter(plain, str(checkpoint_of(base, "plain"))))
@@ -203,6 +210,7 @@ def test_a_checkpoint_is_merged_into_the_base(seen: list[dict[str, Any]], base: 
 # --- going on -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_a_checkpoint_divided_training_goes_on_to_the_same_bits(
     seen: list[dict[str, Any]], kind: str
@@ -210,6 +218,7 @@ def test_from_a_checkpoint_divided_training_goes_on_to_the_same_bits(
     assert seen[0][kind]["resumed"] is True
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_from_a_checkpoint_of_two(
     seen: list[dict[str, Any]], base: Path
 ) -> None:
@@ -227,6 +236,7 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(
     close({name: names[name].detach() for name in wanted}, wanted)
 
 
+@pytest.mark.slow
 def test_weights_of_another_model_are_refused(
     base: Path, tmp_path: Path, golden_error: Pin
 ) -> None:
@@ -240,6 +250,7 @@ def test_weights_of_another_model_are_refused(
 # --- a run ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_divided_run_is_the_run_of_one_process(
     seen: list[dict[str, Any]], base: Path, runs: list[Path], tmp_path: Path
 ) -> None:
@@ -261,6 +272,7 @@ def test_a_divided_run_is_the_run_of_one_process(
     assert (checkpoint / "adapter_model.safetensors").stat().st_size < whole
 
 
+@pytest.mark.slow
 def test_a_divided_run_goes_on_from_its_checkpoint_to_the_same_bits(
     seen: list[dict[str, Any]], runs: list[Path]
 ) -> None:
@@ -269,6 +281,7 @@ def test_a_divided_run_goes_on_from_its_checkpoint_to_the_same_bits(
     assert all(torch.equal(one, ends[1][name]) for name, one in ends[0].items())
 
 
+@pytest.mark.slow
 def test_a_finished_divided_run_is_exported_by_one_process(
     seen: list[dict[str, Any]], base: Path, runs: list[Path]
 ) -> None:
@@ -299,5 +312,5 @@ def test_on_a_cpu_it_is_refused_before_anything_is_read(
     words = ["recipe=yoda", "model=custom", f"model.name_or_path={base}"]
     assert cli.main([verb, *words, "distributed=fsdp2", "distributed.num_processes=2"]) == 2
     said = capsys.readouterr().err
-    assert "fsdp2 on a CPU" in said
+    assert "the processes of a CPU share one" in said
     assert "distributed.strategy=ddp" in said
