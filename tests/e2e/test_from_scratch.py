@@ -16,7 +16,7 @@ import sftpipe
 from e2e.char_gpt_quality import best_bigram
 from sftpipe.cli import main
 from sftpipe.runs.load import Run
-from sftpipe.training.trainer import WindowSampler
+from sftpipe.training.order import WindowSampler
 from support.trainers import CPU
 
 FILES = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,7 +45,13 @@ from sftpipe.training.callbacks import (
     peak_memory_bytes,
 )
 from sftpipe.training.divergence import Explosion, check_loss, check_weights
-from sftpipe.training.shares import Filled, FilledSampler, without_fill
+from sftpipe.training.order import (
+    EpochLengthSampler,
+    Filled,
+    FilledSampler,
+    WindowSampler,
+    without_fill,
+)
 
 T = TypeVar("T")
 # seconds that processes wait for each other: for data that the first prepares, for its answers; one
@@ -173,42 +179,6 @@ def _start_plain(adapter: Any) -> str | None:
         return None
     init, adapter.init_lora_weights = str(adapter.init_lora_weights), True
     return init
-
-
-class WindowSampler(torch.utils.data.Sampler[int]):
-    """Starts of the random windows of each epoch, by seed and epoch alone (packing=blocks)."""
-
-    def __init__(self, windows: RandomWindows, seed: int) -> None:
-        self._windows, self._seed = windows, seed
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's data loader at the start of each epoch."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._windows)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._windows.starts(self._seed, self._epoch))
-
-
-class EpochLengthSampler(LengthGroupedSampler):
-    """transformers' length grouping, shuffled by seed and epoch alone.
-
-    transformers draws this order from the global random state, which dropout and every evaluation
-    change: a resumed run would see other batches than the run that it continues.
-    """
-
-    def __init__(self, seed: int, sampler: LengthGroupedSampler) -> None:
-        # of all processes: a batch of theirs is one of a single process
-        super().__init__(sampler.batch_size * ranks.world_size(), lengths=sampler.lengths)
-        self._seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate's data loader at the start of each epoch."""
-        self.generator = torch.Generator().manual_seed(self._seed + epoch)
 
 
 class SFTPipeTrainer(SFTTrainer):

@@ -1,4 +1,6 @@
-"""What each of several processes gets of the rows.
+"""In which order rows are trained, and what each of several processes gets of them.
+
+An order depends on seed and epoch alone, so that a resumed run goes on with it.
 
 A batch of B rows in each of W processes is the batch of B * W rows that one process would take, in
 the same order. Where the last one is not full, rows without labels fill it: accelerate would take
@@ -11,8 +13,50 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
+import sftpipe.ranks as ranks
 from sftpipe.data.labels import IGNORED
+from sftpipe.data.packing import RandomWindows
+
+
+class WindowSampler(torch.utils.data.Sampler[int]):
+    """Starts of the random windows of each epoch, by seed and epoch alone (packing=blocks)."""
+
+    def __init__(self, windows: RandomWindows, seed: int) -> None:
+        self._windows, self._seed = windows, seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's data loader at the start of each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._windows.starts(self._seed, self._epoch))
+
+
+class EpochLengthSampler(LengthGroupedSampler):
+    """transformers' length grouping, shuffled by seed and epoch alone.
+
+    transformers draws this order from the global random state, which dropout and every evaluation
+    change: a resumed run would see other batches than the run that it continues.
+    """
+
+    def __init__(self, seed: int, sampler: LengthGroupedSampler) -> None:
+        # of all processes: a batch of theirs is one of a single process
+        super().__init__(sampler.batch_size * ranks.world_size(), lengths=sampler.lengths)
+        self._seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's data loader at the start of each epoch."""
+        self.generator = torch.Generator().manual_seed(self._seed + epoch)
+
+
+# --- several processes ----------------------------------------------------------------------------
 
 
 class Filled(torch.utils.data.Dataset[Mapping[str, Any]]):

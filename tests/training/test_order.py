@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, SequentialSampler
 
 from sftpipe.data.labels import IGNORED
-from sftpipe.training.shares import Filled, FilledSampler, without_fill
+from sftpipe.training.order import Filled, FilledSampler, without_fill
 
 
 def rows_of(count: int) -> list[dict[str, Any]]:
