@@ -244,7 +244,7 @@ def test_what_other_tools_and_other_groups_own_says_what_to_write(
 
 
 def _our_keys() -> set[str]:
-    plain = to_plain(compose(["tracking=wandb"]))
+    plain = to_plain(compose(["tracking=wandb", "distributed=ddp"]))
     ours = {
         f"{group}.{key}"
         for group, inner in plain.items()

@@ -209,4 +209,16 @@ SYNONYMS: dict[str, dict[str, str]] = {
         "log_every_n_steps": "sft.logging_steps",
         "metric_logger.project": "tracking.project",
     },
+    "torchrun and accelerate": {
+        "nproc_per_node": "distributed.num_processes",
+        "nnodes": "distributed.num_machines",
+        "node_rank": "distributed.machine_rank",
+        "master_addr": "distributed.rendezvous",
+        "master_port": "distributed.rendezvous",
+        "rdzv_endpoint": "distributed.rendezvous",
+        "main_process_ip": "distributed.rendezvous",
+        "main_process_port": "distributed.rendezvous",
+        "use_fsdp": "distributed=fsdp2",
+        "device_map": "distributed",
+    },
 }
