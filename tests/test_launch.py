@@ -152,6 +152,28 @@ def test_machines_that_do_not_meet_say_who_waited_where(machine: int, tmp_path: 
     assert "has waited 1 s" in problem.found
 
 
+class Stopped(Exception):
+    """As of torchrun."""
+
+
+def test_a_signal_is_handed_on_once_and_one_that_comes_later_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Slurm signals every process of a job, and sftpipe's own job hands it on."""
+    now = 100.0
+    monkeypatch.setattr(launch.time, "monotonic", lambda: now)
+    before = signal.getsignal(signal.SIGTERM)
+    with launch._listening(Stopped):
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        now += 4
+        signal.raise_signal(signal.SIGTERM)
+        now += 2
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 # --- what a rank leaves behind --------------------------------------------------------------------
 
 PLAN = RunPlan(Path("outputs/yoda/1"))

@@ -288,12 +288,13 @@ def _listening(exception: type[Exception]) -> Iterator[None]:
     A second one ends everything at once, but not where it is the first one once more: Slurm signals
     every process of a job, and what it started passes the signal on.
     """
-    first: list[float] = []
+    first: float | None = None
 
     def received(number: int, _frame: object) -> None:
-        again = first and time.monotonic() - first[0] < ONCE_S
-        first.append(time.monotonic())
-        if not again:
+        nonlocal first
+        now = time.monotonic()
+        if first is None or now - first > ONCE_S:
+            first = first or now
             raise exception(f"signal {number}", signal.Signals(number))
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -43,8 +43,8 @@ WAYS: dict[str, tuple[str, ...]] = {
     "dropped end": ("lora=none", "sft.learning_rate=0.001", "sft.dataloader_drop_last=true"),
 }
 QUICK = ("plain",)
-# with dropout, in four epochs of three steps
-LONGER = (*TWO, "sft.per_device_train_batch_size=4", "sft.num_train_epochs=4")
+# with dropout, in eight epochs of three steps: a signal has time to come
+LONGER = (*TWO, "sft.per_device_train_batch_size=4", "sft.num_train_epochs=8")
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+import sftpipe.ranks as ranks
 from sftpipe.data.prepare import PreparedData
 from sftpipe.errors import Interrupted
 from sftpipe.storage import is_whole
+from sftpipe.training import callbacks
 from sftpipe.training.callbacks import Counter, LogFile, ProgressBar, StopOnSignal, watch
 from sftpipe.training.trainer import SFTPipeTrainer
 from support.stopping import SignalWithin
@@ -214,3 +216,25 @@ def test_training_counts_each_row_of_each_step(
         "right": trainer.counter.right,
         "logged": [0, 0],  # there was no entry of a step
     }
+
+
+def test_a_signal_that_a_launcher_hands_on_is_the_one_that_came_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A terminal and Slurm signal every process, and a launcher its ranks once more."""
+    now = 100.0
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now)
+    monkeypatch.setenv(ranks.NOTES, str(tmp_path))
+    rank = StopOnSignal()
+    rank._receive(signal.SIGTERM, None)
+    now += 4
+    rank._receive(signal.SIGTERM, None)
+    now += 2
+    with pytest.raises(KeyboardInterrupt):
+        rank._receive(signal.SIGTERM, None)
+
+    monkeypatch.delenv(ranks.NOTES)  # nobody hands anything on to a process that is alone
+    alone = StopOnSignal()
+    alone._receive(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        alone._receive(signal.SIGINT, None)
