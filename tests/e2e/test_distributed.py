@@ -84,6 +84,7 @@ def starter(model: Path, rows: Path, folder: Path) -> Iterator[Any]:
             "dataset.test_size=7",
             "evaluation.max_new_tokens=2",
             "sft.num_train_epochs=2",
+            "sft.per_device_eval_batch_size=2",
             "sft.logging_steps=1",
             "sft.eval_strategy=steps",
             "+sft.eval_steps=2",
