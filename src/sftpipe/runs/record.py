@@ -40,9 +40,8 @@ class Record:
         self._cfg, self._questions, self._resumed = cfg, questions, checkpoint is not None
         self.metrics: dict[str, Any] = folder.read_metrics() if checkpoint else {}
         self.samples: list[dict[str, Any]] = samples_until(checkpoint) if checkpoint else []
-        if (
-            checkpoint is None and ranks.is_first()
-        ):  # what an attempt has logged that was killed before its first one
+        # what an attempt has logged that was killed before its first one
+        if checkpoint is None and ranks.is_first():
             folder.log.unlink(missing_ok=True)
 
     def before(self) -> None:
